@@ -1,0 +1,270 @@
+"""`heliosim calibrate`: from checkpoints to a profile, one stage behind the other, in the real serving loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from heliosim.errors import InputError
+from heliosim.formats.checkpoint import CheckpointInfo, checkpoint_path, inspect_checkpoint
+from heliosim.formats.files import new_folder, sha256_of
+from heliosim.formats.profile import (
+    BehaviourFacts,
+    ClockName,
+    CostFit,
+    LargestBatch,
+    LoadFit,
+    ModelFacts,
+    Profile,
+    ProfileFile,
+    load_profile,
+    write_profile,
+)
+from heliosim.premises import measure_premises
+from heliosim.types import ModelSpec, blocks_for
+
+from .behaviour import observe, prompts_from_tasks, sources_of, write_table
+from .device import device_facts, resolve_device, version_facts
+from .energy import energy_facts, find_meter, idle_watts
+from .fit import fit_loads, fit_steps
+from .measure import LoadSample, StepSample, measure_loads, measure_steps
+from .plan import points
+
+Progress = Callable[[str, float], None]
+"""Called with what is going on and the share of the whole that is done."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to calibrate. ``pool_bytes``: memory for weights and KV while measuring; None: enough for the largest batch asked for."""
+
+    models: Sequence[str]
+    out: Path
+    device: str = "auto"
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    threads: int = 1
+    max_batch: int = 32
+    max_context: int = 256
+    token_budget: int = 256
+    rounds: int = 3
+    tasks: Sequence[str] = field(default_factory=tuple)
+    prompts_per_task: int = 24
+    tokens_per_text: int = 48
+    threshold: float = 0.8
+    budgets_bytes: Sequence[int] = ()
+    seed: int = 0
+    overwrite: bool = False
+
+
+def calibrate(request: Request, progress: Progress = lambda _what, _share: None) -> Profile:
+    """Measure everything, write the profile folder in one piece, and return it loaded.
+
+    Raises InputError for checkpoints that cannot be used together; leaves nothing behind when interrupted.
+    """
+    from heliosim.engines.torch import TorchEngine
+
+    with new_folder(request.out, overwrite=request.overwrite) as folder:
+        infos = {Path(m).name if "/" in m else m: inspect_checkpoint(checkpoint_path(m), request.dtype) for m in request.models}
+        specs = {name: info.spec for name, info in infos.items()}
+        _require_shared_vocabulary(specs)
+        device = resolve_device(request.device)
+        engine = TorchEngine(
+            {name: info.folder for name, info in infos.items()}, device=device, dtype=request.dtype, threads=request.threads
+        )
+        clocks: tuple[ClockName, ...] = ("wall",) if device.startswith("cuda") else ("cpu", "wall")
+        max_context = min(request.max_context, *(s.max_context for s in specs.values()))
+        tokenizer = _tokenizer(infos)
+        prompts = _prompts(request, tokenizer, max_context - request.tokens_per_text)
+        text = [token for p in prompts for token in p.ids]
+
+        meter, reason = find_meter(device)
+        progress("idle power", 0.0)
+        idle = idle_watts(meter, 2.0) if meter else None
+        joules, started = (meter.read_j() if meter else 0.0), time.perf_counter()
+        steps = _measure_steps(request, engine, specs, text, max_context, progress)
+        busy_j, busy_s = (meter.read_j() - joules if meter else 0.0), time.perf_counter() - started
+        energy = energy_facts(meter, reason, idle, busy_j, busy_s)
+        loads = _measure_loads(request, engine, specs, progress)
+        batches = {n: _largest_batches(engine, s, _budgets(request, specs), max_context) for n, s in specs.items()}
+
+        progress("behaviour", 0.6)
+        columns = observe(
+            engine,
+            specs,
+            prompts,
+            request.tokens_per_text,
+            request.threshold,
+            min(16, request.max_batch),
+            frozenset(t for info in infos.values() for t in info.eos_ids),
+            lambda what, share: progress(f"behaviour {what}", 0.6 + 0.38 * share),
+        )
+        write_table(columns, folder / "behaviour.parquet")
+        _write_steps(steps, folder / "steps.parquet")
+        progress("fit", 0.98)
+        models = {
+            name: _facts(info, specs[name], steps, loads, batches[name], clocks) for name, info in infos.items()
+        }
+        facts = ProfileFile(
+            schema_version=1,
+            kind="measured",
+            device=device_facts(device, request.threads),
+            versions=version_facts(),
+            seed=request.seed,
+            models=models,
+            energy=energy,
+            behaviour=_behaviour_facts(request, prompts, specs, len(columns["position"])),
+            files={name: sha256_of(folder / name) for name in ("behaviour.parquet", "steps.parquet")},
+        )
+        write_profile(folder, facts)
+        premises = measure_premises(load_profile(folder).behaviour, request.threshold)
+        write_profile(folder, facts.model_copy(update={"premises": [p.row() for p in premises]}))
+    progress("done", 1.0)
+    return load_profile(request.out)
+
+
+def _require_shared_vocabulary(specs: Mapping[str, ModelSpec]) -> None:
+    first = next(iter(specs.values()))
+    for spec in specs.values():
+        if spec.vocabulary != first.vocabulary:
+            raise InputError(
+                "--models", spec.name, f"does not share its tokenizer with {first.name}", "Calibrate them apart, or choose others."
+            )
+
+
+def _tokenizer(infos: Mapping[str, CheckpointInfo]) -> Any:
+    from tokenizers import Tokenizer
+
+    info = next(iter(infos.values()))
+    path = info.folder / "tokenizer.json"
+    if not path.exists():
+        raise InputError(str(path), path.name, "the checkpoint has no fast tokenizer", "Add its tokenizer.json.")
+    return Tokenizer.from_file(str(path))
+
+
+def _prompts(request: Request, tokenizer: Any, longest: int) -> list[Any]:
+    from heliosim.tasks import FAMILIES
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer.encode(text).ids)
+
+    tasks = request.tasks or FAMILIES
+    return prompts_from_tasks(tasks, request.prompts_per_task, "calibration", request.seed, encode, longest)
+
+
+def _measure_steps(
+    request: Request, engine: Any, specs: Mapping[str, ModelSpec], text: list[int], max_context: int, progress: Progress
+) -> list[StepSample]:
+    samples: list[StepSample] = []
+    for k, spec in enumerate(specs.values()):
+        todo = list(
+            points(
+                spec, request.threshold, request.max_batch, request.token_budget, max_context, request.rounds, request.seed
+            )
+        )
+        rows = request.max_batch + 1
+        pool = spec.weights_bytes(spec.layers) + rows * (blocks_for(max_context) + 1) * spec.block_bytes(spec.layers)
+        for i, batch in enumerate(measure_steps(engine, spec, todo, text, pool)):
+            samples += batch
+            progress(f"steps of {spec.name}", 0.5 * (k + i / len(todo)) / len(specs))
+    return samples
+
+
+def _measure_loads(
+    request: Request, engine: Any, specs: Mapping[str, ModelSpec], progress: Progress
+) -> list[LoadSample]:
+    progress("loads and switches", 0.5)
+    return measure_loads(engine, specs, max(_budgets(request, specs)), max(2, request.rounds), request.seed)
+
+
+def _budgets(request: Request, specs: Mapping[str, ModelSpec]) -> list[int]:
+    """Memory budgets to try largest batches in: those asked for, else twice and four times the largest model's weights."""
+    if request.budgets_bytes:
+        return sorted(request.budgets_bytes)
+    largest = max(s.weights_bytes(s.layers) for s in specs.values())
+    return [2 * largest, 4 * largest]
+
+
+def _largest_batches(engine: Any, spec: ModelSpec, budgets: Sequence[int], context: int) -> list[LargestBatch]:
+    """Allocate weights and KV for each depth and count the rows that the blocks the engine then holds can carry."""
+    from heliosim.types import Load, Placement
+
+    found = []
+    for budget in budgets:
+        for depth in spec.exits:
+            free = budget - spec.weights_bytes(depth)
+            blocks = free // spec.block_bytes(depth)
+            rows = 0
+            if blocks >= 1:
+                engine.perform(Load(Placement(spec.name, depth), blocks, "calibrate"))
+                books = engine.books()
+                held = books["weights_bytes"] + books["kv_bytes"]
+                if held > budget:
+                    raise AssertionError(f"{spec.name}@{depth} holds {held} B of {budget} B")
+                rows = blocks // blocks_for(context)
+            found.append(LargestBatch(depth=depth, context_tokens=context, budget_bytes=budget, rows=rows))
+    return found
+
+
+def _write_steps(samples: Sequence[StepSample], path: Path) -> None:
+    """Every measured step: model, mode, shape, seconds on each clock."""
+    from dataclasses import asdict
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [
+        {"model": s.model, "mode": s.mode, **asdict(s.shape), **{f"{c}_s": t for c, t in s.clocks.items()}} for s in samples
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), path, compression="zstd")
+
+
+def _facts(
+    info: CheckpointInfo,
+    spec: ModelSpec,
+    steps: Sequence[StepSample],
+    loads: Sequence[LoadSample],
+    batches: list[LargestBatch],
+    clocks: tuple[ClockName, ...],
+) -> ModelFacts:
+    mine = [s for s in steps if s.model == spec.name]
+    my_loads = [s for s in loads if s.model == spec.name]
+    step_fits: dict[ClockName, CostFit] = {c: fit_steps(mine, c) for c in clocks}
+    load_fits: dict[ClockName, LoadFit] = {c: fit_loads(my_loads, c) for c in clocks}
+    return ModelFacts(
+        architecture=info.architecture,
+        checkpoint=info.folder.name,
+        weights_sha256=info.weights_sha256(),
+        dtype=info.dtype,
+        layers=spec.layers,
+        exits=spec.exits,
+        exit_kind=spec.kind,
+        layer_bytes=spec.layer_bytes,
+        base_bytes=spec.base_bytes,
+        exit_head_bytes=dict(spec.exit_head_bytes),
+        kv_bytes_per_token_layer=spec.kv_bytes_per_token_layer,
+        hidden_bytes=spec.hidden_bytes,
+        max_context=spec.max_context,
+        vocabulary=spec.vocabulary,
+        step=step_fits,
+        load=load_fits,
+        largest_batch=tuple(batches),
+    )
+
+
+def _behaviour_facts(request: Request, prompts: Sequence[Any], specs: Mapping[str, ModelSpec], rows: int) -> BehaviourFacts:
+    tasks: dict[str, int] = {}
+    for prompt in prompts:
+        tasks[prompt.task] = tasks.get(prompt.task, 0) + 1
+    sources = tuple(n for s in specs.values() for n in sources_of(s, request.threshold))
+    return BehaviourFacts(
+        tasks=tasks,
+        split="calibration",
+        tokens_per_text=request.tokens_per_text,
+        threshold=request.threshold,
+        sources=sources,
+        rows=rows,
+    )
+

@@ -1,0 +1,129 @@
+"""From measured steps and loads to non-negative cost terms, with the error on cells the fit never saw.
+
+Least squares with non-negative coefficients on relative errors (a 0.5 ms and a 20 ms step count alike), steps far outside
+their cell's usual time down-weighted (Huber), and one factor that makes the total predicted time of the fitted steps equal the total
+measured, so that throughput is not biased by a skewed noise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import nnls
+
+from heliosim.costs import LOAD_TERMS, TERMS, StepShape
+from heliosim.formats.profile import CostFit, HoldOut, LoadFit
+
+from .measure import LoadSample, StepSample
+
+Array = npt.NDArray[np.float64]
+HOLD_OUT_SHARE = 5  # one cell in five
+
+
+def region_of(shape: StepShape) -> str:
+    """Coarse kind of a step, for error tables."""
+    if shape.prefill_rows and shape.decode_rows:
+        return "mixed"
+    if shape.prefill_rows:
+        return "prefill"
+    rows = shape.decode_rows
+    return "decode 1" if rows == 1 else "decode 2-4" if rows <= 4 else "decode 5-16" if rows <= 16 else "decode 17+"
+
+
+def cell_of(sample: StepSample) -> tuple[object, ...]:
+    """Steps that should take the same time: same mode, rows, padded context, layers and checks; prefill in coarse bins."""
+    s = sample.shape
+    context = s.gathered // max(1, s.decode_rows) // 32
+    prefill = (s.prefill_rows, (s.tokens - s.decode_rows).bit_length()) if s.prefill_rows else (0, 0)
+    return (sample.mode, s.decode_rows, context, s.layers, s.checks, *prefill)
+
+
+def is_held_out(cell: tuple[object, ...]) -> bool:
+    return int.from_bytes(hashlib.blake2b(repr(cell).encode(), digest_size=4).digest(), "big") % HOLD_OUT_SHARE == 0
+
+
+def relative_nnls(x: Array, y: Array, rounds: int = 6) -> Array:
+    """Non-negative coefficients minimising Huber-weighted relative residuals. x: [n, terms], y: [n] seconds."""
+    scale = x.max(axis=0)
+    scale[scale == 0] = 1.0
+    design = x / scale / y[:, None]
+    weight = np.ones(len(y))
+    coefficients = np.zeros(x.shape[1])
+    for _ in range(rounds):
+        root = np.sqrt(weight)
+        coefficients, _ = nnls(design * root[:, None], root, maxiter=30 * x.shape[1])
+        residual = np.abs(design @ coefficients - 1.0)
+        limit = 1.5 * max(1e-3, float(np.median(residual)))
+        weight = np.minimum(1.0, limit / np.maximum(residual, 1e-12))
+    return np.asarray(coefficients / scale)
+
+
+def fit_steps(samples: Sequence[StepSample], clock: str) -> CostFit:
+    """Fit one model's step cost on one clock. Cells chosen by hash are kept out of a first fit to score it; the published coefficients then use all."""
+    x = np.array([s.shape.terms() for s in samples], dtype=float)
+    y = np.array([s.clocks[clock] for s in samples])
+    cells: dict[tuple[object, ...], list[int]] = {}
+    for i, sample in enumerate(samples):
+        cells.setdefault(cell_of(sample), []).append(i)
+    usual = np.empty_like(y)
+    for members in cells.values():
+        usual[members] = np.median(y[members])
+    sane = y < 4 * usual
+    held = np.zeros(len(y), dtype=bool)
+    for cell, members in cells.items():
+        if is_held_out(cell) and len(members) >= 3:
+            held[members] = True
+    train = sane & ~held
+    holdout = _score(_unbiased(x[train], y[train]), x, y, samples, {c: m for c, m in cells.items() if held[m[0]]})
+    coefficients = _unbiased(x[sane], y[sane])
+    spreads = [np.subtract(*np.percentile(y[m], [75, 25])) / np.median(y[m]) for m in cells.values() if len(m) >= 3]
+    return CostFit(
+        seconds_per={t: float(c) for t, c in zip(TERMS, coefficients, strict=True)},
+        steps=len(y),
+        cell_spread=float(np.median(spreads)) if spreads else 0.0,
+        max_rows=max(s.shape.rows for s in samples),
+        max_context=max(s.shape.longest for s in samples),
+        max_tokens=max(s.shape.tokens for s in samples),
+        holdout=holdout,
+    )
+
+
+def _unbiased(x: Array, y: Array) -> Array:
+    coefficients = relative_nnls(x, y)
+    return np.asarray(coefficients * (y.sum() / (x @ coefficients).sum()))
+
+
+def _score(
+    coefficients: Array, x: Array, y: Array, samples: Sequence[StepSample], cells: dict[tuple[object, ...], list[int]]
+) -> HoldOut:
+    errors: list[float] = []
+    regions: dict[str, list[float]] = {}
+    for members in cells.values():
+        measured = float(np.median(y[members]))
+        error = float(np.mean(x[members] @ coefficients)) / measured - 1.0
+        errors.append(error)
+        regions.setdefault(region_of(samples[members[0]].shape), []).append(abs(error))
+    absolute = np.abs(errors) if errors else np.array([0.0])
+    return HoldOut(
+        cells=len(errors),
+        median_abs_error=float(np.median(absolute)),
+        p90_abs_error=float(np.percentile(absolute, 90)),
+        mean_signed_error=float(np.mean(errors)) if errors else 0.0,
+        by_region={r: float(np.median(e)) for r, e in sorted(regions.items())},
+    )
+
+
+def fit_loads(samples: Sequence[LoadSample], clock: str) -> LoadFit:
+    """Fit load times of one model on one clock."""
+    x = np.array([s.terms for s in samples], dtype=float)
+    y = np.array([s.clocks[clock] for s in samples])
+    coefficients = relative_nnls(x, y)
+    errors = np.abs(x @ coefficients / y - 1.0)
+    return LoadFit(
+        seconds_per={t: float(c) for t, c in zip(LOAD_TERMS, coefficients, strict=True)},
+        loads=len(y),
+        median_abs_error=float(np.median(errors)),
+    )

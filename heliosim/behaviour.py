@@ -1,0 +1,116 @@
+"""How models behave, token by token: recorded confidences that a simulated engine replays.
+
+A behaviour table holds texts that were really generated, each by one **source** (a model under one exit policy), and for
+every token and every exit of every model what that exit would have said: its confidence and whether it agrees with
+the model's last layer. All models were scored on the same text, so their rows are aligned, and exit depths keep
+their true correlation along a request and between models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from heliosim.errors import UnknownNameError
+from heliosim.streams import stream
+from heliosim.types import ExitRule, Placement
+
+
+def source_name(placement: Placement, exits: ExitRule, layers: int) -> str:
+    """Name of the policy a text was generated under; a full model without exits and at greedy full depth are the same."""
+    if exits.kind == "threshold":
+        return f"{placement.model}:threshold"
+    if placement.depth == layers:
+        return f"{placement.model}:full"
+    return f"{placement.model}:greedy@{placement.depth}"
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """One generated text. ``confidence`` and ``agrees`` by ``model@exit``, each of shape [tokens]; ``end``: natural length or None."""
+
+    task: str
+    prompt_tokens: int
+    tokens: int
+    end: int | None
+    confidence: Mapping[str, npt.NDArray[np.float32]]
+    agrees: Mapping[str, npt.NDArray[np.bool_]]
+    observed: Mapping[int, tuple[Placement, int, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """Texts by sequence and source. ``sequences``: by task, the prompts there are; ``exits``: exits of each model.
+
+    ``is_recorded_run``: the texts are a run's own, one per request, and each request meets its own again.
+    """
+
+    texts: Mapping[tuple[str, str], Text]
+    sequences: Mapping[str, Sequence[str]]
+    exits: Mapping[str, tuple[int, ...]]
+    is_recorded_run: bool = False
+
+    def assign(self, request_id: int, task: str, seed: int) -> str:
+        """The prompt a request stands for: drawn by seed and request only, so every system meets the same one."""
+        if self.is_recorded_run:
+            return f"request-{request_id}"
+        names = self.sequences[task] if task in self.sequences else None
+        if names is None:
+            if task:
+                raise UnknownNameError("workload task", task, self.sequences)
+            names = [name for group in self.sequences.values() for name in group]
+        return names[int(stream(seed, "behaviour", request_id).integers(len(names)))]
+
+    def text(self, sequence: str, source: str) -> Text:
+        """The text this sequence has under a source; texts of recorded runs have the source ``live`` only."""
+        found = self.texts.get((sequence, source)) or self.texts.get((sequence, "live"))
+        if found is None:
+            known = {s for q, s in self.texts if q == sequence}
+            raise UnknownNameError("profile behaviour source", source, known)
+        return found
+
+    def token(
+        self, text: Text, position: int, placement: Placement, rule: ExitRule, layers: int
+    ) -> tuple[int, float, bool]:
+        """Exit layer, confidence and agreement of one token. Positions beyond the recorded text wrap around."""
+        at = position % text.tokens
+        seen = text.observed.get(position)
+        depth = placement.depth
+        if rule.kind == "threshold":
+            for exit_layer in self.exits[placement.model]:
+                if exit_layer >= depth:
+                    break
+                if text.confidence[f"{placement.model}@{exit_layer}"][at] >= rule.threshold:
+                    depth = exit_layer
+                    break
+        if seen is not None and seen[0] == placement:
+            return seen[1], seen[2], bool(text.agrees[f"{placement.model}@{seen[1]}"][at])
+        key = f"{placement.model}@{depth}"
+        return depth, float(text.confidence[key][at]), bool(text.agrees[key][at])
+
+    def exit_shares(self, model: str, source: str, threshold: float) -> dict[int, float]:
+        """Share of tokens by exit under a threshold, over all texts of a source."""
+        exits = self.exits[model]
+        counts = dict.fromkeys(exits, 0)
+        rule, placement = ExitRule("threshold", threshold), Placement(model, exits[-1])
+        for (_, name), text in self.texts.items():
+            if name == source:
+                for position in range(text.tokens):
+                    counts[self.token(text, position, placement, rule, exits[-1])[0]] += 1
+        total = sum(counts.values())
+        return {e: n / total for e, n in counts.items()} if total else {}
+
+    def perplexity(self, model: str, depth: int, source: str, threshold: float | None) -> float:
+        """exp of the mean negative log probability of emitted tokens. Greedy decoding emits the top token, whose probability is the confidence."""
+        rule = ExitRule("greedy") if threshold is None else ExitRule("threshold", threshold)
+        total, count = 0.0, 0
+        for (_, name), text in self.texts.items():
+            if name == source:
+                for position in range(text.tokens):
+                    _, confidence, _ = self.token(text, position, Placement(model, depth), rule, self.exits[model][-1])
+                    total -= float(np.log(max(confidence, 1e-12)))
+                    count += 1
+        return float(np.exp(total / count)) if count else float("nan")

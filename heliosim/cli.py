@@ -1,0 +1,236 @@
+"""The command line. Every command imports what it needs when it runs, so that help and errors come at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from heliosim import __version__
+from heliosim.cli_trace import trace_app
+from heliosim.errors import HelioSimError
+
+app = typer.Typer(
+    name="heliosim",
+    help="Plan and run early-exit LLM serving: calibrate real models, simulate HELIOS, run the same controller live, compare.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+profile_app = typer.Typer(help="Look at and check profiles.", no_args_is_help=True)
+app.add_typer(profile_app, name="profile")
+app.add_typer(trace_app, name="trace", help="Make, import and describe request traces.")
+
+Models = Annotated[str, typer.Option(help="Shipped names or local checkpoint folders, separated by commas.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of every random stream.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"heliosim {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for profile, runs and report.")] = Path("demo"),
+    pair: Annotated[str, typer.Option(help="Which shipped pair to serve: opt or llama.")] = "opt",
+    requests: Annotated[int, typer.Option(min=40, help="Requests in the workload.")] = 320,
+    repeats: Annotated[int, typer.Option(min=1, help="Live repeats of each system.")] = 3,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Calibrate the shipped models, simulate five systems, run them live, compare: the whole idea in one command."""
+    _need_live()
+    from heliosim_calibrate.demo import run_demo
+
+    run_demo(out, pair=pair, requests=requests, repeats=repeats, device=device, seed=seed)
+
+
+@app.command()
+def calibrate(
+    out: Annotated[Path, typer.Option(help="Folder of the profile to write.")],
+    models: Models = "tiny-opt-s,tiny-opt-l",
+    device: Device = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the engine.")] = 1,
+    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch to measure.")] = 32,
+    max_context: Annotated[int, typer.Option(min=64, help="Longest context to measure, tokens.")] = 256,
+    token_budget: Annotated[int, typer.Option(min=16, help="Largest tokens per step to measure.")] = 256,
+    rounds: Annotated[int, typer.Option(min=1, help="Repeats of every measured situation.")] = 3,
+    prompts: Annotated[int, typer.Option(min=2, help="Prompts per task for behaviour.")] = 24,
+    threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Confidence threshold of recorded policies.")] = 0.8,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure models on this machine, inside the real serving loop, and write a profile."""
+    _need_live()
+    if dtype not in ("float32", "float16", "bfloat16"):
+        from heliosim.errors import UnknownNameError
+
+        raise UnknownNameError("--dtype", dtype, ("float32", "float16", "bfloat16"))
+    from heliosim_calibrate.calibrate import Request
+    from heliosim_calibrate.calibrate import calibrate as measure
+
+    from heliosim.console import progress_bar
+    from heliosim.profile_view import show_profile
+
+    request = Request(
+        models=[m.strip() for m in models.split(",") if m.strip()],
+        out=out,
+        device=device,
+        dtype=dtype,  # type: ignore[arg-type]
+        threads=threads,
+        max_batch=max_batch,
+        max_context=max_context,
+        token_budget=token_budget,
+        rounds=rounds,
+        prompts_per_task=prompts,
+        threshold=threshold,
+        seed=seed,
+        overwrite=overwrite,
+    )
+    with progress_bar("Calibrating") as progress:
+        profile = measure(request, progress)
+    show_profile(profile)
+    typer.echo(f"\nProfile written to {out}. Next: heliosim example --profile {out} --out example")
+
+
+@app.command()
+def run(
+    scenario: Annotated[Path, typer.Argument(help="Scenario file (YAML).")],
+    out: Annotated[Optional[Path], typer.Option(help="Run folder to write; default runs/NAME-MODE.")] = None,  # noqa: UP045
+    live: Annotated[bool, typer.Option("--live", help="Execute on the real engine instead of simulating.")] = False,
+    clock: Annotated[Optional[str], typer.Option(help="cpu or wall; default: the scenario's.")] = None,  # noqa: UP045
+    device: Device = "auto",
+    seed: Annotated[Optional[int], typer.Option(min=0, help="Seed instead of the scenario's.")] = None,  # noqa: UP045
+    allow_extrapolation: Annotated[
+        bool, typer.Option("--allow-extrapolation", help="Answer outside the calibrated range, and say so.")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Run a scenario: simulated from its profile, or live on the torch engine."""
+    from heliosim.console import print_summary
+    from heliosim.scenario import load_scenario, parse_clock
+
+    loaded = load_scenario(scenario)
+    changes: dict[str, Any] = {"clock": parse_clock(clock)} if clock else {}
+    if seed is not None:
+        changes["seed"] = seed
+    if allow_extrapolation:
+        changes["allow_extrapolation"] = True
+    loaded = loaded.model_copy(update=changes)
+    target = out or Path("runs") / f"{loaded.name}-{'live' if live else 'simulated'}"
+    from heliosim.runs import run_live, run_simulated, save
+
+    if live:
+        _need_live()
+        results = run_live(loaded, device=device)
+    else:
+        results = run_simulated(loaded)
+    save(results, target, overwrite=overwrite)
+    print_summary(results, loaded.slo)
+    typer.echo(f"Run written to {target}")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; the first is the reference (usually simulated).")],
+    report: Annotated[Optional[Path], typer.Option(help="Also write a self-contained HTML report here.")] = None,  # noqa: UP045
+) -> None:
+    """Compare runs: one simulated run against its live repeats, or several systems side by side."""
+    from heliosim.console import print_comparison
+
+    print_comparison(runs, report)
+
+
+@app.command()
+def validate(
+    out: Annotated[Path, typer.Option(help="Folder for runs and the JSON of every figure.")] = Path("validation"),
+    doc: Annotated[Optional[Path], typer.Option(help="Markdown page to (re)write.")] = None,  # noqa: UP045
+    repeats: Annotated[int, typer.Option(min=3, help="Live repeats of each system and load.")] = 3,
+    requests: Annotated[int, typer.Option(min=100, help="Requests in each run.")] = 400,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Predict, then measure: the published fidelity figures, regenerated on this machine."""
+    _need_live()
+    from heliosim_calibrate.validate import run_validation
+
+    run_validation(out, doc, repeats=repeats, requests=requests, device=device, seed=seed)
+
+
+@app.command()
+def example(
+    out: Annotated[Path, typer.Option(help="Folder to write scenarios into.")] = Path("example"),
+    profile: Annotated[Optional[Path], typer.Option(help="Profile to use; default: the shipped reference profile.")] = None,  # noqa: UP045
+    overwrite: Overwrite = False,
+) -> None:
+    """Write example scenarios (vanilla, early exit, HELIOS) ready to run and to change."""
+    from heliosim.examples import write_examples
+
+    for path in write_examples(out, profile, overwrite=overwrite):
+        typer.echo(path)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed, what this machine can do, and what to install for the rest."""
+    from heliosim.console import print_doctor
+
+    raise typer.Exit(print_doctor())
+
+
+@profile_app.command("show")
+def profile_show(folder: Annotated[Path, typer.Argument(help="Profile folder, or the name of a shipped one.")]) -> None:
+    """Print what a profile says, with its errors."""
+    from heliosim.profile_view import open_profile, show_profile
+
+    show_profile(open_profile(str(folder)))
+
+
+@profile_app.command("check")
+def profile_check(folder: Annotated[Path, typer.Argument(help="Profile folder, or the name of a shipped one.")]) -> None:
+    """Check a profile: schema, digests, books, fit errors. Exit code 2 if it cannot be used."""
+    from heliosim.profile_view import check_profile, open_profile
+
+    raise typer.Exit(check_profile(open_profile(str(folder))))
+
+
+def _need_live() -> None:
+    from importlib.util import find_spec
+
+    missing = [m for m in ("torch", "transformers", "safetensors", "tokenizers") if find_spec(m) is None]
+    if missing:
+        raise HelioSimError(f"live mode needs {', '.join(missing)}: install them with  pip install 'heliosim[live]'")
+
+
+def main() -> None:
+    """Entry point: one line for anything a user can correct (exit code 2), and a way on after an interruption (130)."""
+    try:
+        app()
+    except HelioSimError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted; nothing half-written was left. Run the same command to start again.\n")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

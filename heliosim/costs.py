@@ -1,0 +1,155 @@
+"""What a step costs: the shape a step really had, the terms its time is made of, and their fitted coefficients.
+
+The shape is a pure function of the action and its outcome, so calibration (which measures outcomes) and simulation
+(which predicts them) describe a step with the same code. The time is a sum of non-negative terms, one for each thing an
+engine does: launches per layer, tokens through a layer, KV gathered for decoding, prefill attention, exit checks, KV
+filled for skipped layers, and the host's work per step, row, token and request. No term is a product of fitted numbers, so
+the fit is linear and every coefficient is a time a reader can check (seconds per unit of the term).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from heliosim.types import BLOCK_TOKENS, Load, ModelSpec, Outcome, Run, Seconds, blocks_for
+
+TERMS: tuple[str, ...] = (
+    "step",  # once per step: host loop, scheduling
+    "row",  # per row in the batch: host bookkeeping
+    "token",  # per token computed: embedding, host lists
+    "layer",  # per layer executed: launches
+    "layer_token",  # per layer and token: matrix products
+    "layer_decode",  # per layer when decode rows are present: attention launch
+    "layer_decode_row",  # per layer and decode row
+    "layer_decode_kv",  # per layer and KV token gathered (padded to the longest row)
+    "layer_prefill_row",  # per layer and prefill chunk: attention launch
+    "layer_prefill_kv",  # per layer and token-context product of a chunk
+    "check",  # per exit check or final head: launches
+    "check_row",  # per row in a check: norm, head, softmax
+    "fill_layer",  # per skipped layer whose KV is filled
+    "fill_layer_token",  # per skipped layer and token filled
+    "started",  # per request that starts (or restarts) in the step
+    "ended",  # per request that ends
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """What one step did, in the units its cost is made of. ``gathered``: decode rows x padded KV tokens."""
+
+    rows: int
+    tokens: int
+    decode_rows: int
+    gathered: int
+    prefill_rows: int
+    prefill_products: int
+    layers: int
+    checks: int
+    checked_rows: int
+    filled_layers: int
+    started: int
+    ended: int
+    longest: int
+
+    def terms(self) -> tuple[float, ...]:
+        """Values of ``TERMS``, in their order."""
+        layers = self.layers
+        return (
+            1.0,
+            self.rows,
+            self.tokens,
+            layers,
+            layers * self.tokens,
+            layers * (self.decode_rows > 0),
+            layers * self.decode_rows,
+            layers * self.gathered,
+            layers * self.prefill_rows,
+            layers * self.prefill_products,
+            self.checks,
+            self.checked_rows,
+            self.filled_layers,
+            self.filled_layers * self.tokens,
+            self.started,
+            self.ended,
+        )
+
+
+def shape_of(run: Run, outcome: Outcome, spec: ModelSpec) -> StepShape:
+    """The shape of a step from what was asked and what came out.
+
+    A row of one token that emits is a decode row unless it starts a request; every other row is a prefill chunk. Under a
+    threshold each exit up to the last one needed checks the rows that have not left yet.
+    """
+    batch = run.batch
+    decode_rows = longest_decode = prefill_rows = products = started = longest = 0
+    for start, count, emits in zip(batch.starts, batch.counts, batch.emits, strict=True):
+        end = start + count
+        longest = max(longest, end)
+        started += start == 0
+        if count == 1 and emits and start > 0:
+            decode_rows += 1
+            longest_decode = max(longest_decode, end)
+        else:
+            prefill_rows += 1
+            products += count * end
+    exit_layers = outcome.tokens.exit_layers
+    checks, checked = (1, len(exit_layers)) if exit_layers else (0, 0)
+    filled = 0
+    if run.exits.kind == "threshold" and exit_layers:
+        checks = checked = 0
+        deepest = max(exit_layers)
+        for exit_layer in spec.exits:
+            undecided = sum(1 for e in exit_layers if e >= exit_layer)
+            if exit_layer > deepest or not undecided:
+                break
+            checks += 1
+            checked += undecided
+        filled = run.placement.depth - outcome.layers_run
+    return StepShape(
+        rows=len(batch),
+        tokens=sum(batch.counts),
+        decode_rows=decode_rows,
+        gathered=decode_rows * blocks_for(longest_decode) * BLOCK_TOKENS,
+        prefill_rows=prefill_rows,
+        prefill_products=products,
+        layers=outcome.layers_run,
+        checks=checks,
+        checked_rows=checked,
+        filled_layers=filled,
+        started=started,
+        ended=sum(outcome.tokens.lasts),
+        longest=longest,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """Fitted seconds per unit of each term, and the region the fit saw."""
+
+    coefficients: tuple[float, ...]
+    max_rows: int
+    max_context: int
+    max_tokens: int
+
+    def seconds(self, shape: StepShape) -> Seconds:
+        return sum(c * t for c, t in zip(self.coefficients, shape.terms(), strict=True))
+
+
+LOAD_TERMS: tuple[str, ...] = ("load", "layer", "weights_byte", "kv_byte", "extend_token_layer")
+
+
+def load_terms(load: Load, spec: ModelSpec, resident: int, kv_bytes: int) -> tuple[float, ...]:
+    """Values of ``LOAD_TERMS`` for a load that finds ``resident`` layers of the same model (0: another model or none).
+
+    ``kv_bytes``: KV storage allocated behind the new placement.
+    """
+    depth = load.placement.depth
+    new_layers = max(0, depth - resident)
+    moved = spec.weights_bytes(depth) - (spec.weights_bytes(resident) if resident else 0)
+    extended = sum(tokens for _, tokens in load.kept) * new_layers
+    return (1.0, new_layers, max(0, moved), kv_bytes, extended)
+
+
+def load_seconds(coefficients: Mapping[str, float], terms: tuple[float, ...]) -> Seconds:
+    return sum(coefficients[name] * value for name, value in zip(LOAD_TERMS, terms, strict=True))

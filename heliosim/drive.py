@@ -1,0 +1,39 @@
+"""What both drivers share: one turn of feeding arrivals to a server and its engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from heliosim.engines.base import Engine
+from heliosim.serving.server import Server
+from heliosim.types import Load, Outcome, Run, Seconds, Served
+from heliosim.workload import Source
+
+Log = list[tuple[Run | Load, Outcome]]
+
+
+@dataclass
+class Finished:
+    """What a driver hands back: the actions with their outcomes, when asked for, and when the last one ended."""
+
+    end_s: Seconds
+    log: Log = field(default_factory=list)
+
+
+def feed(source: Source, engine: Engine, server: Server, now: Seconds) -> None:
+    """Submit every arrival due by ``now``, and tell source and engine of refused requests."""
+    for arrival in source.take(now):
+        engine.accept(arrival)
+        server.submit(arrival.request, now)
+    settle_refused(source, engine, server, now)
+
+
+def settle_refused(source: Source, engine: Engine, server: Server, now: Seconds) -> None:
+    for refused in server.take_refused():
+        engine.forget(refused.id)
+        source.finished(refused.id, now)
+
+
+def settle(source: Source, served: list[Served], now: Seconds) -> None:
+    for record in served:
+        source.finished(record.id, now)

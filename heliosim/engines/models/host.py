@@ -1,0 +1,150 @@
+"""Weights in host memory, and what of them is on a device.
+
+A layer is one flat tensor, so loading it is one copy and its bytes are what was asked for, no more. Host tensors are
+pinned when the device is a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from heliosim.engines.models.llama import Llama
+from heliosim.engines.models.opt import Opt
+from heliosim.engines.models.paged import KVShape
+from heliosim.errors import InputError
+from heliosim.formats.checkpoint import CheckpointInfo, Part
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Flat:
+    """Named tensors in one piece of memory, in the order of ``parts``."""
+
+    __slots__ = ("data", "parts")
+
+    def __init__(self, data: Tensor, parts: Sequence[Part]) -> None:
+        self.data, self.parts = data, parts
+
+    def views(self) -> dict[str, Tensor]:
+        sizes = [part.elements for part in self.parts]
+        pieces = self.data.split(sizes)
+        return {part.name: piece.view(part.shape) for part, piece in zip(self.parts, pieces, strict=True)}
+
+    def copied(self, device: torch.device, dtype: torch.dtype) -> Flat:
+        """A copy on ``device``, also where that is the host: residency has to cost what it costs."""
+        made = torch.empty(self.data.shape, device=device, dtype=dtype)
+        made.copy_(self.data, non_blocking=True)
+        return Flat(made, self.parts)
+
+
+class HostModel:
+    """All weights of a checkpoint in host memory, in the dtype its ``info`` was made for."""
+
+    def __init__(self, info: CheckpointInfo, *, is_pinned: bool = False) -> None:
+        self.info = info
+        self.dtype = DTYPES[info.dtype]
+        self.family: Opt | Llama = Opt(info) if info.architecture == "opt" else Llama(info)
+        self.kv_shape = KVShape(info.heads, info.kv_heads, info.head_dim)
+        with _Reader(info) as reader:
+            self.base = self._read(info.base_parts(), reader, is_pinned)
+            self.layers = [self._read(info.layer_parts(i), reader, is_pinned) for i in range(info.spec.layers)]
+            self.heads = {e: self._read(info.head_parts(e), reader, is_pinned) for e in info.head_widths}
+
+    def _read(self, parts: Sequence[Part], reader: _Reader, is_pinned: bool) -> Flat:
+        flat = Flat(torch.empty(sum(p.elements for p in parts), dtype=self.dtype, pin_memory=is_pinned), parts)
+        for part, view in zip(parts, flat.views().values(), strict=True):
+            stored = torch.cat([reader.tensor(source) for source in part.sources])
+            view.copy_(self.family.arrange(part.name, stored))
+        return flat
+
+    def resident(self, depth: int, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Resident:
+        """The first ``depth`` layers, and the heads of the exits up to there, on a device."""
+        made = Resident(self, torch.device(device), self.dtype if dtype is None else dtype)
+        made.deepen(depth)
+        return made
+
+    def require_exit(self, depth: int) -> None:
+        """Raise InputError unless tokens can leave behind ``depth`` layers."""
+        spec = self.info.spec
+        if not 1 <= depth <= spec.layers:
+            raise InputError("placement.depth", depth, f"{spec.name} has {spec.layers} layers", "Choose 1 or more.")
+        if spec.kind == "fixed" and depth not in spec.exits:
+            remedy = f"Choose one of {', '.join(map(str, spec.exits))}."
+            raise InputError("placement.depth", depth, f"{spec.name} has no exit there", remedy)
+
+
+class Resident:
+    """The part of a model that is on a device. ``nbytes`` is what it holds there, activations and KV apart."""
+
+    def __init__(self, host: HostModel, device: torch.device, dtype: torch.dtype) -> None:
+        self.host, self.device, self.dtype = host, device, dtype
+        self.family: Any = host.family  # typed loosely: a layer's type belongs to its family
+        self._base = host.base.copied(device, dtype)
+        self.base = self._base.views()
+        self._unembed = self.base.get("head", self.base["embed"]).t()
+        self._layers: list[Flat] = []
+        self.layers: list[Any] = []
+        self._heads: dict[int, Flat] = {}
+        self.heads: dict[int, dict[str, Tensor]] = {}
+
+    @property
+    def depth(self) -> int:
+        return len(self.layers)
+
+    @property
+    def nbytes(self) -> int:
+        flats = [self._base, *self._layers, *self._heads.values()]
+        return sum(flat.data.nbytes for flat in flats)
+
+    def deepen(self, depth: int) -> None:
+        """Copy the layers up to ``depth`` that are missing, and the exit heads with them."""
+        for i in range(self.depth, depth):
+            flat = self.host.layers[i].copied(self.device, self.dtype)
+            self._layers.append(flat)
+            self.layers.append(self.family.bind(flat.views()))
+        for exit_layer, head in self.host.heads.items():
+            if exit_layer <= depth and exit_layer not in self.heads:
+                flat = head.copied(self.device, self.dtype)
+                self._heads[exit_layer] = flat
+                self.heads[exit_layer] = flat.views()
+
+    def drop(self, depth: int) -> None:
+        """Free the layers and heads behind ``depth``."""
+        del self._layers[depth:], self.layers[depth:]
+        for exit_layer in [e for e in self.heads if e > depth]:
+            del self._heads[exit_layer], self.heads[exit_layer]
+
+    def logits(self, h: Tensor, depth: int) -> Tensor:
+        """Next-token logits [n, vocabulary] from hidden states [n, d] behind ``depth`` layers."""
+        head = self.heads.get(depth)
+        if head is not None:
+            inner = torch.nn.functional.gelu(torch.addmm(head["up_bias"], h, head["up_weight"].t()))
+            h = torch.addmm(h, inner, head["down_weight"].t()).add_(head["down_bias"])
+        return torch.mm(self.family.normed(self.base, h), self._unembed)
+
+
+class _Reader:
+    """Opens each weight file once."""
+
+    def __init__(self, info: CheckpointInfo) -> None:
+        self._info = info
+        self._open: dict[Any, Any] = {}
+
+    def __enter__(self) -> _Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.clear()
+
+    def tensor(self, name: str) -> Tensor:
+        file = self._info.tensors[name].file
+        if file not in self._open:
+            opener: Callable[..., Any] = safe_open
+            self._open[file] = opener(file, framework="pt")
+        tensor: Tensor = self._open[file].get_tensor(name)
+        return tensor

@@ -1,0 +1,34 @@
+"""An engine that repeats recorded outcomes: for parity checks, audits and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from heliosim.types import Arrival, Load, Outcome, Run
+
+
+class ReplayDiverged(AssertionError):
+    """The server asked for something other than what was recorded."""
+
+
+class ReplayEngine:
+    """Gives back ``log`` outcome by outcome; raises ReplayDiverged at the first action that differs."""
+
+    def __init__(self, log: Iterable[tuple[Run | Load, Outcome]]) -> None:
+        self._log = list(log)
+        self.position = 0
+
+    def accept(self, arrival: Arrival) -> None:
+        """Contents are in the log already."""
+
+    def forget(self, request_id: int) -> None:
+        """Nothing to drop."""
+
+    def perform(self, action: Run | Load) -> Outcome:
+        if self.position >= len(self._log):
+            raise ReplayDiverged(f"action {self.position} was never recorded: {action}")
+        expected, outcome = self._log[self.position]
+        if action != expected:
+            raise ReplayDiverged(f"action {self.position} differs:\n recorded {expected}\n asked    {action}")
+        self.position += 1
+        return outcome

@@ -1,0 +1,408 @@
+"""The live engine: really loads layers, really runs them, and says how long it took.
+
+It keeps what the server must not know (token ids, true lengths) and the KV itself, and obeys the placements, batches and
+block counts it is told. Decoding is greedy. It knows nothing of objectives, breaches or clocks.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from heliosim.engines.models.host import HostModel, Resident
+from heliosim.engines.models.paged import PagedKV, Pass, Row
+from heliosim.errors import InputError, MemoryBudgetError, UnknownNameError
+from heliosim.formats.checkpoint import CheckpointInfo, checkpoint_path, inspect_checkpoint
+from heliosim.types import (
+    Arrival,
+    Batch,
+    ExitRule,
+    Load,
+    ModelSpec,
+    Outcome,
+    Placement,
+    Request,
+    RequestId,
+    Run,
+    Tokens,
+    tick,
+)
+
+KV_FILLS = ("propagate",)
+"""Ways to fill the KV of resident layers a step skipped."""
+
+_EXTEND_TOKENS = 2048
+"""Tokens run through new layers at once; bounds the activations of an ``extend``."""
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """A request as the engine knows it. ``known``: prompt and generated ids."""
+
+    request: Request
+    known: list[int]
+    output_tokens: int | None
+
+    @property
+    def generated(self) -> list[int]:
+        return self.known[self.request.prompt_tokens :]
+
+
+@dataclass(slots=True)
+class _Left:
+    """Where the emitting rows of a step left, in batch order; exit layer 0: not yet."""
+
+    ids: list[int]
+    logprobs: list[float]
+    exit_layers: list[int] = field(default_factory=list)
+
+    @classmethod
+    def none_of(cls, rows: int) -> _Left:
+        return cls([0] * rows, [0.0] * rows, [0] * rows)
+
+
+class TorchEngine:
+    """Serves early-exit OPT and Llama checkpoints on one device.
+
+    ``checkpoints``: folder or shipped name by model name; all must share a vocabulary. ``exits``: exit layers by model
+    name, in place of the checkpoint's own. ``threads``: CPU threads, set for the whole process. ``kv_fill``: how KV of
+    layers a step skipped is made. ``record_ids``: report token ids in ``Tokens.ids``.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Mapping[str, Path | str],
+        device: str = "cpu",
+        dtype: str = "float32",
+        threads: int = 1,
+        kv_fill: str = "propagate",
+        record_ids: bool = True,
+        *,
+        exits: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
+        if kv_fill not in KV_FILLS:
+            raise UnknownNameError("kv_fill", kv_fill, KV_FILLS)
+        self.device = _device(device)
+        if self.device.type == "cpu":
+            torch.set_num_threads(threads)
+        chosen = exits or {}
+        infos = {
+            name: inspect_checkpoint(checkpoint_path(folder), dtype, name=name, exits=chosen.get(name))
+            for name, folder in checkpoints.items()
+        }
+        _require_one_vocabulary(infos)
+        self.hosts = {name: HostModel(info, is_pinned=self.device.type == "cuda") for name, info in infos.items()}
+        self.specs: dict[str, ModelSpec] = {name: info.spec for name, info in infos.items()}
+        self.vocab = min(info.vocab for info in infos.values())
+        self.record_ids = record_ids
+        self.placement: Placement | None = None
+        self.outputs: dict[RequestId, list[int]] = {}
+        self._sequences: dict[RequestId, _Sequence] = {}
+        self._resident: Resident | None = None
+        self._kv: PagedKV | None = None
+
+    # --- the protocol -----------------------------------------------------------------------------------------------
+
+    def accept(self, arrival: Arrival) -> None:
+        """Take the content of a request. Length against the context window is the server's to refuse, not checked here."""
+        request, content = arrival.request, arrival.content
+        where = f"request {request.id}"
+        if content.prompt_ids is None:
+            raise InputError(f"{where}: prompt_ids", None, "a live engine needs token ids", "Use a workload with text.")
+        if not content.prompt_ids or len(content.prompt_ids) != request.prompt_tokens:
+            problem = f"prompt_tokens says {request.prompt_tokens}"
+            raise InputError(f"{where}: prompt_ids", len(content.prompt_ids), problem, "Make them agree.")
+        for i in content.prompt_ids:
+            if not 0 <= i < self.vocab:
+                remedy = "Encode the text with the checkpoints' own tokenizer."
+                raise InputError(f"{where}: prompt_ids", i, f"not in a vocabulary of {self.vocab}", remedy)
+        if content.output_tokens is not None and content.output_tokens < 1:
+            raise InputError(f"{where}: output_tokens", content.output_tokens, "must be at least 1", "Ask for a token.")
+        self._sequences[request.id] = _Sequence(request, list(content.prompt_ids), content.output_tokens)
+
+    def perform(self, action: Run | Load) -> Outcome:
+        """Do the action; ``Outcome.seconds`` is the wall time it took."""
+        began = time.perf_counter()
+        with torch.inference_mode():
+            if isinstance(action, Load):
+                tokens, layers_run = self._load(action), 0
+            else:
+                tokens, layers_run = self._run(action)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return Outcome(tick(time.perf_counter() - began), tokens, layers_run)
+
+    def forget(self, request_id: RequestId) -> None:
+        """Drop a request, with its KV and its ids."""
+        self._sequences.pop(request_id, None)
+        self._release((request_id,))
+
+    # --- what it holds ----------------------------------------------------------------------------------------------
+
+    def generated(self, request_id: RequestId) -> list[int]:
+        """Ids generated for a request so far, or in all if it has ended and its output was not taken."""
+        if request_id in self.outputs:
+            return list(self.outputs[request_id])
+        return self._sequences[request_id].generated
+
+    def take_outputs(self) -> dict[RequestId, list[int]]:
+        """Ids of the requests that ended since the last call."""
+        taken, self.outputs = self.outputs, {}
+        return taken
+
+    def books(self) -> dict[str, int]:
+        """Bytes and blocks really held on the device, work buffers apart."""
+        kv = self._kv
+        blocks = kv.total_blocks if kv is not None else 0
+        kv_bytes = kv.nbytes if kv is not None else 0
+        used = kv.used_blocks if kv is not None else 0
+        block_bytes = kv_bytes // blocks if blocks else 0
+        return {
+            "weights_bytes": self._resident.nbytes if self._resident is not None else 0,
+            "kv_bytes": kv_bytes,
+            "kv_blocks": blocks,
+            "kv_used_blocks": used,
+            "kv_used_bytes": used * block_bytes,
+            "block_bytes": block_bytes,
+        }
+
+    # --- loading ----------------------------------------------------------------------------------------------------
+
+    def _load(self, action: Load) -> Tokens:
+        """Change the placement. What cannot work is refused before anything is given up."""
+        host = self._host(action.placement)
+        self._require_extendable(action)
+        self._release(action.evicted)
+        try:
+            if action.kept:
+                self._extend(host, action)
+            else:
+                self._replace(host, action)
+        except RuntimeError as error:
+            self._clear()
+            if not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
+                raise
+            need = host.info.spec.weights_bytes(action.placement.depth)
+            block = host.info.spec.block_bytes(action.placement.depth, action.stores_hidden)
+            problem = f"the device is too small for {action.placement}: {need:,} B of weights, {block:,} B per block"
+            raise MemoryBudgetError(
+                "load.kv_blocks", action.kv_blocks, problem, "Lower the memory budget; nothing is loaded now."
+            ) from error
+        self.placement = action.placement
+        return Tokens()
+
+    def _replace(self, host: HostModel, action: Load) -> None:
+        """Free all KV and the weights not needed, then copy the missing ones and allocate the new KV."""
+        depth = action.placement.depth
+        self._kv = None
+        if self._resident is None or self._resident.host is not host:
+            self._resident = None  # freed before the other model comes
+            self._resident = host.resident(depth, self.device)
+        else:
+            self._resident.drop(depth)
+            self._resident.deepen(depth)
+        hidden = host.info.hidden if action.stores_hidden and depth < host.info.spec.layers else None
+        self._kv = PagedKV(action.kv_blocks, depth, host.kv_shape, self.device, host.dtype, hidden=hidden)
+
+    def _extend(self, host: HostModel, action: Load) -> None:
+        """Deepen the placement under the kept requests: run the new layers over their stored hidden states."""
+        assert self._resident is not None and self._kv is not None
+        kv, depth, old_depth = self._kv, action.placement.depth, self._resident.depth
+        kept = dict(action.kept)
+        self._release([request for request in kv.tables if request not in kept])
+        kv.compact(action.kv_blocks)
+        self._resident.deepen(depth)
+        kv.add_layers(depth - old_depth)
+        rows = [Row(kv.take(request, tokens), 0, tokens) for request, tokens in kept.items() if tokens]
+        for group in _groups(rows, _EXTEND_TOKENS):
+            self._run_new_layers(group, old_depth)
+        if not action.stores_hidden or depth == host.info.spec.layers:
+            kv.hidden = None
+
+    def _run_new_layers(self, rows: Sequence[Row], old_depth: int) -> None:
+        resident, kv = self._resident, self._kv
+        assert resident is not None and kv is not None and kv.hidden is not None
+        run = Pass(rows, kv.shape, self.device, kv.dtype)
+        h = kv.hidden.index_select(0, run.slots)
+        resident.family.begin(run)
+        for i in range(old_depth, resident.depth):
+            h = resident.family.layer(resident.layers[i], h, run, kv.layers[i])
+        kv.hidden.index_copy_(0, run.slots, h)
+
+    def _require_extendable(self, action: Load) -> None:
+        if not action.kept:
+            return
+        old, new = self.placement, action.placement
+        if old is None or old.model != new.model or old.depth >= new.depth:
+            raise InputError("load.kept", str(old), f"{new} does not extend it", "Keep requests only when deepening.")
+        if self._kv is None or self._kv.hidden is None:
+            remedy = "Make the earlier placement with stores_hidden."
+            raise InputError("load.kept", str(old), "it stored no hidden states to extend", remedy)
+
+    def _host(self, placement: Placement) -> HostModel:
+        """The model a placement names; raises unless its depth is one tokens can leave at."""
+        host = self.hosts.get(placement.model)
+        if host is None:
+            raise UnknownNameError("placement.model", placement.model, self.hosts)
+        host.require_exit(placement.depth)
+        return host
+
+    def _release(self, requests: Sequence[RequestId]) -> None:
+        if self._kv is not None:
+            for request in requests:
+                self._kv.release(request)
+
+    def _clear(self) -> None:
+        """Hold nothing: the state after a load that failed halfway."""
+        self.placement = self._resident = self._kv = None
+
+    # --- running ----------------------------------------------------------------------------------------------------
+
+    def _run(self, action: Run) -> tuple[Tokens, int]:
+        assert action.placement == self.placement, f"{action.placement} wanted, {self.placement} resident"
+        resident, kv = self._resident, self._kv
+        assert resident is not None and kv is not None
+        self._release(action.evicted)
+        batch = action.batch
+        run = self._prepare(batch, kv)
+        resident.family.begin(run)
+        h = resident.family.embed(resident.base, run.ids, run.positions)
+        left = _Left.none_of(sum(batch.emits))
+        may_stop = action.exits.batching == "wait-for-deepest" and _is_decoding(batch)
+        checks = self._checks(resident, action.exits)
+        depth = resident.depth
+        layers_run = depth
+        for i in range(depth):
+            h = resident.family.layer(resident.layers[i], h, run, kv.layers[i])
+            if i + 1 in checks:
+                self._check(h, i + 1, run, left, action.exits.threshold)
+                if may_stop and all(left.exit_layers):
+                    layers_run = i + 1
+                    break
+        for i in range(layers_run, depth):
+            resident.family.fill(resident.layers[i], h, run, kv.layers[i])
+        if kv.hidden is not None:
+            kv.hidden.index_copy_(0, run.slots, h)
+        self._check(h, depth, run, left, None)
+        return self._settle(batch, left), layers_run
+
+    def _prepare(self, batch: Batch, kv: PagedKV) -> Pass:
+        """Take the blocks of a batch and build its pass."""
+        rows, ids = [], []
+        for request, start, count, is_emitting in zip(
+            batch.requests, batch.starts, batch.counts, batch.emits, strict=True
+        ):
+            known = self._sequences[request].known
+            assert start + count <= len(known), f"request {request} has {len(known)} tokens, not {start + count}"
+            assert is_emitting == (start + count == len(known)), f"request {request} emits where its text ends"
+            rows.append(Row(kv.take(request, start + count), start, count))
+            ids.append(known[start : start + count])
+        return Pass(rows, kv.shape, self.device, kv.dtype, ids=ids, emits=batch.emits)
+
+    @staticmethod
+    def _checks(resident: Resident, rule: ExitRule) -> frozenset[int]:
+        """Exits before the last resident layer at which tokens may leave."""
+        if rule.kind != "threshold":
+            return frozenset()
+        return frozenset(e for e in resident.host.info.spec.exits if e < resident.depth)
+
+    def _check(self, h: Tensor, layer: int, run: Pass, left: _Left, threshold: float | None) -> None:
+        """Let rows that have not left leave behind ``layer``, if confident enough; ``None``: whatever they are."""
+        resident = self._resident
+        assert resident is not None
+        open_rows = [i for i, exit_layer in enumerate(left.exit_layers) if not exit_layer]
+        if not open_rows:
+            return
+        if run.ends is not None:
+            h = h.index_select(0, run.ends)
+        if len(open_rows) < len(left.exit_layers):
+            h = h.index_select(0, torch.tensor(open_rows, device=self.device))
+        logprobs, ids = _read(resident.logits(h, layer))
+        for i, logprob, token in zip(open_rows, logprobs, ids, strict=True):
+            if threshold is None or math.exp(logprob) >= threshold:
+                left.exit_layers[i], left.logprobs[i], left.ids[i] = layer, logprob, token
+
+    def _settle(self, batch: Batch, left: _Left) -> Tokens:
+        """Append the tokens to their requests, and forget the requests that end with them."""
+        requests = tuple(r for r, is_emitting in zip(batch.requests, batch.emits, strict=True) if is_emitting)
+        lasts = tuple(self._append(request, token) for request, token in zip(requests, left.ids, strict=True))
+        return Tokens(
+            requests=requests,
+            exit_layers=tuple(left.exit_layers),
+            confidences=tuple(math.exp(logprob) for logprob in left.logprobs),
+            logprobs=tuple(left.logprobs),
+            lasts=lasts,
+            ids=tuple(left.ids) if self.record_ids else None,
+        )
+
+    def _append(self, request: RequestId, token: int) -> bool:
+        """Add a token; True, and the request is gone, if it was the last."""
+        assert self.placement is not None
+        sequence = self._sequences[request]
+        sequence.known.append(token)
+        length = len(sequence.known) - sequence.request.prompt_tokens
+        if sequence.output_tokens is not None:
+            is_last = length >= sequence.output_tokens
+        else:
+            is_eos = token in self.hosts[self.placement.model].info.eos_ids
+            is_last = is_eos or length >= sequence.request.max_tokens
+        if is_last:
+            self.outputs[request] = sequence.generated
+            self.forget(request)
+        return is_last
+
+
+def _is_decoding(batch: Batch) -> bool:
+    """Whether every row only makes its next token: no row needs layers completed for tokens nobody reads."""
+    return all(batch.emits) and all(start > 0 for start in batch.starts) and all(count == 1 for count in batch.counts)
+
+
+def _read(logits: Tensor) -> tuple[list[float], list[int]]:
+    """Log-probability and id of the likeliest token of each row, with one transfer to the host."""
+    best = torch.log_softmax(logits, -1, dtype=torch.float32).max(-1)
+    if logits.device.type == "cpu":
+        return best.values.tolist(), best.indices.tolist()
+    # ids stay exact in float32: vocabularies are smaller than 2**24
+    values, ids = torch.stack((best.values, best.indices.float())).tolist()
+    return values, [int(i) for i in ids]
+
+
+def _groups(rows: Sequence[Row], tokens: int) -> list[list[Row]]:
+    """Rows in groups of at most ``tokens`` tokens, or one row."""
+    groups: list[list[Row]] = []
+    size = tokens
+    for row in rows:
+        if size + row.count > tokens:
+            groups.append([])
+            size = 0
+        groups[-1].append(row)
+        size += row.count
+    return groups
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError("device", name, "unknown device", "Use cpu, cuda or cuda:N.") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError("device", name, "unsupported device", "Use cpu, cuda or cuda:N.")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("device", name, "no such device on this machine", "Use cpu.")
+    return device
+
+
+def _require_one_vocabulary(infos: Mapping[str, CheckpointInfo]) -> None:
+    if not infos:
+        raise InputError("checkpoints", {}, "no checkpoint given", "Name at least one.")
+    first_name, first = next(iter(infos.items()))
+    for name, info in infos.items():
+        if info.spec.vocabulary != first.spec.vocabulary:
+            problem = f"does not share the vocabulary of {first_name}"
+            raise InputError(f"checkpoints: {name}", info.spec.vocabulary, problem, "Serve models with one tokenizer.")

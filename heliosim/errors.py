@@ -1,0 +1,42 @@
+"""Errors a user can cause. Each carries the data it speaks of, and its text is one line that can stand alone."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class HelioSimError(Exception):
+    """Base of all errors with a clear cause outside the program; the command line prints it and exits with 2."""
+
+
+class InputError(HelioSimError):
+    """A file, field or value that cannot be used.
+
+    ``where``: file and line or field; ``value``: what stands there; ``remedy``: what to do.
+    """
+
+    def __init__(self, where: str, value: object, problem: str, remedy: str) -> None:
+        self.where, self.value, self.problem, self.remedy = where, value, problem, remedy
+        shown = repr(value)
+        if len(shown) > 120:
+            shown = shown[:117] + "..."
+        super().__init__(f"{where}: {problem} (value: {shown}). {remedy}")
+
+
+class UnknownNameError(InputError):
+    """A name that is not in a list of known ones; says the nearest."""
+
+    def __init__(self, where: str, name: str, known: Iterable[str]) -> None:
+        self.known = sorted(known)
+        near = difflib.get_close_matches(str(name), self.known, n=1, cutoff=0.5)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        super().__init__(where, name, "unknown name", f"{hint}Known: {', '.join(self.known)}.")
+
+
+class OutOfRangeError(InputError):
+    """A question outside what a profile was calibrated for."""
+
+
+class MemoryBudgetError(InputError):
+    """A memory budget that cannot hold what it must."""

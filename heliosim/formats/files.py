@@ -1,0 +1,131 @@
+"""Small helpers every format shares: atomic writes, hashes, strict parsing with one-line errors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from heliosim.errors import InputError
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """Base of every schema: unknown fields are refused, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file under a temporary name and rename it, so that a reader never meets half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON for people and diffs: sorted keys, two spaces, a newline at the end."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary sibling folder that becomes ``path`` if the block succeeds, and vanishes if not.
+
+    Raises InputError if ``path`` exists and may not be overwritten.
+    """
+    if path.exists() and not overwrite:
+        raise InputError(str(path), path.name, "already exists", "Choose another folder or pass --overwrite.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if path.exists():
+            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+            os.replace(path, old / "old")
+            os.replace(temporary, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file. Raises InputError naming file and line."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(str(path), path.name, "no such file", "Check the path.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        line = getattr(error, "lineno", 1)
+        raise InputError(f"{path}, line {line}", path.name, f"not valid JSON: {error}", "Restore or remake the file.") from None
+
+
+def validate(model: type[M], value: Any, where: str) -> M:
+    """Build ``model`` from plain data. The first problem becomes one InputError naming field, value and remedy."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise input_error(error, where, model) from None
+
+
+def input_error(error: ValidationError, where: str, model: type[BaseModel]) -> InputError:
+    """One line from pydantic's first complaint, with the nearest known field for a misspelt one."""
+    import difflib
+
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"])
+    problem = first["msg"].removeprefix("Value error, ")
+    remedy = "Correct the value."
+    if first["type"] == "extra_forbidden":
+        known = sorted(_field_names(model))
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        problem = "unknown field"
+        remedy = f"Did you mean {near[0]!r}?" if near else "Remove it."
+    elif first["type"] == "missing":
+        problem, remedy = "missing field", "Add it."
+        return InputError(f"{where}, field {path}", None, problem, remedy)
+    return InputError(f"{where}, field {path}", first.get("input"), problem, remedy)
+
+
+def _field_names(model: type[BaseModel]) -> set[str]:
+    """Field names of a schema and of every schema inside it."""
+    names: set[str] = set()
+    pending: list[Any] = [model]
+    seen: set[Any] = set()
+    while pending:
+        current = pending.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            names |= set(current.model_fields)
+            pending += [field.annotation for field in current.model_fields.values()]
+        else:
+            pending += list(getattr(current, "__args__", ()))
+    return names

@@ -1,0 +1,261 @@
+"""The profile: what was measured of models on a device. A folder with one JSON file and two Parquet tables.
+
+``profile.json`` holds provenance, sizes, fitted costs with their errors, load times and the largest batches: small, sorted,
+made for diffs. ``steps.parquet`` holds every step measured; ``behaviour.parquet`` per-token confidences of every exit of every model
+over the same texts. A profile holds facts, not decisions: any threshold or depth can be asked about later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from heliosim.behaviour import Behaviour, Text
+from heliosim.costs import LOAD_TERMS, TERMS, StepCost
+from heliosim.errors import InputError, UnknownNameError
+from heliosim.formats.files import Strict, read_json, sha256_of, validate, write_json
+from heliosim.types import ModelSpec
+
+SCHEMA_VERSION = 1
+ClockName = Literal["cpu", "wall"]
+
+
+class HoldOut(Strict):
+    """Relative errors of predicted against measured step times on cells the fit never saw. A cell's measured time is the median of its repeats."""
+
+    cells: int
+    median_abs_error: float
+    p90_abs_error: float
+    mean_signed_error: float
+    by_region: dict[str, float] = Field(description="median absolute relative error by region")
+
+
+class CostFit(Strict):
+    """Seconds per unit of each cost term, how many steps they rest on, and the region they saw."""
+
+    seconds_per: dict[str, float]
+    steps: int
+    cell_spread: float = Field(description="median over cells of the relative interquartile range of repeats")
+    max_rows: int
+    max_context: int
+    max_tokens: int
+    holdout: HoldOut
+
+    @field_validator("seconds_per")
+    @classmethod
+    def _known_terms(cls, value: dict[str, float]) -> dict[str, float]:
+        if set(value) != set(TERMS):
+            raise ValueError(f"cost terms must be exactly {', '.join(TERMS)}")
+        if any(v < 0 for v in value.values()):
+            raise ValueError("cost terms must not be negative")
+        return value
+
+    def cost(self) -> StepCost:
+        return StepCost(tuple(self.seconds_per[t] for t in TERMS), self.max_rows, self.max_context, self.max_tokens)
+
+
+class LoadFit(Strict):
+    """Seconds per unit of each load term."""
+
+    seconds_per: dict[str, float]
+    loads: int
+    median_abs_error: float
+
+    @field_validator("seconds_per")
+    @classmethod
+    def _known_terms(cls, value: dict[str, float]) -> dict[str, float]:
+        if set(value) != set(LOAD_TERMS):
+            raise ValueError(f"load terms must be exactly {', '.join(LOAD_TERMS)}")
+        return value
+
+
+class LargestBatch(Strict):
+    """Rows of ``context_tokens`` each that fitted beside ``depth`` layers in ``budget_bytes``, allocated for real."""
+
+    depth: int
+    context_tokens: int
+    budget_bytes: int
+    rows: int
+
+
+class ModelFacts(Strict):
+    """One model: identity, sizes in bytes, costs by clock."""
+
+    architecture: Literal["opt", "llama"]
+    checkpoint: str
+    weights_sha256: str
+    dtype: str
+    layers: int
+    exits: tuple[int, ...]
+    exit_kind: Literal["fixed", "anywhere"]
+    layer_bytes: int
+    base_bytes: int
+    exit_head_bytes: dict[int, int]
+    kv_bytes_per_token_layer: int
+    hidden_bytes: int
+    max_context: int
+    vocabulary: str
+    step: dict[ClockName, CostFit]
+    load: dict[ClockName, LoadFit]
+    largest_batch: tuple[LargestBatch, ...]
+
+    def spec(self, name: str) -> ModelSpec:
+        return ModelSpec(
+            name=name,
+            layers=self.layers,
+            exits=self.exits,
+            kind=self.exit_kind,
+            layer_bytes=self.layer_bytes,
+            base_bytes=self.base_bytes,
+            kv_bytes_per_token_layer=self.kv_bytes_per_token_layer,
+            hidden_bytes=self.hidden_bytes,
+            max_context=self.max_context,
+            vocabulary=self.vocabulary,
+            exit_head_bytes=dict(self.exit_head_bytes),
+        )
+
+
+class Energy(Strict):
+    """Energy facts. ``source`` is ``unavailable`` where no meter can be read; then nothing else is given."""
+
+    source: Literal["unavailable", "nvml", "rapl"]
+    reason: str = ""
+    idle_w: float | None = None
+    joules_per_step_second: float | None = Field(default=None, description="mean power above idle while stepping, W")
+
+
+class BehaviourFacts(Strict):
+    """Where the per-token table came from."""
+
+    tasks: dict[str, int] = Field(description="prompts per task")
+    split: str
+    tokens_per_text: int
+    threshold: float
+    sources: tuple[str, ...]
+    rows: int
+
+
+class ProfileFile(Strict):
+    """Schema of profile.json."""
+
+    schema_version: Literal[1]
+    kind: Literal["measured"]
+    device: dict[str, str | int | float | None]
+    versions: dict[str, str]
+    seed: int
+    models: dict[str, ModelFacts]
+    energy: Energy
+    behaviour: BehaviourFacts
+    files: dict[str, str] = Field(description="sha256 of the tables beside this file")
+    premises: list[dict[str, Any]] = Field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A profile on disk and the questions it can answer."""
+
+    folder: Path
+    facts: ProfileFile
+
+    @property
+    def hash(self) -> str:
+        """Digest of profile.json, which itself names the digests of the tables."""
+        return sha256_of(self.folder / "profile.json")
+
+    def model(self, name: str) -> ModelFacts:
+        if name not in self.facts.models:
+            raise UnknownNameError(f"{self.folder}: model", name, self.facts.models)
+        return self.facts.models[name]
+
+    def spec(self, name: str) -> ModelSpec:
+        return self.model(name).spec(name)
+
+    def step_cost(self, name: str, clock: ClockName) -> StepCost:
+        return self._on_clock(self.model(name).step, name, clock).cost()
+
+    def load_cost(self, name: str, clock: ClockName) -> Mapping[str, float]:
+        return self._on_clock(self.model(name).load, name, clock).seconds_per
+
+    def _on_clock(self, fits: Mapping[ClockName, Any], name: str, clock: ClockName) -> Any:
+        if clock not in fits:
+            raise InputError(
+                f"{self.folder}: costs of {name}",
+                clock,
+                "the profile was not measured on this clock",
+                f"Use one of: {', '.join(fits)}.",
+            )
+        return fits[clock]
+
+    @cached_property
+    def behaviour(self) -> Behaviour:
+        return load_behaviour(self.folder / "behaviour.parquet", {n: m.exits for n, m in self.facts.models.items()})
+
+
+def load_profile(folder: Path, *, verify: bool = True) -> Profile:
+    """Read and check a profile. Raises InputError naming file, field, value and remedy if anything is wrong."""
+    path = folder / "profile.json"
+    if not folder.is_dir() or not path.exists():
+        raise InputError(str(folder), folder.name, "no profile here", "Make one with: heliosim calibrate --out FOLDER")
+    raw = read_json(path)
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(f"{path}, field schema_version", version, f"this version reads {SCHEMA_VERSION}", "Calibrate again.")
+    facts = validate(ProfileFile, raw, str(path))
+    for name, digest in facts.files.items() if verify else ():
+        table = folder / name
+        if not table.exists():
+            raise InputError(f"{path}, field files", name, "the table is missing", "Restore it or calibrate again.")
+        if sha256_of(table) != digest:
+            raise InputError(f"{path}, field files.{name}", digest, "the table was changed since", "Calibrate again.")
+    return Profile(folder, facts)
+
+
+def write_profile(folder: Path, facts: ProfileFile) -> None:
+    """Write profile.json into a folder that already holds the tables."""
+    write_json(folder / "profile.json", facts.model_dump(mode="json"))
+
+
+def load_behaviour(path: Path, exits: Mapping[str, tuple[int, ...]]) -> Behaviour:
+    """Read a behaviour table: rows grouped by (sequence, source), in order of position."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(str(path), path.name, f"not a readable table: {error}", "Calibrate again.") from None
+    names = set(table.column_names)
+    keys = [f"{model}@{e}" for model, layers in exits.items() for e in layers]
+    absent = [k for k in keys if f"confidence:{k}" not in names]
+    if absent:
+        raise InputError(f"{path}, columns", absent[0], "no confidences for this exit", "Calibrate again with this model.")
+    sequence = np.asarray(table["sequence"].to_pylist(), dtype=object)
+    source = np.asarray(table["source"].to_pylist(), dtype=object)
+    change = np.flatnonzero((sequence[1:] != sequence[:-1]) | (source[1:] != source[:-1])) + 1
+    bounds = [0, *change.tolist(), len(sequence)]
+    confidence = {k: table[f"confidence:{k}"].to_numpy() for k in keys}
+    agrees = {k: table[f"agrees:{k}"].to_numpy() for k in keys}
+    tasks, prompts, ends = (table[c].to_pylist() for c in ("task", "prompt_tokens", "end"))
+    texts: dict[tuple[str, str], Text] = {}
+    sequences: dict[str, list[str]] = {}
+    for a, b in zip(bounds[:-1], bounds[1:], strict=True):
+        if a == b:
+            continue
+        texts[sequence[a], source[a]] = Text(
+            task=tasks[a],
+            prompt_tokens=prompts[a],
+            tokens=b - a,
+            end=ends[a],
+            confidence={k: v[a:b] for k, v in confidence.items()},
+            agrees={k: v[a:b] for k, v in agrees.items()},
+        )
+        group = sequences.setdefault(tasks[a], [])
+        if sequence[a] not in group:
+            group.append(sequence[a])
+    return Behaviour(texts, sequences, exits)

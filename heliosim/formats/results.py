@@ -1,0 +1,235 @@
+"""The run folder: everything known of one run, from which every number and figure is computed.
+
+``scenario.yaml`` (what was run) · ``run.json`` (how: mode, clock, seed, versions, hashes, counts, digests of the tables) ·
+``requests.parquet``, ``steps.parquet``, ``tokens.parquet``, ``events.parquet`` (see ``recorder.schemas``) · ``host.json`` (where,
+and how long it took). The same run gives the same bytes in every file but ``host.json``, which is the only one that speaks of the
+machine and of time spent. Warm-up is a filter of the metrics; nothing is erased here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from heliosim.errors import InputError
+from heliosim.formats.files import Strict, new_folder, read_json, sha256_of, validate, write_json, write_text
+from heliosim.recorder import TableRecorder, Tables, schemas
+from heliosim.types import RequestId
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SCHEMA_VERSION = 1
+TABLES = ("requests", "steps", "tokens", "events")
+DEFAULT_THRESHOLD = 0.8
+"""Confidence threshold TH where a scenario's controller names none: the default of every controller."""
+
+Mode = Literal["simulated", "live"]
+RunClock = Literal["simulated", "cpu", "wall"]
+_REMEDY = "Run the scenario again."
+
+
+class RunInfo(Strict):
+    """What a run is: nothing in it depends on the machine's load or on the time of day.
+
+    ``clock``: ``simulated``; or for live runs ``cpu`` (each step charged the processor time it took) or ``wall``.
+    """
+
+    schema_version: Literal[1] = 1
+    name: str
+    mode: Mode
+    clock: RunClock
+    seed: int
+    scenario_hash: str
+    profile_hash: str
+    versions: dict[str, str]
+
+
+class _RunFile(RunInfo):
+    """Schema of run.json: the facts, and what the tables beside it hold."""
+
+    counts: dict[str, int]
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """One run in memory: as it came from a recorder, or as read from a folder.
+
+    ``host``: facts of the machine and seconds spent (``wall_s``, ``cpu_s``), kept apart because they never repeat.
+    """
+
+    info: RunInfo
+    scenario_yaml: str
+    requests: pa.Table
+    steps: pa.Table
+    tokens: pa.Table
+    events: pa.Table
+    host: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        recorder: TableRecorder,
+        info: RunInfo,
+        scenario_yaml: str,
+        *,
+        tasks: Mapping[RequestId, str] | None = None,
+        host: Mapping[str, Any] | None = None,
+    ) -> RunResults:
+        """Results of a run that just ended. ``tasks`` names the task of each request."""
+        made: Tables = recorder.tables(tasks)
+        return cls(info, scenario_yaml, made.requests, made.steps, made.tokens, made.events, dict(host or {}))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows of each table, and how many requests finished or were refused."""
+        status = self.requests["status"].to_pylist()
+        rows = {name: getattr(self, name).num_rows for name in TABLES}
+        return {**rows, "finished": status.count("finished"), "refused": status.count("refused")}
+
+    @cached_property
+    def scenario(self) -> Mapping[str, Any]:
+        """The scenario as plain data, unvalidated; empty if the text is not a mapping."""
+        import yaml
+
+        try:
+            value = yaml.safe_load(self.scenario_yaml)
+        except yaml.YAMLError:
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    @property
+    def threshold(self) -> float:
+        """Confidence threshold TH of the run's controller."""
+        value = _section(self.scenario, "controller").get("threshold")
+        return float(value) if isinstance(value, (int, float)) else DEFAULT_THRESHOLD
+
+    @property
+    def max_breaches(self) -> int | None:
+        """CBCmax of a HELIOS controller, as the scenario states it or by default; None for controllers that count none."""
+        controller = _section(self.scenario, "controller")
+        value = controller.get("max_breaches", 50 if controller.get("kind") == "helios" else None)
+        return value if isinstance(value, int) else None
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """Device memory for weights and KV, bytes; None if the scenario does not say."""
+        value = _section(self.scenario, "memory").get("budget_bytes")
+        return value if isinstance(value, int) else None
+
+
+def _section(scenario: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = scenario.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def save_run(folder: Path, results: RunResults, *, overwrite: bool = False) -> None:
+    """Write a run folder: all of it or nothing.
+
+    Raises InputError if ``folder`` exists, unless ``overwrite``: then the old run is replaced once the new one is complete.
+    """
+    with new_folder(folder, overwrite=overwrite) as temporary:
+        write_text(temporary / "scenario.yaml", results.scenario_yaml)
+        for name in TABLES:
+            _write_table(temporary / f"{name}.parquet", getattr(results, name))
+        digests = {p.name: sha256_of(p) for p in sorted(temporary.iterdir())}
+        run = _RunFile(**results.info.model_dump(), counts=results.counts, files=digests)
+        write_json(temporary / "run.json", run.model_dump(mode="json"))
+        write_json(temporary / "host.json", dict(results.host))
+
+
+def load_run(folder: Path, *, verify: bool = True) -> RunResults:
+    """Read a run folder. Raises InputError naming the file if one is missing, unreadable, changed, or of another schema version.
+
+    ``verify=False`` skips the digests of the files, not their schema.
+    """
+    path = folder / "run.json"
+    if not path.is_file():
+        raise InputError(
+            str(folder),
+            folder.name,
+            "no run here (run.json is missing)",
+            "Give the folder a run was saved to.",
+        )
+    run = _read_info(path)
+    for name, digest in run.files.items() if verify else ():
+        _require(folder / name)
+        if sha256_of(folder / name) != digest:
+            raise InputError(
+                str(folder / name), name, "the file was changed or damaged since the run", _REMEDY
+            )
+    tables = {name: _read_table(folder / f"{name}.parquet", name) for name in TABLES}
+    host = read_json(folder / "host.json") if (folder / "host.json").is_file() else {}
+    if not isinstance(host, dict):
+        raise InputError(
+            str(folder / "host.json"), host, "not a JSON object", "Remove the file; it is optional."
+        )
+    info = RunInfo(**run.model_dump(exclude={"counts", "files"}))
+    return RunResults(info=info, scenario_yaml=_read_text(folder / "scenario.yaml"), host=host, **tables)
+
+
+def _read_info(path: Path) -> _RunFile:
+    raw = read_json(path)
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"{path}, field schema_version", version, f"this version reads {SCHEMA_VERSION}", _REMEDY
+        )
+    return validate(_RunFile, raw, str(path))
+
+
+def _require(path: Path) -> None:
+    if not path.is_file():
+        raise InputError(str(path), path.name, "the file is missing from the run folder", _REMEDY)
+
+
+def _read_text(path: Path) -> str:
+    _require(path)
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(str(path), path.name, f"not UTF-8 text: {error.reason}", _REMEDY) from None
+
+
+def _read_table(path: Path, name: str) -> pa.Table:
+    """One table, with exactly the columns of its schema."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    _require(path)
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(str(path), path.name, f"not a readable table: {reason}", _REMEDY) from None
+    wanted = getattr(schemas(), name)
+    if table.schema.names != wanted.names:
+        odd = sorted(set(table.schema.names) ^ set(wanted.names)) or table.schema.names
+        raise InputError(f"{path}, columns", odd[0], "missing, unknown or misplaced column", _REMEDY)
+    try:
+        return table.cast(wanted)
+    except (pa.ArrowException, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}, columns", path.name, f"wrong type: {reason}", _REMEDY) from None
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    """Parquet with every setting fixed: equal content gives equal bytes (under one version of pyarrow)."""
+    import pyarrow.parquet as pq
+
+    pq.write_table(
+        table.combine_chunks().replace_schema_metadata(None),
+        path,
+        version="2.6",
+        data_page_version="1.0",
+        compression="zstd",
+        compression_level=3,
+        use_dictionary=True,
+        write_statistics=True,
+        row_group_size=1 << 20,
+        store_schema=True,
+    )

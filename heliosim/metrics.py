@@ -1,0 +1,558 @@
+"""Numbers of a run: pure functions from its tables to a ``Summary``, and the comparison of two summaries.
+
+Keys follow the JSON of ``vllm bench serve`` where it has one. Definitions:
+
+- *Which requests*: those that arrived at or after ``after_s`` (warm-up is a filter; nothing is erased); tokens
+  are theirs. *offered* counts them all, *completed* those that finished, *refused* the rest.
+- *duration* (s): first arrival to last finish of those requests. Rates are counts over this duration.
+  Steps count for the part that lies inside it, unless stated otherwise.
+- *TTFT* (ms): arrival to first token. *E2E* (``e2el``, ms): arrival to last token. *Queue* (ms): arrival to
+  the start of the first step the request took part in.
+- *TPOT* (ms): (last token - first token) / (n - 1), per request of n >= 2 tokens. Its mean is a mean over
+  requests; ``token_weighted_tpot_ms`` divides the sum of those spans by the sum of n - 1.
+- *ITL* (ms): gaps between successive tokens of a request, pooled over requests.
+- Percentiles interpolate linearly. What has no data is None: never 0, never NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from heliosim.types import Seconds
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from heliosim.formats.results import RunResults
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Slo:
+    """Limits one request must meet, milliseconds; None: no limit.
+
+    A request of one token has no TPOT and meets any TPOT limit. A refused request meets nothing.
+    """
+
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+    e2el_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("ttft_ms", "tpot_ms", "e2el_ms"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, not {value!r}")
+
+    def met(self, ttft_ms: Floats, tpot_ms: Floats, e2el_ms: Floats) -> Bools:
+        """Which finished requests meet every limit; NaN means that the request has no such time."""
+        passed = np.ones(len(ttft_ms), dtype=np.bool_)
+        for limit, values in ((self.ttft_ms, ttft_ms), (self.tpot_ms, tpot_ms), (self.e2el_ms, e2el_ms)):
+            if limit is not None:
+                passed &= np.isnan(values) | (values <= limit)
+        return passed
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One run in numbers. Units are in the names; see the module for definitions. None: no data.
+
+    Time-averaged and peak bytes use each step's state as it left it, held until the next step starts.
+    ``mean_batch_size``: rows per step, over steps that ran a batch. ``layers_per_token``: layers the token's
+    step executed, mean over tokens; ``mean_exit_layer``: where the token left. ``exit_mix``: share of all
+    tokens by model and exit layer. ``low_confidence_share``: share of tokens whose confidence at their exit is
+    below the threshold TH (under a threshold rule such a token left at the deepest resident layer: a breach).
+    ``transitions``: changes of placement after the first load, evaluations included; ``transition_sequence``
+    lists the first load too. ``load_s``: seconds steps waited for loads, the first load excluded, which is
+    ``initial_load_s``. ``agreement``: share of tokens equal to what the full model would have emitted there,
+    over tokens where that is known. ``energy_j``: joules of all steps; None is "unavailable".
+    ``utilisation``: share of the duration in which a step or a load was going on.
+    """
+
+    offered: int
+    completed: int
+    refused: int
+    total_input_tokens: int
+    total_output_tokens: int
+    duration: float | None
+    request_throughput: float | None
+    output_throughput: float | None
+    total_token_throughput: float | None
+    request_goodput: float | None
+    slo_attainment: float | None
+    mean_ttft_ms: float | None
+    median_ttft_ms: float | None
+    p90_ttft_ms: float | None
+    p99_ttft_ms: float | None
+    mean_tpot_ms: float | None
+    median_tpot_ms: float | None
+    p90_tpot_ms: float | None
+    p99_tpot_ms: float | None
+    token_weighted_tpot_ms: float | None
+    mean_itl_ms: float | None
+    median_itl_ms: float | None
+    p90_itl_ms: float | None
+    p99_itl_ms: float | None
+    mean_e2el_ms: float | None
+    median_e2el_ms: float | None
+    p90_e2el_ms: float | None
+    p99_e2el_ms: float | None
+    mean_queue_ms: float | None
+    median_queue_ms: float | None
+    p90_queue_ms: float | None
+    p99_queue_ms: float | None
+    steps: int
+    mean_batch_size: float | None
+    max_batch_size: int | None
+    mean_weights_bytes: float | None
+    peak_weights_bytes: int | None
+    mean_kv_bytes: float | None
+    peak_kv_bytes: int | None
+    layers_per_token: float | None
+    mean_exit_layer: float | None
+    exit_mix: Mapping[str, Mapping[int, float]]
+    low_confidence_share: float | None
+    perplexity: float | None
+    agreement: float | None
+    transitions: int
+    transition_sequence: tuple[str, ...]
+    initial_load_s: float | None
+    load_s: float | None
+    probe_request_share: float | None
+    probe_token_share: float | None
+    preemptions: int
+    energy_j: float | None
+    utilisation: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: exit layers become text keys, tuples lists."""
+        value = asdict(self)
+        value["exit_mix"] = {m: {str(e): s for e, s in mix.items()} for m, mix in self.exit_mix.items()}
+        value["transition_sequence"] = list(self.transition_sequence)
+        return value
+
+    def value(self, metric: str) -> float | None:
+        """A scalar metric by name. Raises KeyError for an unknown one, and for those that are no number."""
+        if metric not in SCALARS:
+            raise KeyError(metric)
+        found = getattr(self, metric)
+        return None if found is None else float(found)
+
+
+SCALARS: tuple[str, ...] = tuple(
+    f.name for f in fields(Summary) if f.name not in {"exit_mix", "transition_sequence"}
+)
+"""Names of all metrics that are one number."""
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """How a metric is shown: ``value * scale`` with ``digits`` significant digits and ``unit`` behind it."""
+
+    name: str
+    label: str
+    unit: str
+    scale: float = 1.0
+    better: Literal["higher", "lower", "neither"] = "neither"
+    digits: int = 3
+
+    def text(self, value: float | None) -> str:
+        """The number without its unit; an en dash where there is none."""
+        return "–" if value is None else significant(value * self.scale, self.digits)
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """A number for people: ``digits`` significant digits, thousands apart, never in powers of ten.
+
+    Whole parts are never rounded away: 12345 stays 12,345.
+    """
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else str(value)
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{min(decimals, 6)}f}"
+
+
+def _specs() -> dict[str, MetricSpec]:
+    known = [
+        MetricSpec("output_throughput", "Output throughput", "tok/s", better="higher"),
+        MetricSpec("request_throughput", "Request throughput", "req/s", better="higher"),
+        MetricSpec("request_goodput", "Goodput", "req/s", better="higher"),
+        MetricSpec("slo_attainment", "SLO attainment", "%", 100, "higher"),
+        MetricSpec("token_weighted_tpot_ms", "TPOT, token-weighted", "ms", better="lower"),
+        MetricSpec("mean_batch_size", "Batch size, mean", "rows"),
+        MetricSpec("max_batch_size", "Batch size, max", "rows"),
+        MetricSpec("mean_weights_bytes", "Weights, mean", "MB", 1e-6, "lower"),
+        MetricSpec("peak_weights_bytes", "Weights, peak", "MB", 1e-6, "lower"),
+        MetricSpec("mean_kv_bytes", "KV in use, mean", "MB", 1e-6),
+        MetricSpec("peak_kv_bytes", "KV in use, peak", "MB", 1e-6),
+        MetricSpec("layers_per_token", "Layers per token", "layers", better="lower"),
+        MetricSpec("mean_exit_layer", "Exit layer, mean", "layers"),
+        MetricSpec("low_confidence_share", "Low-confidence tokens", "%", 100, "lower"),
+        MetricSpec("perplexity", "Perplexity", "", better="lower", digits=4),
+        MetricSpec("agreement", "Agreement with full model", "%", 100, "higher"),
+        MetricSpec("load_s", "Loading, after the first", "s", better="lower"),
+        MetricSpec("energy_j", "Energy", "J", better="lower"),
+        MetricSpec("utilisation", "Utilisation", "%", 100),
+        MetricSpec("duration", "Duration", "s"),
+        MetricSpec("transitions", "Transitions", ""),
+        MetricSpec("preemptions", "Preemptions", ""),
+        MetricSpec("completed", "Completed", ""),
+        MetricSpec("refused", "Refused", "", better="lower"),
+    ]
+    families = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2E", "queue": "Queueing"}
+    points = {"mean": "mean", "median": "median", "p90": "p90", "p99": "p99"}
+    known += [
+        MetricSpec(f"{point}_{family}_ms", f"{name}, {said}", "ms", better="lower")
+        for family, name in families.items()
+        for point, said in points.items()
+    ]
+    return {spec.name: spec for spec in known}
+
+
+METRICS: Mapping[str, MetricSpec] = _specs()
+HEADLINE: tuple[str, ...] = (
+    "output_throughput",
+    "mean_ttft_ms",
+    "mean_tpot_ms",
+    "p99_e2el_ms",
+    "mean_batch_size",
+    "layers_per_token",
+    "perplexity",
+    "agreement",
+)
+"""The metrics of a headline table: how fast, how patient, how good."""
+
+
+def metric_spec(name: str) -> MetricSpec:
+    """How to show a metric; a plain rendering for those without an entry."""
+    return METRICS.get(name) or MetricSpec(name, name.replace("_", " ").capitalize(), "")
+
+
+# -- summary --------------------------------------------------------------------------------------------------
+
+
+def summarise(
+    results: RunResults, after_s: Seconds = 0.0, slo: Slo | None = None, *, threshold: float | None = None
+) -> Summary:
+    """Every metric of a run. ``after_s``: leave out requests that arrived earlier, seconds.
+
+    ``slo``: limits for goodput and attainment (both None without one). ``threshold``: confidence below which a
+    token counts as low, by default the run's own.
+    """
+    requests, steps, tokens = _Requests(results.requests, after_s), results.steps, results.tokens
+    kept = np.isin(_column(tokens, "request_id", np.int64), requests.ids)
+    window = requests.window
+    limit = results.threshold if threshold is None else threshold
+    return Summary(
+        **_counts_and_rates(requests),
+        **_slo(requests, slo),
+        **_latencies(requests, _gaps_ms(tokens, kept)),
+        **_steps(steps, window, after_s),
+        **_tokens(tokens, steps, kept, limit),
+        **_transitions(steps, after_s),
+        probe_request_share=_mean(requests.is_probe[requests.finished]),
+        preemptions=int(requests.preemptions.sum()),
+    )
+
+
+class _Requests:
+    """Columns of the requests that count, with times in seconds and NaN where a request has none."""
+
+    def __init__(self, table: pa.Table, after_s: Seconds) -> None:
+        arrival: Floats = _column(table, "arrival_s", np.float64)
+        keep = arrival >= after_s
+        self.ids: Ints = _column(table, "request_id", np.int64)[keep]
+        self.arrival = arrival[keep]
+        self.admitted: Floats = _column(table, "admitted_s", np.float64)[keep]
+        self.first: Floats = _column(table, "first_token_s", np.float64)[keep]
+        self.finish: Floats = _column(table, "finish_s", np.float64)[keep]
+        self.prompt: Ints = _column(table, "prompt_tokens", np.int64)[keep]
+        self.output: Ints = _column(table, "output_tokens", np.int64)[keep]
+        self.preemptions: Ints = _column(table, "preemptions", np.int64)[keep]
+        self.is_probe: Bools = _column(table, "is_probe", np.bool_)[keep]
+        self.finished: Bools = (_texts(table, "status") == "finished")[keep]
+
+    @property
+    def window(self) -> tuple[Seconds, Seconds] | None:
+        """First arrival and last finish; None if nothing finished."""
+        if not self.finished.any():
+            return None
+        return float(self.arrival.min()), float(self.finish[self.finished].max())
+
+    @property
+    def ttft_ms(self) -> Floats:
+        return 1e3 * (self.first - self.arrival)[self.finished]
+
+    @property
+    def e2el_ms(self) -> Floats:
+        return 1e3 * (self.finish - self.arrival)[self.finished]
+
+    @property
+    def queue_ms(self) -> Floats:
+        return 1e3 * (self.admitted - self.arrival)[self.finished]
+
+    @property
+    def decode_s(self) -> Floats:
+        """First to last token, seconds; NaN for requests of fewer than two tokens."""
+        return np.where(self.output >= 2, self.finish - self.first, np.nan)[self.finished]
+
+    @property
+    def tpot_ms(self) -> Floats:
+        return 1e3 * self.decode_s / np.maximum(1, self.output - 1)[self.finished]
+
+
+def request_latencies(results: RunResults, after_s: Seconds = 0.0) -> dict[str, Floats]:
+    """TTFT, TPOT and E2E of the finished requests, ms, each without the requests that have none."""
+    r = _Requests(results.requests, after_s)
+    return {
+        name: v[~np.isnan(v)] for name, v in (("ttft", r.ttft_ms), ("tpot", r.tpot_ms), ("e2el", r.e2el_ms))
+    }
+
+
+def _counts_and_rates(r: _Requests) -> dict[str, Any]:
+    inputs, outputs = int(r.prompt[r.finished].sum()), int(r.output[r.finished].sum())
+    completed = int(r.finished.sum())
+    duration = None if r.window is None else r.window[1] - r.window[0]
+
+    def rate(count: int) -> float | None:
+        return count / duration if duration else None
+
+    return {
+        "offered": len(r.ids),
+        "completed": completed,
+        "refused": len(r.ids) - completed,
+        "total_input_tokens": inputs,
+        "total_output_tokens": outputs,
+        "duration": duration,
+        "request_throughput": rate(completed),
+        "output_throughput": rate(outputs),
+        "total_token_throughput": rate(inputs + outputs),
+    }
+
+
+def _slo(r: _Requests, slo: Slo | None) -> dict[str, Any]:
+    """Goodput: requests within the SLO per second. Attainment: their share of all requests *offered*."""
+    if slo is None or not len(r.ids):
+        return {"request_goodput": None, "slo_attainment": None}
+    good = int(slo.met(r.ttft_ms, r.tpot_ms, r.e2el_ms).sum())
+    duration = None if r.window is None else r.window[1] - r.window[0]
+    return {"request_goodput": good / duration if duration else None, "slo_attainment": good / len(r.ids)}
+
+
+def _latencies(r: _Requests, itl_ms: Floats) -> dict[str, float | None]:
+    found: dict[str, float | None] = {}
+    families = {"ttft": r.ttft_ms, "tpot": r.tpot_ms, "itl": itl_ms, "e2el": r.e2el_ms, "queue": r.queue_ms}
+    for name, values in families.items():
+        found[f"mean_{name}_ms"] = _mean(values)
+        for point, share in (("median", 50), ("p90", 90), ("p99", 99)):
+            found[f"{point}_{name}_ms"] = _percentile(values, share)
+    decode = r.decode_s
+    spans = decode[~np.isnan(decode)]
+    intervals = (r.output[r.finished] - 1)[~np.isnan(decode)].sum()
+    found["token_weighted_tpot_ms"] = 1e3 * float(spans.sum()) / int(intervals) if intervals else None
+    return found
+
+
+def _gaps_ms(tokens: pa.Table, kept: Bools) -> Floats:
+    """Times between successive tokens of each request, ms."""
+    request = _column(tokens, "request_id", np.int64)[kept]
+    position = _column(tokens, "position", np.int64)[kept]
+    time = _column(tokens, "time_s", np.float64)[kept]
+    order = np.lexsort((position, request))
+    same = request[order][1:] == request[order][:-1]
+    gaps: Floats = 1e3 * np.diff(time[order])[same]
+    return gaps
+
+
+def _steps(steps: pa.Table, window: tuple[Seconds, Seconds] | None, after_s: Seconds) -> dict[str, Any]:
+    """What the steps did and what memory held."""
+    start, seconds = _column(steps, "start_s", np.float64), _column(steps, "seconds", np.float64)
+    late = start >= after_s
+    ran = (_texts(steps, "kind") == "run") & late
+    rows = _column(steps, "rows", np.int64)[ran]
+    energy = _column(steps, "energy_j", np.float64)[late]
+    found: dict[str, Any] = {
+        "steps": int(ran.sum()),
+        "mean_batch_size": _mean(rows),
+        "max_batch_size": int(rows.max()) if len(rows) else None,
+        "energy_j": float(energy.sum()) if len(energy) and not np.isnan(energy).any() else None,
+        "utilisation": None,
+    }
+    for name in ("weights", "kv"):
+        found |= {f"mean_{name}_bytes": None, f"peak_{name}_bytes": None}
+    if window is None or not len(start) or window[1] <= window[0]:
+        return found
+    a, b = window
+    held_until = np.append(start[1:], max(b, start[-1] + seconds[-1]))
+    busy = np.clip(np.minimum(start + seconds, b) - np.maximum(start, a), 0, None)
+    held = np.clip(np.minimum(held_until, b) - np.maximum(start, a), 0, None)
+    found["utilisation"] = float(busy.sum()) / (b - a)
+    for name, column in (("weights", "weights_bytes"), ("kv", "kv_used_bytes")):
+        value = _column(steps, column, np.int64)
+        if held.sum() > 0:
+            found[f"mean_{name}_bytes"] = float((value * held).sum() / held.sum())
+            found[f"peak_{name}_bytes"] = int(value[held > 0].max())
+    return found
+
+
+def _tokens(tokens: pa.Table, steps: pa.Table, kept: Bools, threshold: float) -> dict[str, Any]:
+    """Where tokens left, how sure and how right they were."""
+    step = _column(tokens, "step", np.int64)[kept]
+    confidence = _column(tokens, "confidence", np.float64)[kept]
+    logprob = _mean(_column(tokens, "logprob", np.float64)[kept])
+    agrees = _column(tokens, "agrees", np.float64)[kept]
+    walked = _column(steps, "layers_run", np.int64)[np.searchsorted(_column(steps, "step", np.int64), step)]
+    exits = _column(tokens, "exit_layer", np.int64)[kept]
+    return {
+        "layers_per_token": _mean(walked),
+        "mean_exit_layer": _mean(exits),
+        "exit_mix": _exit_mix(tokens, kept, exits),
+        "low_confidence_share": _mean(confidence < threshold),
+        "perplexity": None if logprob is None else math.exp(-logprob),
+        "agreement": _mean(agrees[~np.isnan(agrees)]),
+        "probe_token_share": _mean(_column(tokens, "is_probe", np.bool_)[kept]),
+    }
+
+
+def _exit_mix(tokens: pa.Table, kept: Bools, exits: Ints) -> dict[str, dict[int, float]]:
+    models = _texts(tokens, "model")[kept]
+    mix: dict[str, dict[int, float]] = {}
+    for model in sorted(set(models.tolist())):
+        layers, counts = np.unique(exits[models == model], return_counts=True)
+        shares = counts / len(exits)
+        mix[model] = dict(zip(layers.tolist(), shares.tolist(), strict=True))
+    return mix
+
+
+def _transitions(steps: pa.Table, after_s: Seconds) -> dict[str, Any]:
+    """Loads in order, of those that started at or after ``after_s``; the run's first load is no transition."""
+    loads = [step for step in steps.to_pylist() if step["kind"] == "load"]
+    later = [load for load in loads[1:] if load["start_s"] >= after_s]
+    shown = [load for load in loads if load["start_s"] >= after_s]
+    return {
+        "transitions": len(later),
+        "transition_sequence": tuple(_load_text(load) for load in shown),
+        "initial_load_s": loads[0]["seconds"] if loads else None,
+        "load_s": math.fsum(load["seconds"] for load in later) if steps.num_rows else None,
+    }
+
+
+def _load_text(load: Mapping[str, Any]) -> str:
+    placement = f"{load['model']}@{load['depth']}"
+    return f"{placement} ({load['reason']})" if load["reason"] else placement
+
+
+def _column(table: pa.Table, name: str, dtype: Any) -> Any:
+    """A column as an array; nulls become NaN where the type has one."""
+    if np.issubdtype(dtype, np.floating):
+        return table[name].cast("double").to_numpy()
+    return table[name].to_numpy().astype(dtype)
+
+
+def _texts(table: pa.Table, name: str) -> npt.NDArray[np.object_]:
+    return np.asarray(table[name].to_pylist(), dtype=object)
+
+
+def _mean(values: npt.NDArray[Any]) -> float | None:
+    values = np.asarray(values, dtype=np.float64)
+    values = values[~np.isnan(values)]
+    return math.fsum(values.tolist()) / len(values) if len(values) else None
+
+
+def _percentile(values: Floats, share: float) -> float | None:
+    values = values[~np.isnan(values)]
+    return float(np.percentile(values, share)) if len(values) else None
+
+
+# -- simulated beside measured -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One metric, simulated and measured. None: no data.
+
+    ``relative_error``: (simulated - measured mean) / measured mean, signed; None if that mean is 0 and the
+    simulation is not. ``is_inside_spread``: the simulated value lies between the least and the greatest repeat.
+    """
+
+    metric: str
+    simulated: float | None
+    measured_mean: float | None
+    measured_min: float | None
+    measured_max: float | None
+    repeats: int
+    relative_error: float | None
+    is_inside_spread: bool | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compare_summaries(
+    simulated: Summary | None, measured: Sequence[Summary], metrics: Sequence[str] = HEADLINE
+) -> list[ComparisonRow]:
+    """One row per metric: the simulation beside the mean and the range of the repeats."""
+    return [_compare(name, simulated, measured) for name in metrics]
+
+
+def _compare(name: str, simulated: Summary | None, measured: Sequence[Summary]) -> ComparisonRow:
+    guess = None if simulated is None else simulated.value(name)
+    seen = [v for v in (m.value(name) for m in measured) if v is not None]
+    if not seen:
+        return ComparisonRow(name, guess, None, None, None, 0, None, None)
+    mean = math.fsum(seen) / len(seen)
+    error = inside = None
+    if guess is not None:
+        inside = min(seen) <= guess <= max(seen)
+        error = (guess - mean) / abs(mean) if mean else 0.0 if guess == 0 else None
+    return ComparisonRow(name, guess, mean, min(seen), max(seen), len(seen), error, inside)
+
+
+@dataclass(frozen=True)
+class SystemResult:
+    """One system: how it was simulated, how it ran live, and the rows that compare the two.
+
+    ``clock``: clock of the live runs, as said to readers (``cpu`` or ``wall``). ``rows``: given or, if empty,
+    worked out from the runs by ``comparison``.
+    """
+
+    name: str
+    simulated: RunResults | None
+    live: Sequence[RunResults] = ()
+    clock: str = "cpu"
+    rows: Sequence[ComparisonRow] = ()
+    after_s: Seconds = 0.0
+    slo: Slo | None = None
+
+    def __post_init__(self) -> None:
+        if self.simulated is None and not self.live:
+            raise ValueError(f"system {self.name!r} has neither a simulated nor a live run")
+
+    @property
+    def runs(self) -> Iterator[RunResults]:
+        """The simulated run, then the live ones."""
+        if self.simulated is not None:
+            yield self.simulated
+        yield from self.live
+
+    def summaries(self) -> tuple[Summary | None, list[Summary]]:
+        """Summary of the simulated run and of each live one."""
+        simulated = None if self.simulated is None else summarise(self.simulated, self.after_s, self.slo)
+        return simulated, [summarise(run, self.after_s, self.slo) for run in self.live]
+
+    def comparison(self, metrics: Sequence[str] = HEADLINE) -> list[ComparisonRow]:
+        """Rows for these metrics, in this order."""
+        given = {row.metric: row for row in self.rows}
+        absent = [name for name in metrics if name not in given]
+        if absent:
+            given |= {row.metric: row for row in compare_summaries(*self.summaries(), absent)}
+        return [given[name] for name in metrics]

@@ -1,0 +1,108 @@
+"""The model repository's offline figures, worked out from a profile: what each depth of each model should deliver.
+
+For a depth: the batch that fits beside it in the memory budget, one decode step of that batch at a typical context, one
+prefill of a typical prompt. A partial model pays no failed checks; a full model pays for early exit, its batch waiting for
+the deepest token. These figures rank candidates and scale live measurements of M to M'; they never replace a measurement.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from heliosim.behaviour import Behaviour, source_name
+from heliosim.costs import StepCost, load_seconds, load_terms, shape_of
+from heliosim.formats.profile import ClockName, Profile
+from heliosim.serving.repository import Candidate, Performance, Repository
+from heliosim.types import Batch, ExitRule, Load, ModelSpec, Outcome, Placement, Run, Tokens, blocks_for
+
+
+def build_repository(
+    profile: Profile, names: Sequence[str], clock: ClockName, budget_bytes: int, max_batch: int, threshold: float
+) -> Repository:
+    """Candidates with offline figures, and the expected cost of changing placement."""
+    specs = {name: profile.spec(name) for name in names}
+    loads = {name: profile.load_cost(name, clock) for name in names}
+
+    def expected_load(old: Placement | None, new: Placement) -> float:
+        spec = specs[new.model]
+        resident = old.depth if old is not None and old.model == new.model else 0
+        kv = max(0, budget_bytes - spec.weights_bytes(new.depth))
+        return load_seconds(loads[new.model], load_terms(Load(new, 0, ""), spec, resident, kv))
+
+    candidates = {
+        name: _candidate(specs[name], profile.behaviour, profile.step_cost(name, clock), budget_bytes, max_batch, threshold)
+        for name in names
+    }
+    return Repository(candidates, budget_bytes, expected_load)
+
+
+def _candidate(
+    spec: ModelSpec, behaviour: Behaviour, cost: StepCost, budget: int, max_batch: int, threshold: float
+) -> Candidate:
+    full_source = source_name(Placement(spec.name, spec.layers), ExitRule("threshold", threshold), spec.layers)
+    shares = behaviour.exit_shares(spec.name, full_source, threshold)
+    prompt = _mean([t.prompt_tokens for t in behaviour.texts.values()])
+    context = prompt + _mean([t.tokens for t in behaviour.texts.values()]) // 2
+    offline: dict[int, Performance] = {}
+    for depth in spec.exits:
+        is_full = depth == spec.layers
+        if spec.weights_bytes(depth) + spec.block_bytes(depth) * blocks_for(context) > budget:
+            rows = 1
+        else:
+            rows = (budget - spec.weights_bytes(depth)) // (spec.block_bytes(depth) * blocks_for(context))
+        rows = max(1, min(rows, max_batch, cost.max_rows))
+        rule = ExitRule("threshold" if is_full else "greedy", threshold)
+        source = source_name(Placement(spec.name, depth), rule, spec.layers)
+        decode = _decode_seconds(spec, cost, depth, rule, shares, rows, context)
+        offline[depth] = Performance(
+            throughput_tok_per_s=rows / decode,
+            ttft_s=_prefill_seconds(spec, cost, depth, rule, prompt),
+            perplexity=behaviour.perplexity(spec.name, depth, source, threshold if is_full else None),
+        )
+    return Candidate(spec, offline, shares)
+
+
+def _mean(values: list[int]) -> int:
+    return max(1, round(math.fsum(values) / max(1, len(values))))
+
+
+def _decode_seconds(
+    spec: ModelSpec, cost: StepCost, depth: int, rule: ExitRule, shares: dict[int, float], rows: int, context: int
+) -> float:
+    """Expected seconds of one decode step; under a threshold, over the distribution of the batch's deepest exit."""
+    if rule.kind == "greedy":
+        return _step_seconds(spec, cost, depth, rule, [depth] * rows, [context] * rows, [1] * rows)
+    total, below = 0.0, 0.0
+    for deepest in spec.exits:
+        cumulative = below + shares.get(deepest, 0.0)
+        chance = cumulative**rows - below**rows
+        if chance > 0:
+            exits = _typical_exits(shares, deepest, rows)
+            total += chance * _step_seconds(spec, cost, depth, rule, exits, [context] * rows, [1] * rows)
+        below = cumulative
+    return total or _step_seconds(spec, cost, depth, rule, [depth] * rows, [context] * rows, [1] * rows)
+
+
+def _typical_exits(shares: dict[int, float], deepest: int, rows: int) -> list[int]:
+    """``rows`` exits in their usual proportions, none beyond ``deepest``, at least one there."""
+    usable = {e: s for e, s in shares.items() if e <= deepest and s > 0}
+    total = sum(usable.values())
+    exits = [e for e, s in sorted(usable.items()) for _ in range(round(rows * s / total))][: rows - 1]
+    return exits + [deepest] * (rows - len(exits))
+
+
+def _prefill_seconds(spec: ModelSpec, cost: StepCost, depth: int, rule: ExitRule, prompt: int) -> float:
+    return _step_seconds(spec, cost, depth, rule, [depth], [0], [prompt])
+
+
+def _step_seconds(
+    spec: ModelSpec, cost: StepCost, depth: int, rule: ExitRule, exits: list[int], starts: list[int], counts: list[int]
+) -> float:
+    ids = tuple(range(len(exits)))
+    batch = Batch(ids, tuple(starts), tuple(counts), (True,) * len(ids))
+    run = Run(Placement(spec.name, depth), rule, batch)
+    ones = (1.0,) * len(ids)
+    tokens = Tokens(ids, tuple(exits), ones, ones, (False,) * len(ids))
+    deepest = depth if rule.kind != "threshold" or counts[0] > 1 else max(exits)
+    return cost.seconds(shape_of(run, Outcome(0.0, tokens, deepest), spec))

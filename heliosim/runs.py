@@ -1,0 +1,171 @@
+"""One call per kind of run: a scenario in, results out. Dashboard, planner and command line all go through here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from heliosim import __version__
+from heliosim.assembly import build_server
+from heliosim.behaviour import Behaviour
+from heliosim.drive import Log
+from heliosim.engines.base import Engine
+from heliosim.engines.sim import SimEngine
+from heliosim.errors import InputError
+from heliosim.formats.profile import ClockName, Profile, load_profile
+from heliosim.formats.results import RunClock, RunInfo, RunResults, save_run
+from heliosim.recorder import TableRecorder
+from heliosim.scenario import Scenario
+from heliosim.types import Arrival
+from heliosim.workload import build, build_arrivals
+
+if TYPE_CHECKING:
+    from heliosim.engines.torch import TorchEngine
+
+OnProgress = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class LiveRun:
+    """A live run: its results, its log of actions with outcomes, and the ids each request generated."""
+
+    results: RunResults
+    log: Log
+    outputs: Mapping[int, Sequence[int]]
+
+
+def sim_engine(scenario: Scenario, profile: Profile, behaviour: Behaviour | None = None) -> SimEngine:
+    """The simulated engine of a scenario: costs on its clock, behaviour from the profile unless given."""
+    return SimEngine(
+        models={n: profile.spec(n) for n in scenario.models},
+        costs={n: profile.step_cost(n, scenario.clock) for n in scenario.models},
+        loads={n: profile.load_cost(n, scenario.clock) for n in scenario.models},
+        behaviour=behaviour or profile.behaviour,
+        seed=scenario.seed,
+        allow_extrapolation=scenario.allow_extrapolation,
+    )
+
+
+def run_simulated(
+    scenario: Scenario,
+    profile: Profile | None = None,
+    *,
+    engine: Engine | None = None,
+    behaviour: Behaviour | None = None,
+    on_progress: OnProgress | None = None,
+) -> RunResults:
+    """Simulate a scenario. ``engine`` and ``behaviour`` replace the profile's (replays of recorded runs)."""
+    from heliosim.simulate import simulate_server
+
+    profile = profile or load_profile(Path(scenario.profile))
+    recorder = TableRecorder()
+    server = build_server(scenario, profile, recorder)
+    engine = engine or sim_engine(scenario, profile, behaviour)
+    cpu, wall = time.process_time(), time.perf_counter()
+    simulate_server(server, engine, build(scenario.workload, scenario.seed), on_progress)
+    host = {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
+    if isinstance(engine, SimEngine):
+        host["extrapolated_steps"] = engine.extrapolated_steps
+    return _results(scenario, profile, recorder, "simulated", host)
+
+
+def make_engine(scenario: Scenario, profile: Profile, *, device: str = "auto", threads: int | None = None) -> TorchEngine:
+    """The real engine for a scenario. Raises InputError if a checkpoint is not the one the profile was measured on."""
+    from heliosim.engines.torch import TorchEngine
+    from heliosim.formats.checkpoint import checkpoint_path, inspect_checkpoint
+
+    folders = {}
+    for name in scenario.models:
+        facts = profile.model(name)
+        folder = checkpoint_path(name if not Path(facts.checkpoint).is_absolute() else facts.checkpoint)
+        info = inspect_checkpoint(folder, facts.dtype)
+        if info.weights_sha256() != facts.weights_sha256:
+            raise InputError(
+                f"profile model {name}", facts.weights_sha256[:12], f"was measured on other weights than {folder.name} holds",
+                "Calibrate again, or give the checkpoint of the profile.",
+            )
+        folders[name] = folder
+    if device == "auto":
+        device = str(profile.facts.device.get("device") or "cpu")
+    return TorchEngine(
+        folders,
+        device=device,
+        dtype=profile.model(scenario.models[0]).dtype,
+        threads=threads or int(profile.facts.device.get("threads") or 1),
+    )
+
+
+def run_live(
+    scenario: Scenario,
+    profile: Profile | None = None,
+    *,
+    device: str = "auto",
+    engine: TorchEngine | None = None,
+    on_progress: OnProgress | None = None,
+) -> LiveRun:
+    """Execute a scenario on the real engine, then score agreement of every token with its model's last layer (not timed)."""
+    from heliosim.live import serve_live
+
+    profile = profile or load_profile(Path(scenario.profile))
+    engine = engine or make_engine(scenario, profile, device=device)
+    recorder = TableRecorder()
+    server = build_server(scenario, profile, recorder)
+    cpu, wall = time.process_time(), time.perf_counter()
+    done = serve_live(server, engine, build(scenario.workload, scenario.seed), scenario.clock, on_progress=on_progress)
+    host = {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
+    outputs = engine.take_outputs()
+    results = _results(scenario, profile, recorder, scenario.clock, host)
+    arrivals = build_arrivals(scenario.workload, scenario.seed)
+    return LiveRun(with_agreement(results, engine, arrivals, outputs), done.log, outputs)
+
+
+def with_agreement(
+    results: RunResults, engine: TorchEngine, arrivals: Sequence[Arrival], outputs: Mapping[int, Sequence[int]]
+) -> RunResults:
+    """Fill ``agrees``: whether each emitted token is what all layers of the same model would have said to the same text."""
+    import dataclasses
+
+    import pyarrow as pa
+
+    tokens = results.tokens
+    prompts = {a.request.id: a.content.prompt_ids or () for a in arrivals}
+    models = tokens["model"].to_pylist()
+    ids, positions, emitted = (tokens[c].to_pylist() for c in ("request_id", "position", "token_id"))
+    final: dict[tuple[str, int], Any] = {}
+    for model in sorted(set(models)):
+        wanted = sorted({r for r, m in zip(ids, models, strict=True) if m == model and r in outputs})
+        layers = engine.specs[model].layers
+        texts = [[*prompts[r], *outputs[r]] for r in wanted]
+        for request, scored in zip(wanted, engine.score(model, texts, (layers,)), strict=True):
+            final[model, request] = scored[layers].top1
+    agrees = [
+        bool(final[m, r][len(prompts[r]) - 1 + p] == t) if (m, r) in final else None
+        for m, r, p, t in zip(models, ids, positions, emitted, strict=True)
+    ]
+    at = tokens.schema.get_field_index("agrees")
+    filled = tokens.set_column(at, tokens.schema.field(at), pa.array(agrees, pa.bool_()))
+    return dataclasses.replace(results, tokens=filled)
+
+
+def _results(scenario: Scenario, profile: Profile, recorder: TableRecorder, clock: str, host: dict[str, Any]) -> RunResults:
+    is_live = clock != "simulated"
+    named: RunClock = "simulated" if not is_live else scenario.clock
+    info = RunInfo(
+        name=scenario.name,
+        mode="live" if is_live else "simulated",
+        clock=named,
+        seed=scenario.seed,
+        scenario_hash=scenario.hash,
+        profile_hash=profile.hash,
+        versions={"heliosim": __version__},
+    )
+    tasks = {a.request.id: a.content.task for a in build_arrivals(scenario.workload, scenario.seed)}
+    return RunResults.of(recorder, info, scenario.to_yaml(), tasks=tasks, host=host)
+
+
+def save(results: RunResults | LiveRun, folder: Path, *, overwrite: bool = False) -> None:
+    """Write a run folder."""
+    save_run(folder, results.results if isinstance(results, LiveRun) else results, overwrite=overwrite)

@@ -1,0 +1,156 @@
+"""A scenario: everything one run depends on, frozen, validated and hashable, read from strict YAML.
+
+Scenario + profile + seed determine a simulated run to the byte. The same file runs live.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
+
+from heliosim.errors import InputError, UnknownNameError
+from heliosim.formats.files import Strict, validate, write_text
+from heliosim.metrics import Slo
+from heliosim.registry import CONTROLLERS
+from heliosim.serving.kinds import ControllerKind
+from heliosim.workload import WorkloadSpec
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_bytes(value: int | str) -> int:
+    """Bytes from a number or a text like ``24 MB`` or ``80 GiB``. Raises ValueError naming the units."""
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise ValueError("give whole bytes or a size such as '24 MB' or '80 GiB'")
+    if isinstance(value, int):
+        return value
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\s*", value)
+    if not match or match[2].upper() not in _UNITS:
+        raise ValueError(f"not a size; units are {', '.join(['B', 'kB', 'MB', 'GB', 'KiB', 'MiB', 'GiB'])}")
+    return round(float(match[1]) * _UNITS[match[2].upper()])
+
+
+class Memory(Strict):
+    """Device memory that weights and KV share."""
+
+    budget_bytes: int = Field(gt=0, description="bytes, or a text with a unit: '24 MB'")
+
+    @field_validator("budget_bytes", mode="before")
+    @classmethod
+    def _with_unit(cls, value: Any) -> int:
+        return parse_bytes(value)
+
+
+class BatcherSpec(Strict):
+    """Continuous batching: rows per step, tokens per step (prefill chunks included), share of blocks kept free."""
+
+    kind: Literal["continuous"] = "continuous"
+    max_batch: int = Field(default=16, ge=1)
+    token_budget: int = Field(default=256, ge=1)
+    watermark: float = Field(default=0.01, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _budget_holds_batch(self) -> BatcherSpec:
+        if self.token_budget < self.max_batch:
+            raise ValueError(f"token_budget ({self.token_budget}) must be at least max_batch ({self.max_batch})")
+        return self
+
+
+class Scenario(Strict):
+    """One run. ``controller``: ``kind`` and that kind's parameters. ``clock``: whose costs a simulation uses, which clock a live run keeps."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    seed: int = Field(default=0, ge=0)
+    profile: str
+    models: tuple[str, ...] = Field(min_length=1)
+    workload: WorkloadSpec
+    memory: Memory
+    batcher: BatcherSpec = BatcherSpec()
+    controller: dict[str, Any]
+    clock: Literal["cpu", "wall"] = "cpu"
+    slo: Slo | None = None
+    allow_extrapolation: bool = False
+
+    @field_validator("models")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("a model is named twice")
+        return value
+
+    @property
+    def hash(self) -> str:
+        """Digest of the canonical content: equal scenarios have equal hashes."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def controller_kind(self) -> ControllerKind:
+        """The controller's parameters. Raises InputError naming an unknown kind, field or value."""
+        return parse_controller(self.controller, f"scenario {self.name!r}")
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=False), sort_keys=False, allow_unicode=True)
+
+    def save(self, path: Path) -> None:
+        write_text(path, self.to_yaml())
+
+
+def parse_clock(name: str) -> Literal["cpu", "wall"]:
+    """A clock's name from a command line. Raises UnknownNameError."""
+    if name not in ("cpu", "wall"):
+        raise UnknownNameError("--clock", name, ("cpu", "wall"))
+    return name  # type: ignore[return-value]
+
+
+def parse_controller(section: dict[str, Any], where: str) -> ControllerKind:
+    """Build a controller's parameters from a scenario section, refusing what it does not know."""
+    fields = dict(section)
+    if "kind" not in fields:
+        raise InputError(f"{where}, field controller.kind", None, "missing field", f"Known: {', '.join(CONTROLLERS.names())}.")
+    cls = CONTROLLERS.get(fields.pop("kind"))
+    known = set(cls.__dataclass_fields__)
+    for key, value in fields.items():
+        if key not in known:
+            import difflib
+
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"Did you mean {near[0]!r}? " if near else ""
+            raise InputError(
+                f"{where}, field controller.{key}", value, "unknown field", f"{hint}Known: {', '.join(sorted(known))}."
+            )
+    try:
+        return TypeAdapter(cls).validate_python(fields)  # type: ignore[no-any-return]
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(p) for p in first["loc"])
+        raise InputError(
+            f"{where}, field controller.{path}", first.get("input"), first["msg"], "Correct the value."
+        ) from None
+
+
+def load_scenario(path: Path) -> Scenario:
+    """Read a scenario. Relative ``profile`` and ``workload.trace`` paths are taken from the file's folder."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(str(path), path.name, "no such file", "Check the path.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{line}", path.name, "not valid YAML", "Correct the syntax.") from None
+    if not isinstance(raw, dict):
+        raise InputError(str(path), type(raw).__name__, "a scenario is a mapping of fields", "See docs/formats.md.")
+    for section, key in (("", "profile"), ("workload", "trace")):
+        holder = raw.get(section) if section else raw
+        if isinstance(holder, dict) and isinstance(holder.get(key), str) and not Path(holder[key]).is_absolute():
+            holder[key] = str((path.parent / holder[key]).resolve())
+    scenario = validate(Scenario, raw, str(path))
+    scenario.controller_kind()
+    return scenario

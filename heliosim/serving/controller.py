@@ -1,0 +1,63 @@
+"""Which model, how deep, how tokens leave: the protocol, and the controllers that never change their mind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from heliosim.types import Directive, ExitBatching, ExitRule, ModelSpec, Outcome, Placement, Run, Seconds, Served, Status
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something a controller did that a reader of the run will want to see (choice, breach, evaluation)."""
+
+    kind: str
+    detail: Mapping[str, Any]
+
+
+class Controller(Protocol):
+    """Sees what a live server sees: the status, and each outcome after it happened."""
+
+    @property
+    def breaches(self) -> int:
+        """Confidence breaches now on the counter (0 for controllers that keep none)."""
+        ...
+
+    def decide(self, now: Seconds, status: Status) -> Directive: ...
+    def observe(self, now: Seconds, run: Run, outcome: Outcome, served: Sequence[Served], started: int) -> None: ...
+    def take_notes(self) -> list[Note]: ...
+
+
+@dataclass
+class FixedPlacement:
+    """One model at one depth for ever: vanilla decoding, early exit on a full model, or a fixed partial model."""
+
+    model: ModelSpec
+    exits: ExitRule
+    depth: int | None = None
+    breaches: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.depth = self.model.layers if self.depth is None else self.depth
+
+    def decide(self, now: Seconds, status: Status) -> Directive:
+        assert self.depth is not None
+        return Directive(Placement(self.model.name, self.depth), self.exits)
+
+    def observe(self, now: Seconds, run: Run, outcome: Outcome, served: Sequence[Served], started: int) -> None:
+        """Nothing to learn."""
+
+    def take_notes(self) -> list[Note]:
+        return []
+
+
+def vanilla(model: ModelSpec) -> FixedPlacement:
+    """Full model, every token walks every layer, no exit is checked."""
+    return FixedPlacement(model, ExitRule("none"))
+
+
+def early_exit(model: ModelSpec, threshold: float, batching: ExitBatching) -> FixedPlacement:
+    """Full model, tokens leave at the first confident exit (EE-LLM, LayerSkip)."""
+    return FixedPlacement(model, ExitRule("threshold", threshold, batching))

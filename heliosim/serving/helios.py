@@ -1,0 +1,327 @@
+"""The HELIOS controller: evaluate candidates live, load greedily, count breaches, deepen or switch, re-assess.
+
+After "HELIOS: Adaptive Model And Early-Exit Selection for Efficient LLM Inference Serving" (arXiv 2504.10724, section 4,
+Algorithm 1). Where the paper is silent the default is ours and every such point is a parameter; docs/assumptions.md lists
+them. The controller sees outcomes only: no true length, no future exit, no task label.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from heliosim.errors import InputError
+from heliosim.serving.controller import Controller, Note
+from heliosim.serving.kinds import Context
+from heliosim.serving.repository import Evaluation, Objective, Performance, PhtRow, Repository, scaled
+from heliosim.types import (
+    Directive,
+    ExitBatching,
+    ExitRule,
+    InFlight,
+    Outcome,
+    Placement,
+    Run,
+    Seconds,
+    Served,
+    Status,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HeliosParameters:
+    """Every default and open point of the system (P: the paper's, C: our choice).
+
+    ``threshold`` TH (C 0.8) · ``probe_requests`` live requests per candidate (P 5) · ``max_candidates`` K (P 3) ·
+    ``coverage`` q, share of profiled tokens the greedy depth must cover (C 0.70) · ``window_tokens`` (P 100) ·
+    ``max_breaches`` CBCmax (P 50) · ``window`` kind (C sliding) · ``reassess_interval`` RI in served requests (P 150) ·
+    ``probes_count`` whether evaluation requests count towards RI (C true) · ``load_step`` LD to the full model, to the next exit, or
+    by kind of exits (C auto) · ``in_flight`` requests on a change (C boundary) · ``tie_tolerance`` relative difference
+    of costs that counts as a tie, which the cheaper (smaller) model wins (C 1 %). The five ``use_*`` switches turn a mechanism off.
+    """
+
+    objective: Objective = "throughput"
+    candidates: tuple[str, ...] = ()
+    max_candidates: int = 3
+    threshold: float = 0.8
+    probe_requests: int = 5
+    coverage: float = 0.70
+    window: Literal["sliding", "tumbling", "none"] = "sliding"
+    window_tokens: int = 100
+    max_breaches: int = 50
+    reassess_interval: int = 150
+    probes_count: bool = True
+    load_step: Literal["auto", "full", "next-exit"] = "auto"
+    in_flight: InFlight = "boundary"
+    batching: ExitBatching = "wait-for-deepest"
+    tie_tolerance: float = 0.01
+    use_evaluation: bool = True
+    use_greedy_depth: bool = True
+    use_load: bool = True
+    use_switch: bool = True
+    use_reassess: bool = True
+
+    def build(self, context: Context) -> Controller:
+        """A controller over the repository's candidates, offline figures taken at this threshold."""
+        return Helios(context.repository(self.threshold), self)
+
+
+class BreachCounter:
+    """Confidence breaches (CBC) over a window of tokens: the last ``tokens`` (sliding), consecutive groups (tumbling) or all (none)."""
+
+    def __init__(self, kind: Literal["sliding", "tumbling", "none"], tokens: int) -> None:
+        self.kind, self.tokens = kind, tokens
+        self._window: deque[bool] = deque()
+        self.count = 0
+
+    def add(self, is_breach: bool) -> None:
+        if self.kind == "tumbling" and len(self._window) == self.tokens:
+            self.reset()
+        self.count += is_breach
+        if self.kind == "none":
+            return
+        self._window.append(is_breach)
+        if self.kind == "sliding" and len(self._window) > self.tokens:
+            self.count -= self._window.popleft()
+
+    def reset(self) -> None:
+        self._window.clear()
+        self.count = 0
+
+
+@dataclass
+class Helios:
+    """Controller state: the candidates, their table rows, and the directive now in force."""
+
+    repository: Repository
+    parameters: HeliosParameters = field(default_factory=HeliosParameters)
+
+    def __post_init__(self) -> None:
+        p = self.parameters
+        self.candidates = self.repository.shortlist(p.objective, p.max_candidates, p.candidates)
+        if not self.candidates:
+            raise InputError(
+                "controller.candidates",
+                list(p.candidates) or "all",
+                f"no candidate fits the memory budget of {self.repository.budget_bytes:,} B fully loaded",
+                "Raise memory.budget_bytes or name a smaller model.",
+            )
+        if p.objective == "energy" and any(
+            perf.energy_j is None for name in self.candidates for perf in self.repository.candidates[name].offline.values()
+        ):
+            raise InputError(
+                "controller.objective", "energy", "the profile has no energy figures", "Use another objective."
+            )
+        self.table: dict[str, tuple[PhtRow, PhtRow]] = {}
+        self.counter = BreachCounter(p.window, p.window_tokens)
+        self._notes: list[Note] = []
+        self._evaluating: int | None = None
+        self._evaluation = Evaluation()
+        self._probes_started = 0
+        self._served_since = 0
+        self._tokens_since = 0
+        self._note("shortlist", candidates=self.candidates, objective=p.objective)
+        if p.use_evaluation:
+            self._start_evaluation()
+        else:
+            self._fill_from_repository()
+            self._choose("choose")
+
+    # -- protocol -------------------------------------------------------------------------------------------------
+
+    @property
+    def breaches(self) -> int:
+        return self.counter.count
+
+    def decide(self, now: Seconds, status: Status) -> Directive:
+        if self._evaluating is None:
+            return self._directive
+        name = self.candidates[self._evaluating]
+        spec = self.repository.candidates[name].spec
+        return Directive(
+            placement=Placement(name, spec.layers),
+            exits=ExitRule("threshold", self.parameters.threshold, self.parameters.batching),
+            in_flight=self.parameters.in_flight,
+            admit=self.parameters.probe_requests - self._probes_started,
+            is_probe=True,
+            reason="evaluate",
+        )
+
+    def observe(self, now: Seconds, run: Run, outcome: Outcome, served: Sequence[Served], started: int) -> None:
+        self._served_since += sum(1 for s in served if self.parameters.probes_count or not s.is_probe)
+        self._tokens_since += len(outcome.tokens)
+        if self._evaluating is not None:
+            self._observe_probe(run, outcome, served, started)
+            return
+        if self._is_reassessment_due():
+            self._start_evaluation()
+            return
+        if run.placement == self._directive.placement and run.exits.kind == "greedy":
+            self._count_breaches(outcome)
+
+    def take_notes(self) -> list[Note]:
+        notes, self._notes = self._notes, []
+        return notes
+
+    # -- step 2: evaluate -----------------------------------------------------------------------------------------
+
+    def _start_evaluation(self) -> None:
+        self._evaluating = 0
+        self._served_since = 0
+        self._tokens_since = 0
+        self._begin_candidate()
+
+    def _begin_candidate(self) -> None:
+        self._evaluation = Evaluation()
+        self._probes_started = 0
+        self.counter.reset()
+
+    def _observe_probe(self, run: Run, outcome: Outcome, served: Sequence[Served], started: int) -> None:
+        if not run.is_probe:
+            return  # the placement before is still draining
+        self._probes_started += started
+        self._evaluation.add_step(outcome.seconds, outcome.tokens, outcome.energy_j)
+        for record in served:
+            if record.is_probe:
+                self._evaluation.add_served(record)
+        if self._evaluation.served < self.parameters.probe_requests:
+            return
+        assert self._evaluating is not None
+        self._fill_table(self.candidates[self._evaluating])
+        self._evaluating += 1
+        if self._evaluating < len(self.candidates):
+            self._begin_candidate()
+        else:
+            self._evaluating = None
+            self._choose("choose")
+
+    def _fill_table(self, name: str) -> None:
+        """PHT rows for M as measured and for M' scaled by the repository's offline ratio."""
+        candidate = self.repository.candidates[name]
+        live, shares = self._evaluation.performance(), self._evaluation.shares()
+        depth = candidate.greedy_depth(shares, self.parameters.coverage)
+        full = candidate.spec.layers
+        partial = scaled(live, candidate.offline[full], candidate.offline[depth])
+        self.table[name] = (self._row(name, full, live), self._row(name, depth, partial))
+        self._note(
+            "evaluated",
+            model=name,
+            requests=self._evaluation.served,
+            tokens=self._evaluation.tokens,
+            exits={str(k): v for k, v in shares.items()},
+            greedy_depth=depth,
+            throughput_tok_per_s=live.throughput_tok_per_s,
+            ttft_s=live.ttft_s,
+            perplexity=live.perplexity,
+            partial_throughput_tok_per_s=partial.throughput_tok_per_s,
+        )
+
+    def _fill_from_repository(self) -> None:
+        """Without live evaluation the table holds the offline figures."""
+        for name in self.candidates:
+            candidate = self.repository.candidates[name]
+            depth = candidate.greedy_depth(candidate.offline_exits, self.parameters.coverage)
+            full = candidate.spec.layers
+            self.table[name] = (self._row(name, full, candidate.offline[full]), self._row(name, depth, candidate.offline[depth]))
+
+    def _row(self, name: str, depth: int, performance: Performance) -> PhtRow:
+        spec = self.repository.candidates[name].spec
+        return PhtRow(Placement(name, depth), performance, depth < spec.layers, spec.weights_bytes(depth))
+
+    # -- step 3: choose -------------------------------------------------------------------------------------------
+
+    def _best(self, rows: Sequence[PhtRow]) -> PhtRow:
+        """Lowest cost; among those within the tie tolerance the one with the smallest weights."""
+        objective = self.parameters.objective
+        lowest = min(row.performance.cost(objective) for row in rows)
+        tied = [r for r in rows if r.performance.cost(objective) <= lowest * (1 + self.parameters.tie_tolerance)]
+        return min(tied, key=lambda r: (r.weights_bytes, r.placement.model))
+
+    def _choose(self, reason: str) -> None:
+        column = 1 if self.parameters.use_greedy_depth else 0
+        best = self._best([rows[column] for rows in self.table.values()])
+        self._direct(best.placement, reason)
+
+    def _direct(self, placement: Placement, reason: str) -> None:
+        spec = self.repository.candidates[placement.model].spec
+        is_partial = placement.depth < spec.layers
+        kind: Literal["greedy", "threshold"] = "greedy" if is_partial else "threshold"
+        self._directive = Directive(
+            placement=placement,
+            exits=ExitRule(kind, self.parameters.threshold, self.parameters.batching),
+            in_flight=self.parameters.in_flight,
+            reason=reason,
+        )
+        self.counter.reset()
+        self._note(reason, placement=str(placement))
+
+    # -- step 5: breach -------------------------------------------------------------------------------------------
+
+    def _count_breaches(self, outcome: Outcome) -> None:
+        p = self.parameters
+        for confidence in outcome.tokens.confidences:
+            self.counter.add(confidence < p.threshold)
+        if self.counter.count > p.max_breaches:
+            self._react()
+
+    def _react(self) -> None:
+        """Load more layers or switch to another candidate's partial model, whichever is expected to cost less."""
+        options: dict[str, tuple[Placement, float]] = {}
+        if self.parameters.use_load:
+            deeper = self._deeper()
+            options["load"] = (deeper, self._cost_of(deeper))
+        if self.parameters.use_switch:
+            others = [rows[1] for name, rows in self.table.items() if name != self._directive.placement.model]
+            if others:
+                target = min(others, key=lambda r: (self._cost_of(r.placement), r.weights_bytes)).placement
+                options["switch"] = (target, self._cost_of(target))
+        breaches = self.counter.count
+        self.counter.reset()
+        if not options:
+            self._note("breach", breaches=breaches, reaction="none")
+            return
+        reaction = min(options, key=lambda k: (options[k][1], k))
+        costs: Mapping[str, float] = {k: cost for k, (_, cost) in options.items()}
+        self._note("breach", breaches=breaches, reaction=reaction, costs=costs)
+        self._direct(options[reaction][0], reaction)
+
+    def _deeper(self) -> Placement:
+        here = self._directive.placement
+        spec = self.repository.candidates[here.model].spec
+        step = self.parameters.load_step
+        if step == "full" or (step == "auto" and spec.kind == "fixed"):
+            return Placement(here.model, spec.layers)
+        return Placement(here.model, min(e for e in (*spec.exits, spec.layers) if e > here.depth))
+
+    def _cost_of(self, placement: Placement) -> float:
+        """Objective of a placement, raised by the share that its load adds to the time left until re-assessment.
+
+        For throughput this is seconds per token plus load seconds per remaining token.
+        """
+        performance = self._performance(placement)
+        per_token_s = performance.cost("throughput")
+        left = max(1, self.parameters.reassess_interval - self._served_since)
+        tokens_per_request = self._tokens_since / max(1, self._served_since) or 1.0
+        horizon_s = left * tokens_per_request * per_token_s
+        load_s = self.repository.load_seconds(self._directive.placement, placement)
+        return performance.cost(self.parameters.objective) * (1 + load_s / horizon_s)
+
+    def _performance(self, placement: Placement) -> Performance:
+        full, partial = self.table[placement.model]
+        if placement == full.placement:
+            return full.performance
+        if placement == partial.placement:
+            return partial.performance
+        offline = self.repository.candidates[placement.model].offline
+        return scaled(full.performance, offline[full.placement.depth], offline[placement.depth])
+
+    # -- step 6: re-assess ----------------------------------------------------------------------------------------
+
+    def _is_reassessment_due(self) -> bool:
+        p = self.parameters
+        return p.use_reassess and p.use_evaluation and self._served_since >= p.reassess_interval
+
+    def _note(self, kind: str, **detail: object) -> None:
+        self._notes.append(Note(kind, detail))

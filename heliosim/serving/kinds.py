@@ -1,0 +1,76 @@
+"""Controllers as a scenario names them: a dataclass of parameters that builds the controller.
+
+A kind of your own is such a dataclass in your package, named by an entry point of the group ``heliosim.controllers``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from heliosim.errors import InputError, UnknownNameError
+from heliosim.serving.controller import Controller, FixedPlacement, early_exit, vanilla
+from heliosim.serving.repository import Repository
+from heliosim.types import ExitBatching, ExitRule, ModelSpec
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a controller may be built from: sizes of the models, and the repository's offline facts (made when asked for).
+
+    ``repository(threshold)`` gives offline performance with early exit at that threshold.
+    """
+
+    models: Mapping[str, ModelSpec]
+    repository: Callable[[float], Repository]
+
+    def model(self, name: str) -> ModelSpec:
+        if name not in self.models:
+            raise UnknownNameError("controller.model", name, self.models)
+        return self.models[name]
+
+
+class ControllerKind(Protocol):
+    """Parameters that know how to build their controller."""
+
+    def build(self, context: Context) -> Controller: ...
+
+
+@dataclass(frozen=True)
+class Vanilla:
+    """One full model, no exits."""
+
+    model: str
+
+    def build(self, context: Context) -> Controller:
+        return vanilla(context.model(self.model))
+
+
+@dataclass(frozen=True)
+class EarlyExit:
+    """One full model, tokens leave at the first exit with confidence >= ``threshold``."""
+
+    model: str
+    threshold: float = 0.8
+    batching: ExitBatching = "wait-for-deepest"
+
+    def build(self, context: Context) -> Controller:
+        return early_exit(context.model(self.model), self.threshold, self.batching)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """One model at a fixed depth, every token leaves there (HELIOS' M' without the controller)."""
+
+    model: str
+    depth: int
+    threshold: float = 0.8
+
+    def build(self, context: Context) -> Controller:
+        spec = context.model(self.model)
+        if self.depth not in spec.exits:
+            raise InputError(
+                "controller.depth", self.depth, f"{spec.name} has no exit there", f"Exits: {', '.join(map(str, spec.exits))}."
+            )
+        return FixedPlacement(spec, ExitRule("greedy", self.threshold), self.depth)

@@ -1,0 +1,92 @@
+"""One pool of device memory for weights and KV, whose books balance.
+
+The pool counts; it holds nothing. Engines allocate what the pool grants, and tests compare the two.
+"""
+
+from __future__ import annotations
+
+from heliosim.errors import MemoryBudgetError
+from heliosim.types import Bytes, RequestId
+
+
+class MemoryPool:
+    """``total_bytes`` shared by the resident weights and KV blocks; whatever the weights leave becomes blocks."""
+
+    def __init__(self, total_bytes: Bytes) -> None:
+        if total_bytes <= 0:
+            raise MemoryBudgetError("memory.budget_bytes", total_bytes, "must be positive", "Give a budget in bytes.")
+        self.total_bytes = total_bytes
+        self.weights_bytes: Bytes = 0
+        self.block_bytes: Bytes = 0
+        self._held: dict[RequestId, int] = {}
+        self.used_blocks = 0
+
+    @property
+    def total_blocks(self) -> int:
+        """KV blocks the pool can hold beside the present weights."""
+        if not self.block_bytes:
+            return 0
+        return (self.total_bytes - self.weights_bytes) // self.block_bytes
+
+    @property
+    def free_blocks(self) -> int:
+        return self.total_blocks - self.used_blocks
+
+    @property
+    def kv_used_bytes(self) -> Bytes:
+        return self.used_blocks * self.block_bytes
+
+    @property
+    def kv_total_bytes(self) -> Bytes:
+        return self.total_blocks * self.block_bytes
+
+    def can_place(self, weights: Bytes, block_bytes: Bytes) -> bool:
+        """Whether these weights and at least one block fit, beside the blocks in use."""
+        return weights + block_bytes * max(1, self.used_blocks) <= self.total_bytes
+
+    def place(self, weights: Bytes, block_bytes: Bytes) -> None:
+        """Replace the resident weights and the size of a block. Blocks in use stay in use at the new size.
+
+        Raises MemoryBudgetError if the weights, one block and the blocks in use do not fit.
+        """
+        if not self.can_place(weights, block_bytes):
+            need = weights + block_bytes * max(1, self.used_blocks)
+            raise MemoryBudgetError(
+                "memory.budget_bytes",
+                self.total_bytes,
+                f"too small: weights need {weights:,} B and {max(1, self.used_blocks)} KV block(s) {need - weights:,} B",
+                f"Give at least {need:,} B, a smaller model or fewer layers.",
+            )
+        self.weights_bytes, self.block_bytes = weights, block_bytes
+
+    def clear(self) -> None:
+        """Give up the weights (a server that stops). Every request must have been released."""
+        assert not self._held, f"requests still hold KV: {sorted(self._held)[:5]}"
+        self.weights_bytes = 0
+
+    def holds(self, request: RequestId) -> int:
+        """Blocks a request holds."""
+        return self._held.get(request, 0)
+
+    def take(self, request: RequestId, blocks: int) -> bool:
+        """Let ``request`` hold ``blocks`` blocks in all (it never shrinks). False, and nothing changed, if they do not fit."""
+        more = blocks - self._held.get(request, 0)
+        if more <= 0:
+            return True
+        if more > self.free_blocks:
+            return False
+        self._held[request] = blocks
+        self.used_blocks += more
+        return True
+
+    def release(self, request: RequestId) -> None:
+        """Give back every block of a request; nothing if it holds none."""
+        self.used_blocks -= self._held.pop(request, 0)
+
+    def check(self) -> None:
+        """Raise AssertionError if the books do not balance."""
+        assert self.used_blocks == sum(self._held.values()), (self.used_blocks, self._held)
+        assert self.used_blocks >= 0
+        assert self.weights_bytes + self.kv_used_bytes <= self.total_bytes, (
+            f"{self.weights_bytes} + {self.kv_used_bytes} > {self.total_bytes}"
+        )

@@ -1,0 +1,182 @@
+"""The controller's six steps on a stub engine with hand-made confidences."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from heliosim.drive import Finished
+from heliosim.errors import InputError
+from heliosim.recorder import TableRecorder
+from heliosim.serving.helios import BreachCounter, Helios, HeliosParameters
+from heliosim.serving.repository import Candidate, Performance, Repository
+from heliosim.simulate import simulate_server
+from heliosim.types import Load, Placement, Run
+from heliosim.workload import OpenLoop
+from tests.helpers import StubEngine, arrival, server, spec
+
+SMALL = spec("small", 6, (2, 4, 6))
+LARGE = spec("large", 12, (4, 8, 12))
+
+
+def performance(throughput: float) -> Performance:
+    return Performance(throughput, ttft_s=1 / throughput, perplexity=2.0)
+
+
+def repository(budget: int = 100_000, load_s: float = 0.0) -> Repository:
+    small = Candidate(SMALL, {2: performance(300), 4: performance(200), 6: performance(100)}, {2: 0.8, 4: 0.1, 6: 0.1})
+    large = Candidate(LARGE, {4: performance(150), 8: performance(90), 12: performance(60)}, {4: 0.75, 8: 0.05, 12: 0.2})
+    return Repository({"small": small, "large": large}, budget, lambda old, new: load_s)
+
+
+def run(
+    parameters: HeliosParameters,
+    confident: float = 0.95,
+    requests: int = 60,
+    repo: Repository | None = None,
+) -> tuple[Helios, StubEngine, TableRecorder, Finished]:
+    """A run in which every token of the full model leaves at the first exit and partial tokens have ``confident``."""
+    controller = Helios(repo or repository(), parameters)
+
+    def exit_of(request: int, position: int, step: Run) -> tuple[int, float]:
+        first = SMALL.exits[0] if step.placement.model == "small" else LARGE.exits[0]
+        return (first, 0.9) if step.exits.kind == "threshold" else (step.placement.depth, confident)
+
+    engine = StubEngine(seconds=lambda r: 0.001 * r.placement.depth, exit_of=exit_of)
+    recorder = TableRecorder()
+    srv = server(controller, SMALL, LARGE, recorder=recorder)
+    done = simulate_server(srv, engine, OpenLoop([arrival(k, at=0.02 * k) for k in range(requests)]))
+    return controller, engine, recorder, done
+
+
+def placements(engine: StubEngine) -> list[str]:
+    return [str(a.placement) for a in engine.actions if isinstance(a, Load)]
+
+
+def reasons(engine: StubEngine) -> list[str]:
+    return [a.reason for a in engine.actions if isinstance(a, Load)]
+
+
+def test_evaluates_each_candidate_fully_loaded_then_loads_the_best_partial() -> None:
+    controller, engine, _, _ = run(HeliosParameters(reassess_interval=1000))
+    assert placements(engine) == ["small@6", "large@12", "small@2"]
+    assert reasons(engine) == ["evaluate", "evaluate", "choose"]
+    probes = {r for a in engine.actions if isinstance(a, Run) and a.is_probe for r in a.batch.requests}
+    assert len(probes) == 10, "five live requests per candidate, their outputs kept"
+    assert controller.table["small"][1].placement == Placement("small", 2)
+    assert controller.table["large"][1].placement == Placement("large", 4)
+
+
+def test_partial_models_use_the_greedy_rule_and_full_models_the_threshold() -> None:
+    _, engine, _, _ = run(HeliosParameters(reassess_interval=1000))
+    for action in engine.actions:
+        if isinstance(action, Run):
+            depth = action.placement.depth
+            is_full = depth == {"small": 6, "large": 12}[action.placement.model]
+            assert action.exits.kind == ("threshold" if is_full else "greedy")
+
+
+def test_reassesses_after_the_interval_with_the_same_candidates() -> None:
+    _, engine, _, _ = run(HeliosParameters(reassess_interval=20), requests=70)
+    chosen = reasons(engine).count("choose")
+    assert chosen >= 3
+    assert reasons(engine).count("evaluate") in (2 * chosen, 2 * chosen + 1, 2 * chosen + 2)
+    _, engine, _, _ = run(HeliosParameters(reassess_interval=20, use_reassess=False), requests=70)
+    assert reasons(engine).count("choose") == 1
+
+
+def test_breaches_switch_or_load_by_cost() -> None:
+    base = HeliosParameters(reassess_interval=1000)
+    _, engine, _, _ = run(base, confident=0.3)
+    reaction = reasons(engine)[3]
+    assert reaction in ("load", "switch")
+    _, engine, _, _ = run(replace(base, use_switch=False), confident=0.3)
+    assert reasons(engine)[3] == "load"
+    assert placements(engine)[3] == "small@6", "fixed exits: load to the full model"
+    _, engine, _, _ = run(replace(base, use_load=False), confident=0.3)
+    assert reasons(engine)[3] == "switch"
+    assert placements(engine)[3] == "large@4"
+    _, engine, _, _ = run(replace(base, use_load=False, use_switch=False), confident=0.3)
+    assert len(reasons(engine)) == 3
+
+
+def test_loading_can_go_exit_by_exit() -> None:
+    _, engine, _, _ = run(HeliosParameters(reassess_interval=1000, use_switch=False, load_step="next-exit"), confident=0.3)
+    assert placements(engine)[2:] == ["small@2", "small@4", "small@6"]
+
+
+def test_an_expensive_load_makes_the_other_reaction_win() -> None:
+    """With free loads the faster placement wins; a cost on every change leaves the order, a cost on one reverses it."""
+    free = repository()
+    costly = Repository(free.candidates, free.budget_bytes, lambda old, new: 1e6 if new.model == "large" else 0.0)
+    _, engine, _, _ = run(HeliosParameters(reassess_interval=1000), confident=0.3, repo=costly)
+    assert reasons(engine)[3] == "load"
+    costly = Repository(free.candidates, free.budget_bytes, lambda old, new: 1e6 if new.model == "small" else 0.0)
+    _, engine, _, _ = run(HeliosParameters(reassess_interval=1000), confident=0.3, repo=costly)
+    assert reasons(engine)[3] == "switch"
+
+
+def test_no_breach_is_counted_on_confident_tokens_or_full_models() -> None:
+    controller, engine, _, _ = run(HeliosParameters(reassess_interval=1000), confident=0.81)
+    assert controller.breaches == 0
+    assert len(reasons(engine)) == 3
+
+
+def test_switching_evaluation_off_trusts_the_repository() -> None:
+    _, engine, _, _ = run(HeliosParameters(use_evaluation=False))
+    assert placements(engine) == ["small@2"]
+    assert not any(a.is_probe for a in engine.actions if isinstance(a, Run))
+
+
+def test_switching_greedy_depth_off_serves_the_full_model() -> None:
+    _, engine, _, _ = run(HeliosParameters(use_greedy_depth=False, reassess_interval=1000))
+    assert placements(engine)[2:] == ["small@6"] or placements(engine)[1:] == ["large@12", "small@6"]
+
+
+def test_one_candidate_at_full_coverage_is_the_early_exit_baseline_after_its_probe() -> None:
+    _, engine, _, _ = run(HeliosParameters(candidates=("small",), coverage=1.0, use_evaluation=False, use_reassess=False))
+    kinds = {a.exits.kind for a in engine.actions if isinstance(a, Run)}
+    assert kinds == {"greedy"} or placements(engine) == ["small@6"]
+
+
+def test_ties_go_to_the_smaller_model() -> None:
+    same = {d: performance(100) for d in (2, 4, 6)}
+    small = Candidate(SMALL, same, {2: 1.0})
+    large = Candidate(LARGE, {d: performance(100.5) for d in (4, 8, 12)}, {4: 1.0})
+    repo = Repository({"small": small, "large": large}, 100_000, lambda old, new: 0.0)
+    _, engine, _, _ = run(HeliosParameters(use_evaluation=False), repo=repo)
+    assert placements(engine) == ["small@2"]
+    _, engine, _, _ = run(HeliosParameters(use_evaluation=False, tie_tolerance=0.0), repo=repo)
+    assert placements(engine) == ["large@4"]
+
+
+def test_candidates_that_do_not_fit_are_left_out_and_none_is_an_error() -> None:
+    controller = Helios(repository(budget=8_000), HeliosParameters())
+    assert controller.candidates == ["small"]
+    with pytest.raises(InputError, match="no candidate fits"):
+        Helios(repository(budget=3_000), HeliosParameters())
+
+
+def test_energy_needs_energy_figures() -> None:
+    with pytest.raises(InputError, match="no energy figures"):
+        Helios(repository(), HeliosParameters(objective="energy"))
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("sliding", 2), ("tumbling", 1), ("none", 4)])
+def test_breach_windows(kind: str, expected: int) -> None:
+    counter = BreachCounter(kind, 4)  # type: ignore[arg-type]
+    for is_breach in (True, True, True, False, False, True):
+        counter.add(is_breach)
+    assert counter.count == expected
+    counter.reset()
+    assert counter.count == 0
+
+
+@pytest.mark.parametrize("in_flight", ["boundary", "reprefill", "extend"])
+def test_every_request_ends_whatever_happens_to_those_in_flight(in_flight: str) -> None:
+    parameters = HeliosParameters(reassess_interval=25, in_flight=in_flight, use_switch=False, load_step="next-exit")  # type: ignore[arg-type]
+    _, engine, recorder, _ = run(parameters, confident=0.3, requests=80)
+    assert sum(engine.generated.values()) == 80 * 8
+    kept = [a.kept for a in engine.actions if isinstance(a, Load) and a.kept]
+    assert bool(kept) == (in_flight == "extend")

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+
+from heliosim.errors import MemoryBudgetError
+from heliosim.serving.memory import MemoryPool
+
+
+def test_weights_leave_blocks() -> None:
+    pool = MemoryPool(1000)
+    pool.place(400, 100)
+    assert (pool.total_blocks, pool.free_blocks) == (6, 6)
+    assert pool.take(1, 4)
+    assert not pool.take(2, 3)
+    assert pool.take(1, 6)
+    assert pool.free_blocks == 0
+    assert pool.take(1, 2), "a request never shrinks"
+    assert pool.holds(1) == 6
+    pool.release(1)
+    pool.release(1)
+    pool.check()
+    assert pool.kv_used_bytes == 0
+
+
+def test_fewer_weights_mean_more_blocks() -> None:
+    pool = MemoryPool(1000)
+    pool.place(800, 50)
+    before = pool.total_blocks
+    pool.place(200, 20)
+    assert (before, pool.total_blocks) == (4, 40)
+
+
+def test_place_refuses_what_does_not_fit_beside_blocks_in_use() -> None:
+    pool = MemoryPool(1000)
+    pool.place(200, 100)
+    assert pool.take(7, 8)
+    assert not pool.can_place(300, 100)
+    with pytest.raises(MemoryBudgetError, match=r"memory.budget_bytes.*too small.*Give at least 1,100 B"):
+        pool.place(300, 100)
+    assert pool.weights_bytes == 200
+
+
+def test_budget_must_be_positive() -> None:
+    with pytest.raises(MemoryBudgetError, match="positive"):
+        MemoryPool(0)
+
+
+def test_check_finds_a_wrong_book() -> None:
+    pool = MemoryPool(1000)
+    pool.place(200, 100)
+    pool.take(1, 2)
+    pool.used_blocks = 1
+    with pytest.raises(AssertionError):
+        pool.check()
