@@ -91,6 +91,8 @@ def table_of(
 ) -> Columns:
     """One row per generated token: identity, then for every ``model@exit`` confidence, margin, entropy (nats), log probability of the emitted
     token, top-1 id, and whether that is the last layer's top-1."""
+    from heliosim.engines.models.score import score
+
     columns: Columns = {
         k: [] for k in ("sequence", "task", "source", "prompt_tokens", "position", "end", "token_id")
     }
@@ -106,21 +108,21 @@ def table_of(
         columns["token_id"] += list(output)
     texts = [[*p.ids, *o] for p, o in zip(prompts, outputs, strict=True)]
     for spec in specs.values():
-        scored = engine.score(spec.name, texts, spec.exits)
-        for prompt, output, by_exit in zip(prompts, outputs, scored, strict=True):
+        scored = score(engine.hosts[spec.name], texts, spec.exits, engine.device)
+        for prompt, output, seen in zip(prompts, outputs, scored, strict=True):
             window = slice(len(prompt.ids) - 1, len(prompt.ids) - 1 + len(output))
-            final = by_exit[spec.layers].top1[window]
-            for exit_layer in spec.exits:
-                seen, key = by_exit[exit_layer], f"{spec.name}@{exit_layer}"
+            final = seen.ids[-1, window]
+            for i, exit_layer in enumerate(spec.exits):
+                key = f"{spec.name}@{exit_layer}"
                 for name, values in (
-                    ("confidence", seen.max_prob),
-                    ("margin", seen.margin),
-                    ("entropy", seen.entropy),
-                    ("logprob", seen.logprob),
-                    ("top1", seen.top1),
+                    ("confidence", seen.max_probs),
+                    ("margin", seen.margins),
+                    ("entropy", seen.entropies),
+                    ("logprob", seen.logprobs),
+                    ("top1", seen.ids),
                 ):
-                    columns.setdefault(f"{name}:{key}", []).extend(values[window].tolist())
-                columns.setdefault(f"agrees:{key}", []).extend((seen.top1[window] == final).tolist())
+                    columns.setdefault(f"{name}:{key}", []).extend(values[i, window].tolist())
+                columns.setdefault(f"agrees:{key}", []).extend((seen.ids[i, window] == final).tolist())
     return columns
 
 
@@ -146,7 +148,7 @@ def write_table(columns: Columns, path: Path) -> None:
     pq.write_table(table, path, compression="zstd")
 
 
-def prompts_from_tasks(tasks: Sequence[str], each: int, split: str, seed: int, encode: Callable[[str], list[int]], longest: int) -> list[Prompt]:
+def prompts_from_tasks(tasks: Sequence[str], each: int, split: str, seed: int, encode: Callable[[str], Sequence[int]], longest: int) -> list[Prompt]:
     """``each`` prompts of every built-in task; ones longer than ``longest`` tokens are passed over."""
     from heliosim.tasks import documents
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from heliosim.errors import InputError
-from heliosim.formats.checkpoint import CheckpointInfo, checkpoint_path, inspect_checkpoint
+from heliosim.formats.checkpoint import SHIPPED, CheckpointInfo, checkpoint_path, inspect_checkpoint
 from heliosim.formats.files import new_folder, sha256_of
 from heliosim.formats.profile import (
     BehaviourFacts,
@@ -26,7 +26,7 @@ from heliosim.formats.profile import (
 from heliosim.premises import measure_premises
 from heliosim.types import ModelSpec, blocks_for
 
-from .behaviour import observe, prompts_from_tasks, sources_of, write_table
+from .behaviour import Prompt, observe, prompts_from_tasks, sources_of, write_table
 from .device import device_facts, resolve_device, version_facts
 from .energy import energy_facts, find_meter, idle_watts
 from .fit import fit_loads, fit_steps
@@ -67,7 +67,7 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
     from heliosim.engines.torch import TorchEngine
 
     with new_folder(request.out, overwrite=request.overwrite) as folder:
-        infos = {Path(m).name if "/" in m else m: inspect_checkpoint(checkpoint_path(m), request.dtype) for m in request.models}
+        infos = {i.spec.name: i for i in (inspect_checkpoint(checkpoint_path(m), request.dtype) for m in request.models)}
         specs = {name: info.spec for name, info in infos.items()}
         _require_shared_vocabulary(specs)
         device = resolve_device(request.device)
@@ -76,8 +76,7 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
         )
         clocks: tuple[ClockName, ...] = ("wall",) if device.startswith("cuda") else ("cpu", "wall")
         max_context = min(request.max_context, *(s.max_context for s in specs.values()))
-        tokenizer = _tokenizer(infos)
-        prompts = _prompts(request, tokenizer, max_context - request.tokens_per_text)
+        prompts = _prompts(request, infos, max_context - request.tokens_per_text)
         text = [token for p in prompts for token in p.ids]
 
         meter, reason = find_meter(device)
@@ -105,7 +104,7 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
         _write_steps(steps, folder / "steps.parquet")
         progress("fit", 0.98)
         models = {
-            name: _facts(info, specs[name], steps, loads, batches[name], clocks) for name, info in infos.items()
+            name: _facts(name, info, specs[name], steps, loads, batches[name], clocks) for name, info in infos.items()
         }
         facts = ProfileFile(
             schema_version=1,
@@ -134,24 +133,18 @@ def _require_shared_vocabulary(specs: Mapping[str, ModelSpec]) -> None:
             )
 
 
-def _tokenizer(infos: Mapping[str, CheckpointInfo]) -> Any:
-    from tokenizers import Tokenizer
-
-    info = next(iter(infos.values()))
-    path = info.folder / "tokenizer.json"
-    if not path.exists():
-        raise InputError(str(path), path.name, "the checkpoint has no fast tokenizer", "Add its tokenizer.json.")
-    return Tokenizer.from_file(str(path))
-
-
-def _prompts(request: Request, tokenizer: Any, longest: int) -> list[Any]:
+def _prompts(request: Request, infos: Mapping[str, CheckpointInfo], longest: int) -> list[Prompt]:
+    """Held-out prompts of the built-in tasks in the checkpoints' own vocabulary."""
+    from heliosim.synth import load_tokenizer
     from heliosim.tasks import FAMILIES
 
-    def encode(text: str) -> list[int]:
-        return list(tokenizer.encode(text).ids)
-
+    folder = next(iter(infos.values())).folder
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise InputError(str(path), path.name, "the checkpoint has no fast tokenizer", "Add its tokenizer.json.")
+    tokenize = load_tokenizer(path)
     tasks = request.tasks or FAMILIES
-    return prompts_from_tasks(tasks, request.prompts_per_task, "calibration", request.seed, encode, longest)
+    return prompts_from_tasks(tasks, request.prompts_per_task, "calibration", request.seed, tokenize, longest)
 
 
 def _measure_steps(
@@ -222,6 +215,7 @@ def _write_steps(samples: Sequence[StepSample], path: Path) -> None:
 
 
 def _facts(
+    name: str,
     info: CheckpointInfo,
     spec: ModelSpec,
     steps: Sequence[StepSample],
@@ -235,7 +229,7 @@ def _facts(
     load_fits: dict[ClockName, LoadFit] = {c: fit_loads(my_loads, c) for c in clocks}
     return ModelFacts(
         architecture=info.architecture,
-        checkpoint=info.folder.name,
+        checkpoint=name if name in SHIPPED else str(info.folder.resolve()),
         weights_sha256=info.weights_sha256(),
         dtype=info.dtype,
         layers=spec.layers,
@@ -254,7 +248,7 @@ def _facts(
     )
 
 
-def _behaviour_facts(request: Request, prompts: Sequence[Any], specs: Mapping[str, ModelSpec], rows: int) -> BehaviourFacts:
+def _behaviour_facts(request: Request, prompts: Sequence[Prompt], specs: Mapping[str, ModelSpec], rows: int) -> BehaviourFacts:
     tasks: dict[str, int] = {}
     for prompt in prompts:
         tasks[prompt.task] = tasks.get(prompt.task, 0) + 1

@@ -62,7 +62,7 @@ def arrivals_of(point: Point, text: Sequence[int]) -> list[Arrival]:
 def measure_steps(
     engine: object, spec: ModelSpec, points: Sequence[Point], text: Sequence[int], pool_bytes: int
 ) -> Iterator[list[StepSample]]:
-    """Run every point through the live loop; yields the samples of each. The first two steps of a point are dropped as warm-up."""
+    """Run every point through the live loop; yields the samples of each."""
     for point in points:
         controller = FixedPlacement(spec, point.mode.exits, point.mode.depth)
         batcher = ContinuousBatcher(point.rows, point.token_budget)
@@ -76,7 +76,7 @@ def measure_steps(
             on_progress=lambda _now, walls=walls: walls.append(time.perf_counter()),  # type: ignore[misc]
         )
         samples = []
-        for k in range(3, len(done.log)):
+        for k in range(1, len(done.log)):
             action, outcome = done.log[k]
             if isinstance(action, Run):
                 clocks = {"cpu": outcome.seconds, "wall": walls[k] - walls[k - 1]}

@@ -10,6 +10,10 @@ from heliosim.streams import stream
 from heliosim.types import ExitRule, ModelSpec
 
 
+LONGEST_OUTPUT = 48
+"""Tokens a measured request generates at most."""
+
+
 @dataclass(frozen=True, slots=True)
 class Mode:
     """A depth and an exit rule: one way in which a server may run a model."""
@@ -45,16 +49,25 @@ def modes_of(spec: ModelSpec, threshold: float) -> list[Mode]:
 def points(
     spec: ModelSpec, threshold: float, max_rows: int, token_budget: int, max_context: int, rounds: int, seed: int
 ) -> Iterator[Point]:
-    """Every mode at every batch size, ``rounds`` times with fresh lengths, in shuffled order so that drift hits all alike."""
+    """Every mode at every batch size, ``rounds`` times with fresh lengths, in shuffled order so that drift hits all alike.
+
+    Prompt lengths, chunk sizes and arrivals vary from point to point; one point of each mode holds the largest batch, the longest
+    prompts and the full token budget, so that the calibrated range is the one asked for.
+    """
     sizes = sorted({min(b, max_rows) for b in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, max_rows)})
-    todo = [(mode, rows, r) for r in range(rounds) for mode in modes_of(spec, threshold) for rows in sizes]
+    modes = modes_of(spec, threshold)
+    todo = [(mode, rows, r) for r in range(rounds) for mode in modes for rows in (*sizes, None)]
     order = stream(seed, "calibrate", spec.name, "order").permutation(len(todo))
     for k in order:
         mode, rows, r = todo[int(k)]
-        rng = stream(seed, "calibrate", spec.name, mode.name, rows, r)
+        rng = stream(seed, "calibrate", spec.name, mode.name, rows or "largest", r)
+        if rows is None:
+            prompts = (max_context - LONGEST_OUTPUT,) * min(max_rows, 6)
+            yield Point(mode, max_rows, max(max_rows, token_budget), prompts, (LONGEST_OUTPUT,) * len(prompts), True)
+            continue
         count = rows + max(2, rows // 2)
-        longest_prompt = max(8, min(max_context - 64, int(max_context * (0.25, 0.5, 0.75)[r % 3])))
+        longest_prompt = max(8, int(max_context * rng.choice((0.25, 0.5, 0.75))))
         prompts = tuple(int(n) for n in rng.integers(8, longest_prompt + 1, count))
-        outputs = tuple(int(rng.integers(8, max(9, min(56, max_context - p)))) for p in prompts)
-        budget = max(rows, (token_budget, token_budget // 2, token_budget // 4)[r % 3])
-        yield Point(mode, rows, budget, prompts, outputs, arrives_at_once=r % 2 == 0)
+        outputs = tuple(int(rng.integers(8, max(9, min(LONGEST_OUTPUT, max_context - p)))) for p in prompts)
+        budget = max(rows, token_budget // int(rng.choice((1, 2, 4))))
+        yield Point(mode, rows, budget, prompts, outputs, bool(rng.integers(2)))

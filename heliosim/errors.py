@@ -17,11 +17,14 @@ class InputError(HelioSimError):
     """
 
     def __init__(self, where: str, value: object, problem: str, remedy: str) -> None:
+        super().__init__(where, value, problem, remedy)  # args as the constructor takes them: SimPy makes a new one from them
         self.where, self.value, self.problem, self.remedy = where, value, problem, remedy
-        shown = repr(value)
+
+    def __str__(self) -> str:
+        shown = repr(self.value)
         if len(shown) > 120:
             shown = shown[:117] + "..."
-        super().__init__(f"{where}: {problem} (value: {shown}). {remedy}")
+        return f"{self.where}: {self.problem} (value: {shown}). {self.remedy}"
 
 
 class UnknownNameError(InputError):
@@ -32,6 +35,7 @@ class UnknownNameError(InputError):
         near = difflib.get_close_matches(str(name), self.known, n=1, cutoff=0.5)
         hint = f"Did you mean {near[0]!r}? " if near else ""
         super().__init__(where, name, "unknown name", f"{hint}Known: {', '.join(self.known)}.")
+        self.args = (where, name, tuple(self.known))
 
 
 class OutOfRangeError(InputError):

@@ -2,8 +2,8 @@
 
 Keys follow the JSON of ``vllm bench serve`` where it has one. Definitions:
 
-- *Which requests*: those that arrived at or after ``after_s`` (warm-up is a filter; nothing is erased); tokens
-  are theirs. *offered* counts them all, *completed* those that finished, *refused* the rest.
+- *Which requests*: those that arrived at or after ``after_s`` (warm-up is a filter; nothing is erased);
+  tokens are theirs. *offered* counts them all, *completed* those that finished, *refused* the rest.
 - *duration* (s): first arrival to last finish of those requests. Rates are counts over this duration.
   Steps count for the part that lies inside it, unless stated otherwise.
 - *TTFT* (ms): arrival to first token. *E2E* (``e2el``, ms): arrival to last token. *Queue* (ms): arrival to
@@ -69,13 +69,13 @@ class Summary:
     Time-averaged and peak bytes use each step's state as it left it, held until the next step starts.
     ``mean_batch_size``: rows per step, over steps that ran a batch. ``layers_per_token``: layers the token's
     step executed, mean over tokens; ``mean_exit_layer``: where the token left. ``exit_mix``: share of all
-    tokens by model and exit layer. ``low_confidence_share``: share of tokens whose confidence at their exit is
-    below the threshold TH (under a threshold rule such a token left at the deepest resident layer: a breach).
-    ``transitions``: changes of placement after the first load, evaluations included; ``transition_sequence``
-    lists the first load too. ``load_s``: seconds steps waited for loads, the first load excluded, which is
-    ``initial_load_s``. ``agreement``: share of tokens equal to what the full model would have emitted there,
-    over tokens where that is known. ``energy_j``: joules of all steps; None is "unavailable".
-    ``utilisation``: share of the duration in which a step or a load was going on.
+    tokens by model and exit layer. ``low_confidence_share``: share of tokens whose confidence at their exit
+    is below the threshold TH (under a threshold rule such a token left at the deepest resident layer: a
+    breach). ``transitions``: changes of placement after the first load, evaluations included;
+    ``transition_sequence`` lists the first load too. ``load_s``: seconds steps waited for loads, the first
+    load excluded, which is ``initial_load_s``. ``agreement``: share of tokens equal to what the full model
+    would have emitted there, over tokens where that is known. ``energy_j``: joules of all steps; None is
+    "unavailable". ``utilisation``: share of the duration in which a step or a load was going on.
     """
 
     offered: int
@@ -183,9 +183,9 @@ def significant(value: float, digits: int = 3) -> str:
 
 def _specs() -> dict[str, MetricSpec]:
     known = [
-        MetricSpec("output_throughput", "Output throughput", "tok/s", better="higher"),
-        MetricSpec("request_throughput", "Request throughput", "req/s", better="higher"),
-        MetricSpec("request_goodput", "Goodput", "req/s", better="higher"),
+        MetricSpec("output_throughput", "Output throughput", "tok/s", better="higher", digits=4),
+        MetricSpec("request_throughput", "Request throughput", "req/s", better="higher", digits=4),
+        MetricSpec("request_goodput", "Goodput", "req/s", better="higher", digits=4),
         MetricSpec("slo_attainment", "SLO attainment", "%", 100, "higher"),
         MetricSpec("token_weighted_tpot_ms", "TPOT, token-weighted", "ms", better="lower"),
         MetricSpec("mean_batch_size", "Batch size, mean", "rows"),
@@ -237,7 +237,8 @@ def metric_spec(name: str) -> MetricSpec:
     return METRICS.get(name) or MetricSpec(name, name.replace("_", " ").capitalize(), "")
 
 
-# -- summary --------------------------------------------------------------------------------------------------
+# -- summary
+# --------------------------------------------------------------------------------------------------
 
 
 def summarise(
@@ -245,8 +246,8 @@ def summarise(
 ) -> Summary:
     """Every metric of a run. ``after_s``: leave out requests that arrived earlier, seconds.
 
-    ``slo``: limits for goodput and attainment (both None without one). ``threshold``: confidence below which a
-    token counts as low, by default the run's own.
+    ``slo``: limits for goodput and attainment (both None without one). ``threshold``: confidence below which
+    a token counts as low, by default the run's own.
     """
     requests, steps, tokens = _Requests(results.requests, after_s), results.steps, results.tokens
     kept = np.isin(_column(tokens, "request_id", np.int64), requests.ids)
@@ -348,8 +349,8 @@ def _slo(r: _Requests, slo: Slo | None) -> dict[str, Any]:
     return {"request_goodput": good / duration if duration else None, "slo_attainment": good / len(r.ids)}
 
 
-def _latencies(r: _Requests, itl_ms: Floats) -> dict[str, float | None]:
-    found: dict[str, float | None] = {}
+def _latencies(r: _Requests, itl_ms: Floats) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     families = {"ttft": r.ttft_ms, "tpot": r.tpot_ms, "itl": itl_ms, "e2el": r.e2el_ms, "queue": r.queue_ms}
     for name, values in families.items():
         found[f"mean_{name}_ms"] = _mean(values)
@@ -473,7 +474,8 @@ def _percentile(values: Floats, share: float) -> float | None:
     return float(np.percentile(values, share)) if len(values) else None
 
 
-# -- simulated beside measured -----------------------------------------------------------------------------------
+# -- simulated beside measured
+# -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -481,7 +483,8 @@ class ComparisonRow:
     """One metric, simulated and measured. None: no data.
 
     ``relative_error``: (simulated - measured mean) / measured mean, signed; None if that mean is 0 and the
-    simulation is not. ``is_inside_spread``: the simulated value lies between the least and the greatest repeat.
+    simulation is not. ``is_inside_spread``: the simulated value lies between the least and the greatest
+    repeat.
     """
 
     metric: str
@@ -512,7 +515,8 @@ def _compare(name: str, simulated: Summary | None, measured: Sequence[Summary]) 
     mean = math.fsum(seen) / len(seen)
     error = inside = None
     if guess is not None:
-        inside = min(seen) <= guess <= max(seen)
+        slack = 1e-9 * max(abs(v) for v in seen)  # sums in another order
+        inside = min(seen) - slack <= guess <= max(seen) + slack
         error = (guess - mean) / abs(mean) if mean else 0.0 if guess == 0 else None
     return ComparisonRow(name, guess, mean, min(seen), max(seen), len(seen), error, inside)
 

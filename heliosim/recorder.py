@@ -1,8 +1,8 @@
 """What a server tells about a run while it happens: steps, tokens, served requests, and events.
 
-A recorder only listens: it never decides, and it may be left out (``NullRecorder``). ``TableRecorder`` appends to lists while the
-run lasts and makes tables afterwards, so a live run pays a few list operations per step. It does not know what a request was
-about; the task is joined in when the tables are made.
+A recorder only listens: it never decides, and it may be left out (``NullRecorder``). ``TableRecorder``
+appends to lists while the run lasts and makes tables afterwards, so a live run pays a few list operations per
+step. It does not know what a request was about; the task is joined in when the tables are made.
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ class Tables:
 class TableRecorder:
     """Keeps everything in memory, in the order it was told.
 
-    ``tokens`` of a step belong to the step recorded next: a server reports the tokens first. A step of kind ``load`` also becomes an
-    event ``transition`` at the load's start, with the placements before and after it, the reason, and the seconds it took.
+    ``tokens`` of a step belong to the step recorded next: a server reports the tokens first. A step of kind
+    ``load`` also becomes an event ``transition`` at the load's start, with the placements before and after
+    it, the reason, and the seconds it took.
     """
 
     def __init__(self) -> None:
@@ -60,7 +61,8 @@ class TableRecorder:
         self._served: list[Served] = []
         self._events: list[tuple[Seconds, str, str]] = []
         self._placement: Placement | None = None
-        # One entry per step that emitted: tokens, time, step, model, depth, is_probe. The columns below have one per token.
+        # One entry per step that emitted: tokens, time, step, model, depth, is_probe. The columns below have
+        # one per token.
         self._emitting: list[tuple[int, Seconds, int, str, int, bool]] = []
         self._request: list[RequestId] = []
         self._exit_layer: list[int] = []
@@ -173,7 +175,9 @@ class TableRecorder:
 
 @dataclass(frozen=True)
 class Schemas:
-    """Column names and types of the four tables. Times and durations are seconds, sizes bytes, ``logprob`` natural logs."""
+    """Column names and types of the four tables. Times and durations are seconds, sizes bytes, ``logprob``
+    natural logs.
+    """
 
     requests: pa.Schema
     steps: pa.Schema
@@ -244,13 +248,17 @@ def _table(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
 
 
 def _plain(value: Any) -> Any:
-    """A value JSON can hold: numbers without a finite value become their name, tuples lists, anything else its text."""
+    """A value JSON can hold: numbers without a finite value become their name, tuples lists, anything else
+    its text.
+    """
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else str(value)
+    if hasattr(value, "item"):
+        return _plain(value.item())  # a numpy scalar
     if value is None or isinstance(value, (bool, int, str)):
         return value
     return str(value)

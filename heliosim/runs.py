@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,10 @@ from heliosim.engines.sim import SimEngine
 from heliosim.errors import InputError
 from heliosim.formats.profile import ClockName, Profile, load_profile
 from heliosim.formats.results import RunClock, RunInfo, RunResults, save_run
-from heliosim.recorder import TableRecorder
+from heliosim.recorder import NullRecorder, TableRecorder
 from heliosim.scenario import Scenario
-from heliosim.types import Arrival
-from heliosim.workload import build, build_arrivals
+from heliosim.types import Arrival, Content, Request
+from heliosim.workload import OpenLoop, build, contents
 
 if TYPE_CHECKING:
     from heliosim.engines.torch import TorchEngine
@@ -80,7 +80,7 @@ def make_engine(scenario: Scenario, profile: Profile, *, device: str = "auto", t
     folders = {}
     for name in scenario.models:
         facts = profile.model(name)
-        folder = checkpoint_path(name if not Path(facts.checkpoint).is_absolute() else facts.checkpoint)
+        folder = checkpoint_path(facts.checkpoint)
         info = inspect_checkpoint(folder, facts.dtype)
         if info.weights_sha256() != facts.weights_sha256:
             raise InputError(
@@ -104,13 +104,19 @@ def run_live(
     *,
     device: str = "auto",
     engine: TorchEngine | None = None,
+    score_agreement: bool = True,
     on_progress: OnProgress | None = None,
 ) -> LiveRun:
-    """Execute a scenario on the real engine, then score agreement of every token with its model's last layer (not timed)."""
+    """Execute a scenario on the real engine, then score agreement of every token with its model's last layer (not timed).
+
+    An engine made here is warmed up first with the scenario's own first requests.
+    """
     from heliosim.live import serve_live
 
     profile = profile or load_profile(Path(scenario.profile))
-    engine = engine or make_engine(scenario, profile, device=device)
+    if engine is None:
+        engine = make_engine(scenario, profile, device=device)
+        _warm_up(scenario, profile, engine)
     recorder = TableRecorder()
     server = build_server(scenario, profile, recorder)
     cpu, wall = time.process_time(), time.perf_counter()
@@ -118,20 +124,33 @@ def run_live(
     host = {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
     outputs = engine.take_outputs()
     results = _results(scenario, profile, recorder, scenario.clock, host)
-    arrivals = build_arrivals(scenario.workload, scenario.seed)
-    return LiveRun(with_agreement(results, engine, arrivals, outputs), done.log, outputs)
+    if score_agreement:
+        results = with_agreement(results, engine, contents(scenario.workload, scenario.seed), outputs)
+    return LiveRun(results, done.log, outputs)
+
+
+def _warm_up(scenario: Scenario, profile: Profile, engine: TorchEngine, requests: int = 16) -> None:
+    """Serve a few of the scenario's requests, unrecorded, so that first-use costs fall on no measured step."""
+    from heliosim.live import serve_live
+
+    known = contents(scenario.workload, scenario.seed)
+    firsts = [(k, c) for k, c in known.items() if c.prompt_ids is not None][:requests]
+    arrivals = [Arrival(Request(k, 0.0, len(c.prompt_ids or ()), 4), replace(c, output_tokens=4)) for k, c in firsts]
+    server = build_server(scenario, profile, NullRecorder())
+    serve_live(server, engine, OpenLoop(arrivals), "cpu", keep_log=False)
+    engine.take_outputs()
 
 
 def with_agreement(
-    results: RunResults, engine: TorchEngine, arrivals: Sequence[Arrival], outputs: Mapping[int, Sequence[int]]
+    results: RunResults, engine: TorchEngine, known: Mapping[int, Content], outputs: Mapping[int, Sequence[int]]
 ) -> RunResults:
     """Fill ``agrees``: whether each emitted token is what all layers of the same model would have said to the same text."""
-    import dataclasses
-
     import pyarrow as pa
 
+    from heliosim.engines.models.score import score
+
     tokens = results.tokens
-    prompts = {a.request.id: a.content.prompt_ids or () for a in arrivals}
+    prompts = {request: content.prompt_ids or () for request, content in known.items()}
     models = tokens["model"].to_pylist()
     ids, positions, emitted = (tokens[c].to_pylist() for c in ("request_id", "position", "token_id"))
     final: dict[tuple[str, int], Any] = {}
@@ -139,15 +158,15 @@ def with_agreement(
         wanted = sorted({r for r, m in zip(ids, models, strict=True) if m == model and r in outputs})
         layers = engine.specs[model].layers
         texts = [[*prompts[r], *outputs[r]] for r in wanted]
-        for request, scored in zip(wanted, engine.score(model, texts, (layers,)), strict=True):
-            final[model, request] = scored[layers].top1
+        for request, scored in zip(wanted, score(engine.hosts[model], texts, (layers,), engine.device), strict=True):
+            final[model, request] = scored.ids[0]
     agrees = [
         bool(final[m, r][len(prompts[r]) - 1 + p] == t) if (m, r) in final else None
         for m, r, p, t in zip(models, ids, positions, emitted, strict=True)
     ]
     at = tokens.schema.get_field_index("agrees")
     filled = tokens.set_column(at, tokens.schema.field(at), pa.array(agrees, pa.bool_()))
-    return dataclasses.replace(results, tokens=filled)
+    return replace(results, tokens=filled)
 
 
 def _results(scenario: Scenario, profile: Profile, recorder: TableRecorder, clock: str, host: dict[str, Any]) -> RunResults:
@@ -162,7 +181,7 @@ def _results(scenario: Scenario, profile: Profile, recorder: TableRecorder, cloc
         profile_hash=profile.hash,
         versions={"heliosim": __version__},
     )
-    tasks = {a.request.id: a.content.task for a in build_arrivals(scenario.workload, scenario.seed)}
+    tasks = {request: content.task for request, content in contents(scenario.workload, scenario.seed).items()}
     return RunResults.of(recorder, info, scenario.to_yaml(), tasks=tasks, host=host)
 
 

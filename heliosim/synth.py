@@ -12,7 +12,6 @@ from heliosim.errors import InputError, UnknownNameError
 from heliosim.formats.files import read_json
 from heliosim.formats.trace import Tokenize, TraceRow
 from heliosim.lengths import Fixed, Uniform
-from heliosim.types import Seconds
 from heliosim.workload import TaskSpec, WorkloadSpec, build_arrivals
 
 
@@ -50,8 +49,8 @@ def text_trace(
 ) -> list[TraceRow]:
     """A trace with real prompts, for live runs: documents of ``heliosim.tasks`` (split live) as vocabulary ids.
 
-    The k-th request of a family gets its k-th document; ``max_tokens`` is the upper end of the task's range. Prompts are
-    tokenized as ``load_tokenizer`` says. Documents of code and prose depend on the Python version.
+    The k-th request of a family gets its k-th document; ``max_tokens`` is the upper end of the task's range.
+    Prompts are tokenized as ``load_tokenizer`` says. Documents of code and prose depend on the Python version.
     """
     _check_text_tasks(tasks)
     specs = tuple(
@@ -94,14 +93,14 @@ def _prompts(family: str, seed: int, tokenize: Tokenize) -> Iterator[tuple[int, 
     """Endless prompts of one family as vocabulary ids."""
     from heliosim.tasks import documents
 
-        return (tuple(tokenize(document.prompt)) for document in documents(family, "live", seed))
+    return (tuple(tokenize(document.prompt)) for document in documents(family, "live", seed))
 
 
 def load_tokenizer(file: Path | str) -> Tokenize:
     """Text to vocabulary ids as a model is fed them, by a ``tokenizer.json`` (package ``tokenizers``, extra ``live``).
 
-    If a ``tokenizer_config.json`` beside the file names a ``bos_token`` and the tokenizer does not begin with it by
-    itself, it is put in front.
+    If a ``tokenizer_config.json`` beside the file names a ``bos_token`` (and no ``add_bos_token: false``) and the
+    tokenizer does not begin with it by itself, it is put in front.
     """
     try:
         from tokenizers import Tokenizer
@@ -112,7 +111,8 @@ def load_tokenizer(file: Path | str) -> Tokenize:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
-        raise InputError(f"{path}, tokenizer", path.name, f"cannot be read ({error})", _TOKENIZER_REMEDY) from None
+        problem = f"cannot be read ({' '.join(str(error).split())})"
+        raise InputError(f"{path}, tokenizer", path.name, problem, _TOKENIZER_REMEDY) from None
     bos = _bos_id(path.with_name("tokenizer_config.json"), tokenizer)
 
     def tokenize(text: str) -> tuple[int, ...]:
@@ -129,7 +129,9 @@ def _bos_id(config: Path, tokenizer: Any) -> int | None:
     if not config.is_file():
         return None
     content = read_json(config)
-    token = content.get("bos_token") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or content.get("add_bos_token") is False:
+        return None
+    token = content.get("bos_token")
     name = token.get("content") if isinstance(token, dict) else token
     if name is None:
         return None
@@ -150,7 +152,7 @@ def find_tokenizer(name: str) -> Path:
     if (path / "tokenizer.json").is_file():
         return path / "tokenizer.json"
     shipped = Path(__file__).parent / "checkpoints"
-    folders = {p.name: p for p in shipped.iterdir() if p.is_dir() and not p.name.startswith(("_", "."))}
+    folders = {p.name: p for p in shipped.iterdir() if (p / "config.json").is_file() and p.name[0] != "."}
     if name in folders:
         for candidate in (folders[name] / "tokenizer.json", shipped / "tokenizer" / "tokenizer.json"):
             if candidate.is_file():

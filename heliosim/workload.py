@@ -251,6 +251,12 @@ def build_arrivals(spec: WorkloadSpec, seed: int) -> list[Arrival]:
     return _at_times(bodies, _times(spec, rows, len(bodies), seed))
 
 
+def contents(spec: WorkloadSpec, seed: int) -> dict[RequestId, Content]:
+    """What each request of a workload, open or closed, asks of an engine: task, text, length."""
+    bodies, _ = _bodies(spec, seed)
+    return {k: body.at(k, 0.0).content for k, body in enumerate(bodies)}
+
+
 def _at_times(bodies: Sequence[Body], times: Sequence[Seconds]) -> list[Arrival]:
     return [body.at(k, time) for k, (body, time) in enumerate(zip(bodies, times, strict=True))]
 
@@ -261,7 +267,7 @@ def _times(spec: WorkloadSpec, rows: Sequence[TraceRow], count: int, seed: int) 
         return process.times(rows, str(spec.trace))
     if isinstance(process, Gaps):
         return process.times(count, seed)
-    raise InputError("arrivals.kind", process.kind, "neither open nor closed", "Extend workload.Gaps.")
+    raise InputError("arrivals.kind", process.kind, "neither open nor closed", "Extend arrivals.Gaps.")
 
 
 def _bodies(spec: WorkloadSpec, seed: int) -> tuple[list[Body], Sequence[TraceRow]]:
@@ -339,14 +345,14 @@ def _task_of_each(
         return [tasks[bisect_right(cumulative, u)] for u in _uniforms(seed, "tasks", count)]
     if sizes and sum(sizes) != count:
         raise InputError("tasks", sizes, f"the counts do not sum to {count} requests", "Correct them.")
-    blocks = [task for task, size in zip(tasks, sizes or _apportion(shares, count), strict=True) for _ in range(size)]
+    blocks = [task for task, size in zip(tasks, sizes or apportion(shares, count), strict=True) for _ in range(size)]
     if order != "mix":
         return blocks
     ranks = np.argsort(stream(seed, "tasks").random(count), kind="stable")
     return [blocks[int(i)] for i in ranks]
 
 
-def _apportion(shares: Sequence[float], count: int) -> list[int]:
+def apportion(shares: Sequence[float], count: int) -> list[int]:
     """Whole sizes that sum to ``count``; the largest remainders round up."""
     exact = [count * share / sum(shares) for share in shares]
     sizes = [int(size) for size in exact]

@@ -33,9 +33,9 @@ def main() -> None:
     names = {"all": list(RECIPES), "train": [arguments.name], "heads": [arguments.name]}.get(arguments.work, [])
     for name in names:
         if arguments.work in ("train", "all"):
-            train(RECIPES[name], out, steps=arguments.steps)
+            train(RECIPES[name], out, steps=arguments.steps, minutes=arguments.minutes)
         if arguments.work == "heads" or (arguments.work == "all" and RECIPES[name].kind == "fixed"):
-            heads.train_heads(RECIPES[name], out, steps=arguments.steps or heads.STEPS)
+            heads.train_heads(RECIPES[name], out, steps=arguments.steps or heads.STEPS, minutes=arguments.minutes)
     if arguments.work in ("premises", "all"):
         print(premises.report(out))
 
@@ -44,9 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m calibrate.tiny", description=__doc__)
     parser.add_argument("--out", type=Path, default=CHECKPOINTS, help="folder of the checkpoint folders")
     parser.add_argument("--log", type=Path, default=None, help="write progress to this file, not to the terminal")
-    parser.set_defaults(name=None, steps=None)
+    parser.set_defaults(name=None, steps=None, minutes=None)
     works = parser.add_subparsers(dest="work", required=True)
-    every = works.add_parser("all", help="four backbones, heads, premises: one to two hours on one thread")
+    every = works.add_parser("all", help="four backbones, heads, premises: about an hour on one thread")
     every.add_argument("--steps", type=int, help="for a trial run: the same number of steps for all")
     works.add_parser("tokenizer", help="train the shared tokenizer alone (training does it where no member has one)")
     for work, names in (
@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         one = works.add_parser(work, help=f"{work} of one member")
         one.add_argument("name", choices=names)
         one.add_argument("--steps", type=int, help="other than the recipe says")
+        one.add_argument("--minutes", type=float, help="time limit; the learning rate falls in time for it")
     works.add_parser("premises", help="measure the premises and write the tables of the model card")
     return parser
 

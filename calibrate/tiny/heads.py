@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from .tokenizer import load_tokenizer
 from .train import (
     WIDTH,
     Depths,
+    Progress,
     Recipe,
     mixed_documents,
     optimizers,
@@ -77,7 +77,7 @@ def load_heads(folder: Path) -> ExitHeads | None:
     return heads.eval()
 
 
-def train_heads(recipe: Recipe, out: Path, *, steps: int = STEPS) -> Path:
+def train_heads(recipe: Recipe, out: Path, *, steps: int = STEPS, minutes: float | None = None) -> Path:
     """Train the heads of one OPT member and add them to its folder; returns the head file."""
     if recipe.kind != "fixed":
         raise ValueError(f"{recipe.name} exits anywhere through its shared head: it has no heads to train")
@@ -90,7 +90,7 @@ def train_heads(recipe: Recipe, out: Path, *, steps: int = STEPS) -> Path:
     heads = ExitHeads(recipe.exits[:-1])
     using = optimizers(heads, MUON_RATE, ADAM_RATE)
     stream = mixed_documents(load_tokenizer(folder), recipe.mix, seed)
-    began = time.monotonic()
+    progress, taken = Progress(steps, minutes), 0
     for step, (tokens, weights, first) in enumerate(
         packed_batches(stream, np.random.default_rng(seed), steps, repeats=False)
     ):
@@ -105,17 +105,13 @@ def train_heads(recipe: Recipe, out: Path, *, steps: int = STEPS) -> Path:
                 loss = loss + (apart * weights).sum() / weights.sum()
                 loss = loss + TEXT_WEIGHT * weighted_loss(logits, tokens[:, 1:], weights)
         loss.backward()
-        take_step(using, heads, step, steps)
-        if step % 20 == 0 or step + 1 == steps:
-            log.info(
-                "%s heads %d/%d loss %.4f %.0f s",
-                recipe.name,
-                step,
-                steps,
-                loss.item(),
-                time.monotonic() - began,
-            )
-    return _save(folder, heads, seed=seed, steps=steps, seconds=time.monotonic() - began)
+        take_step(using, heads, step, progress.done(step))
+        taken += 1
+        if step % 20 == 0:
+            log.info("%s heads %d/%d loss %.4f %.0f s", recipe.name, step, steps, loss.item(), progress.seconds)
+        if progress.done(step) >= 1:
+            break
+    return _save(folder, heads, seed=seed, steps=taken, seconds=progress.seconds)
 
 
 def _save(folder: Path, heads: ExitHeads, *, seed: int, steps: int, seconds: float) -> Path:

@@ -68,10 +68,10 @@ class Recipe:
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe("tiny-opt-s", "opt", 6, (2, 4, 6), GENERAL, 1400, 101),
+        Recipe("tiny-opt-s", "opt", 6, (2, 4, 6), GENERAL, 1300, 101),
         Recipe("tiny-opt-l", "opt", 12, (4, 8, 12), TECHNICAL, 1150, 102),
         Recipe("tiny-llama-s", "llama", 6, (2, 4, 6), GENERAL, 1300, 103),
-        Recipe("tiny-llama-l", "llama", 12, (3, 6, 9, 12), TECHNICAL, 1300, 104),
+        Recipe("tiny-llama-l", "llama", 12, (3, 6, 9, 12), TECHNICAL, 1150, 104),
     )
 }
 
@@ -187,13 +187,76 @@ def _start_values(model: CausalLM, recipe: Recipe) -> None:
             continue
         parameter.normal_(0.0, 0.7 / math.sqrt(parameter.shape[1]))
         if name.endswith(("out_proj.weight", "fc2.weight", "o_proj.weight", "down_proj.weight")):
-            parameter.mul_(1 / math.sqrt(2 * recipe.layers))
+            parameter.mul_(0.15 / math.sqrt(2 * recipe.layers))  # small beside the embeddings
     if recipe.architecture == "opt":
         table = model.model.decoder.embed_positions.weight  # (positions + 2, width): OPT keeps two spare rows
         steps = torch.arange(table.shape[0], dtype=torch.float32)[:, None]
         rates = torch.exp(torch.arange(0, WIDTH, 2) * (-math.log(10_000.0) / WIDTH))
         table[:, 0::2] = 0.05 * torch.sin(steps * rates)
         table[:, 1::2] = 0.05 * torch.cos(steps * rates)
+        _lay_opt_induction(model)
+    else:
+        _lay_llama_induction(model)
+
+
+def _slices() -> list[Tensor]:
+    """Four random projections (32, width) with orthonormal rows: two to name tokens, two to copy them."""
+    return [nn.init.orthogonal_(torch.empty(WIDTH // HEADS, WIDTH)) for _ in range(4)]
+
+
+def _lay_opt_induction(model: OPTForCausalLM) -> None:
+    """Two induction circuits as start values: heads 0 and 1 of layer 0 look one token back, those of layer 1 copy.
+
+    Without them, copying had not formed by the end of so short a training. Looking back works on the sinusoids of the
+    positions: the query is the position turned by one step.
+    """
+    size = WIDTH // HEADS
+    back, copy = (layer.self_attn for layer in model.model.decoder.layers[:2])
+    name0, name1, copy0, copy1 = _slices()
+    model.model.decoder.embed_tokens.weight[:, :size] *= 0.1  # leave the fast sinusoids room
+    rates = torch.exp(torch.arange(0, size, 2) * (-math.log(10_000.0) / WIDTH))
+    eye = torch.eye(size, WIDTH)
+    turned = torch.zeros(size, WIDTH)
+    for k, rate in enumerate(rates.tolist()):  # sin(p - r) and cos(p - r) from sin(p) and cos(p)
+        turned[2 * k, 2 * k : 2 * k + 2] = torch.tensor([math.cos(rate), -math.sin(rate)])
+        turned[2 * k + 1, 2 * k : 2 * k + 2] = torch.tensor([math.sin(rate), math.cos(rate)])
+    for head, (name, copied) in enumerate(((name0, copy0), (name1, copy1))):
+        rows = slice(head * size, (head + 1) * size)
+        slot = nn.init.orthogonal_(torch.empty(size, WIDTH))  # where layer 0 writes who came before
+        back.q_proj.weight[rows], back.k_proj.weight[rows] = 5.0 * turned, 1.5 * eye
+        back.v_proj.weight[rows], back.out_proj.weight[:, rows] = name, 0.1 * slot.T
+        copy.q_proj.weight[rows], copy.k_proj.weight[rows] = 4.0 * name, 4.0 * slot
+        copy.v_proj.weight[rows], copy.out_proj.weight[:, rows] = copied, 1.2 * copied.T
+
+
+def _lay_llama_induction(model: LlamaForCausalLM) -> None:
+    """The same for rotary positions: one constant embedding entry, turned by one step, looks one token back.
+
+    Each of the two key-value heads carries one circuit, used by its first query head; layer 1 compares tokens in the
+    slow rotary pairs only, which hardly turn within a document.
+    """
+    size, constant = WIDTH // HEADS, 0.2
+    half = size // 2
+    back, copy = (layer.self_attn for layer in model.model.layers[:2])
+    model.model.embed_tokens.weight[:, 0] = constant
+    rates = torch.exp(torch.arange(half) * (-math.log(10_000.0) / half))
+    query, key = torch.zeros(size, WIDTH), torch.zeros(size, WIDTH)
+    fast = slice(0, 4)
+    key[fast, 0] = 1.7
+    query[fast, 0] = 1.7 * torch.cos(rates[fast])  # R(-rate) applied: best match one token back
+    query[half : half + 4, 0] = -1.7 * torch.sin(rates[fast])
+    slow = [*range(half // 2, half), *range(half + half // 2, size)]
+    name0, name1, copy0, copy1 = _slices()
+    for circuit, (name, copied) in enumerate(((name0, copy0), (name1, copy1))):
+        rows = slice(2 * circuit * size, (2 * circuit + 1) * size)
+        kv = slice(circuit * size, (circuit + 1) * size)
+        slot = nn.init.orthogonal_(torch.empty(size, WIDTH))
+        wanted, offered = torch.zeros(size, WIDTH), torch.zeros(size, WIDTH)
+        wanted[slow], offered[slow] = name[: len(slow)], slot[: len(slow)]
+        back.q_proj.weight[rows], back.k_proj.weight[kv] = query, key
+        back.v_proj.weight[kv], back.o_proj.weight[:, rows] = name, 0.1 * slot.T
+        copy.q_proj.weight[rows], copy.k_proj.weight[kv] = 3.4 * wanted, 3.4 * offered
+        copy.v_proj.weight[kv], copy.o_proj.weight[:, rows] = copied, 1.2 * copied.T
 
 
 class Depths:
@@ -241,12 +304,29 @@ def weighted_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     return (each * weights.flatten()).sum() / weights.sum().clamp(min=1.0)
 
 
-def rate_factor(step: int, steps: int) -> float:
-    """Warm up, stay, then fall in a line to 3 %."""
+def rate_factor(step: int, done: float) -> float:
+    """Warm up, stay, then fall in a line to 3 %; `done` is the finished share of the training."""
     if step < WARM_UP_STEPS:
         return (step + 1) / WARM_UP_STEPS
-    fall = (step - CONSTANT_SHARE * steps) / ((1 - CONSTANT_SHARE) * steps)
+    fall = (done - CONSTANT_SHARE) / (1 - CONSTANT_SHARE)
     return 1.0 - 0.97 * min(max(fall, 0.0), 1.0)
+
+
+class Progress:
+    """How much of a training is done: by steps, or by time where a time limit comes first."""
+
+    def __init__(self, steps: int, minutes: float | None) -> None:
+        self.steps, self.limit_s = steps, math.inf if minutes is None else 60 * minutes
+        self.began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.began
+
+    def done(self, step: int) -> float:
+        """The finished share, 1 at the end."""
+        return min(1.0, max(step / self.steps, self.seconds / self.limit_s))
 
 
 def optimizers(module: nn.Module, muon_rate: float = MUON_RATE, adam_rate: float = ADAM_RATE) -> list[Any]:
@@ -262,18 +342,21 @@ def optimizers(module: nn.Module, muon_rate: float = MUON_RATE, adam_rate: float
     return [muon, adam]
 
 
-def take_step(using: list[Any], module: nn.Module, step: int, steps: int) -> None:
+def take_step(using: list[Any], module: nn.Module, step: int, done: float) -> None:
     """One update at the rate that the schedule has for this step; gradients are cleared."""
     nn.utils.clip_grad_norm_(module.parameters(), 1.0)
     for optimizer in using:
         for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * rate_factor(step, steps)
+            group["lr"] = group["peak"] * rate_factor(step, done)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
 
-def train(recipe: Recipe, out: Path, *, steps: int | None = None) -> Path:
-    """Train one backbone and write its checkpoint folder; returns the folder."""
+def train(recipe: Recipe, out: Path, *, steps: int | None = None, minutes: float | None = None) -> Path:
+    """Train one backbone and write its checkpoint folder; returns the folder.
+
+    With a time limit the learning rate falls in time for it, and fewer steps may be taken than the recipe has.
+    """
     total = steps or recipe.steps
     torch.set_num_threads(1)
     torch.manual_seed(recipe.seed)
@@ -285,7 +368,7 @@ def train(recipe: Recipe, out: Path, *, steps: int | None = None) -> Path:
     batches = packed_batches(
         mixed_documents(tokenizer, recipe.mix, recipe.seed), np.random.default_rng(recipe.seed), total
     )
-    began = time.monotonic()
+    progress, taken = Progress(total, minutes), 0
     for step, (tokens, weights, first) in enumerate(batches):
         skip, exit_layer = _layers_of_step(recipe, rng)
         with torch.autocast("cpu", torch.bfloat16):
@@ -295,18 +378,13 @@ def train(recipe: Recipe, out: Path, *, steps: int | None = None) -> Path:
                 early = weighted_loss(depths.logits(states[exit_layer]), tokens[:, 1:], weights)
                 loss = full + EXIT_WEIGHT * early
         loss.backward()
-        take_step(using, model, step, total)
-        if step % 20 == 0 or step + 1 == total:
-            log.info(
-                "%s step %d/%d loss %.4f %.0f s",
-                recipe.name,
-                step,
-                total,
-                full.item(),
-                time.monotonic() - began,
-            )
-    seconds = time.monotonic() - began
-    return _save(recipe, model, tokenizer, out, steps=total, seconds=seconds)
+        take_step(using, model, step, progress.done(step))
+        taken += 1
+        if step % 20 == 0:
+            log.info("%s step %d/%d loss %.4f %.0f s", recipe.name, step, total, full.item(), progress.seconds)
+        if progress.done(step) >= 1:
+            break
+    return _save(recipe, model, tokenizer, out, steps=taken, seconds=progress.seconds)
 
 
 def _layers_of_step(recipe: Recipe, rng: random.Random) -> tuple[frozenset[int], int | None]:

@@ -1,7 +1,7 @@
 """The live engine: really loads layers, really runs them, and says how long it took.
 
-It keeps what the server must not know (token ids, true lengths) and the KV itself, and obeys the placements, batches and
-block counts it is told. Decoding is greedy. It knows nothing of objectives, breaches or clocks.
+It keeps what the server must not know (token ids, true lengths) and the KV itself, and obeys the placements, batches
+and block counts it is told. Decoding is greedy. It knows nothing of objectives, breaches or clocks.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class TorchEngine:
     # --- the protocol -----------------------------------------------------------------------------------------------
 
     def accept(self, arrival: Arrival) -> None:
-        """Take the content of a request. Length against the context window is the server's to refuse, not checked here."""
+        """Take the content of a request. One longer than the context window is the server's to refuse, not ours."""
         request, content = arrival.request, arrival.content
         where = f"request {request.id}"
         if content.prompt_ids is None:
@@ -212,12 +212,12 @@ class TorchEngine:
 
     def _extend(self, host: HostModel, action: Load) -> None:
         """Deepen the placement under the kept requests: run the new layers over their stored hidden states."""
-        assert self._resident is not None and self._kv is not None
-        kv, depth, old_depth = self._kv, action.placement.depth, self._resident.depth
+        resident, kv = self._held()
+        depth, old_depth = action.placement.depth, resident.depth
         kept = dict(action.kept)
         self._release([request for request in kv.tables if request not in kept])
         kv.compact(action.kv_blocks)
-        self._resident.deepen(depth)
+        resident.deepen(depth)
         kv.add_layers(depth - old_depth)
         rows = [Row(kv.take(request, tokens), 0, tokens) for request, tokens in kept.items() if tokens]
         for group in _groups(rows, _EXTEND_TOKENS):
@@ -226,8 +226,8 @@ class TorchEngine:
             kv.hidden = None
 
     def _run_new_layers(self, rows: Sequence[Row], old_depth: int) -> None:
-        resident, kv = self._resident, self._kv
-        assert resident is not None and kv is not None and kv.hidden is not None
+        resident, kv = self._held()
+        assert kv.hidden is not None
         run = Pass(rows, kv.shape, self.device, kv.dtype)
         h = kv.hidden.index_select(0, run.slots)
         resident.family.begin(run)
@@ -253,6 +253,11 @@ class TorchEngine:
         host.require_exit(placement.depth)
         return host
 
+    def _held(self) -> tuple[Resident, PagedKV]:
+        assert self._resident is not None, "nothing is loaded"
+        assert self._kv is not None, "no KV is allocated"
+        return self._resident, self._kv
+
     def _release(self, requests: Sequence[RequestId]) -> None:
         if self._kv is not None:
             for request in requests:
@@ -266,8 +271,7 @@ class TorchEngine:
 
     def _run(self, action: Run) -> tuple[Tokens, int]:
         assert action.placement == self.placement, f"{action.placement} wanted, {self.placement} resident"
-        resident, kv = self._resident, self._kv
-        assert resident is not None and kv is not None
+        resident, kv = self._held()
         self._release(action.evicted)
         batch = action.batch
         run = self._prepare(batch, kv)
@@ -295,11 +299,13 @@ class TorchEngine:
     def _prepare(self, batch: Batch, kv: PagedKV) -> Pass:
         """Take the blocks of a batch and build its pass."""
         rows, ids = [], []
+        most = self._held()[0].host.info.positions
         for request, start, count, is_emitting in zip(
             batch.requests, batch.starts, batch.counts, batch.emits, strict=True
         ):
             known = self._sequences[request].known
             assert start + count <= len(known), f"request {request} has {len(known)} tokens, not {start + count}"
+            assert start + count <= most, f"request {request} outgrows the context window"
             assert is_emitting == (start + count == len(known)), f"request {request} emits where its text ends"
             rows.append(Row(kv.take(request, start + count), start, count))
             ids.append(known[start : start + count])
@@ -314,8 +320,7 @@ class TorchEngine:
 
     def _check(self, h: Tensor, layer: int, run: Pass, left: _Left, threshold: float | None) -> None:
         """Let rows that have not left leave behind ``layer``, if confident enough; ``None``: whatever they are."""
-        resident = self._resident
-        assert resident is not None
+        resident, _ = self._held()
         open_rows = [i for i, exit_layer in enumerate(left.exit_layers) if not exit_layer]
         if not open_rows:
             return

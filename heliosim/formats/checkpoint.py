@@ -3,7 +3,10 @@
 Knows nothing of torch, so sizes of a model can be asked for where only the simulator is installed. Supported are OPT
 (pre-norm, no projections) and Llama in safetensors files, single or sharded. Exits come from ``exits.json``:
 
-    {"schema_version": 1, "kind": "fixed" | "anywhere", "exits": [2, 4, 6], "head_file": "exit_heads.safetensors" | null}
+    {"schema_version": 1, "kind": "fixed", "exits": [2, 4, 6], "head_file": "exit_heads.safetensors"}
+
+``kind`` is "fixed" (a trained head for each exit but the last layer) or "anywhere" (``head_file`` null: the model's own
+norm and head serve every exit).
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
@@ -493,7 +497,7 @@ def _ascending(where: str, exits: object, layers: int) -> tuple[int, ...]:
     for exit_layer in exits:
         if not isinstance(exit_layer, int) or isinstance(exit_layer, bool) or not 1 <= exit_layer <= layers:
             raise InputError(where, exit_layer, f"is no layer of a model with {layers}", remedy)
-    if any(a >= b for a, b in zip(exits, exits[1:], strict=False)):
+    if any(a >= b for a, b in pairwise(exits)):
         raise InputError(where, exits, "must be ascending", remedy)
     return tuple(exits) if exits[-1] == layers else (*exits, layers)
 

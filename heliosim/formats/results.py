@@ -1,9 +1,10 @@
 """The run folder: everything known of one run, from which every number and figure is computed.
 
-``scenario.yaml`` (what was run) · ``run.json`` (how: mode, clock, seed, versions, hashes, counts, digests of the tables) ·
-``requests.parquet``, ``steps.parquet``, ``tokens.parquet``, ``events.parquet`` (see ``recorder.schemas``) · ``host.json`` (where,
-and how long it took). The same run gives the same bytes in every file but ``host.json``, which is the only one that speaks of the
-machine and of time spent. Warm-up is a filter of the metrics; nothing is erased here.
+``scenario.yaml`` (what was run) · ``run.json`` (how: mode, clock, seed, versions, hashes, counts, digests of
+the tables) · ``requests.parquet``, ``steps.parquet``, ``tokens.parquet``, ``events.parquet`` (see
+``recorder.schemas``) · ``host.json`` (where, and how long it took). The same run gives the same bytes in
+every file but ``host.json``, which is the only one that speaks of the machine and of time spent. Warm-up is a
+filter of the metrics; nothing is erased here.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ _REMEDY = "Run the scenario again."
 class RunInfo(Strict):
     """What a run is: nothing in it depends on the machine's load or on the time of day.
 
-    ``clock``: ``simulated``; or for live runs ``cpu`` (each step charged the processor time it took) or ``wall``.
+    ``clock``: ``simulated``; or for live runs ``cpu`` (each step charged the processor time it took) or
+    ``wall``.
     """
 
     schema_version: Literal[1] = 1
@@ -59,7 +61,8 @@ class _RunFile(RunInfo):
 class RunResults:
     """One run in memory: as it came from a recorder, or as read from a folder.
 
-    ``host``: facts of the machine and seconds spent (``wall_s``, ``cpu_s``), kept apart because they never repeat.
+    ``host``: facts of the machine and seconds spent (``wall_s``, ``cpu_s``), kept apart because they never
+    repeat.
     """
 
     info: RunInfo
@@ -110,7 +113,9 @@ class RunResults:
 
     @property
     def max_breaches(self) -> int | None:
-        """CBCmax of a HELIOS controller, as the scenario states it or by default; None for controllers that count none."""
+        """CBCmax of a HELIOS controller, as the scenario states it or by default; None for controllers that
+        count none.
+        """
         controller = _section(self.scenario, "controller")
         value = controller.get("max_breaches", 50 if controller.get("kind") == "helios" else None)
         return value if isinstance(value, int) else None
@@ -130,7 +135,8 @@ def _section(scenario: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def save_run(folder: Path, results: RunResults, *, overwrite: bool = False) -> None:
     """Write a run folder: all of it or nothing.
 
-    Raises InputError if ``folder`` exists, unless ``overwrite``: then the old run is replaced once the new one is complete.
+    Raises InputError if ``folder`` exists, unless ``overwrite``: then the old run is replaced once the new
+    one is complete.
     """
     with new_folder(folder, overwrite=overwrite) as temporary:
         write_text(temporary / "scenario.yaml", results.scenario_yaml)
@@ -143,7 +149,8 @@ def save_run(folder: Path, results: RunResults, *, overwrite: bool = False) -> N
 
 
 def load_run(folder: Path, *, verify: bool = True) -> RunResults:
-    """Read a run folder. Raises InputError naming the file if one is missing, unreadable, changed, or of another schema version.
+    """Read a run folder. Raises InputError naming the file if one is missing, unreadable, changed, or of
+    another schema version.
 
     ``verify=False`` skips the digests of the files, not their schema.
     """

@@ -149,18 +149,26 @@ def _as_record(row: TraceRow) -> dict[str, Any]:
 
 
 def _from_milliseconds(value: object) -> Seconds:
-    number = as_finite("timestamp", value, "milliseconds")
-    # the remainder is exact, so a saved time comes back to the tick even after weeks
-    whole, rest = divmod(number, 1000)
-    return in_range("timestamp", value, float(whole) + tick(rest / 1000))
+    return in_range("timestamp", value, _seconds(as_finite("timestamp", value, "milliseconds")))
+
+
+def _seconds(milliseconds: float) -> Seconds:
+    """Nearest tick. The remainder is exact, so a saved time comes back as it was even after weeks."""
+    whole, rest = divmod(milliseconds, 1000)
+    return float(whole) + tick(rest / 1000)
 
 
 def _milliseconds(seconds: Seconds) -> float | int:
     if not math.isfinite(seconds):
         raise BadRowError("timestamp", seconds, "not a finite number", "Give a finite arrival time.")
     whole = math.floor(seconds)
-    rest = (seconds - whole) * 1000
-    return whole * 1000 + (int(rest) if rest.is_integer() else rest)
+    exact = whole * 1000 + (seconds - whole) * 1000
+    # the shortest number that is read back as the same time
+    for digits in (0, 3, 6, 7):
+        short = round(exact, digits)
+        if _seconds(short) == seconds:
+            return int(short) if digits == 0 else short
+    return exact
 
 
 def _load_native(path: Path, text: str, options: ReadOptions) -> Trace:
@@ -189,8 +197,8 @@ def _parse_object(line: str) -> dict[str, Any]:
         raise BadRowError("line", line, f"not valid JSON ({error.msg})", "Write one JSON object per line.") from None
     except RecursionError:
         raise BadRowError("line", line, "JSON nested too deeply", "Write one flat object per line.") from None
-    except ValueError as error:  # an integer of thousands of digits
-        raise BadRowError("line", line, f"not usable JSON ({error})", "Write one JSON object per line.") from None
+    except ValueError:  # Python refuses to read integers of thousands of digits
+        raise BadRowError("line", line, "a number of too many digits", "Write one JSON object per line.") from None
     if not isinstance(value, dict):
         raise BadRowError("line", value, "not a JSON object", "Write one JSON object per line.")
     return value

@@ -285,14 +285,28 @@ class TextMeasure:
             raise InputError("keep_ids", keep_ids, "an estimate has no ids", "Pass a tokenizer or leave it out.")
         return cls(tokenize, chars_per_token, keep_ids)
 
-    def length(self, column: str, text: str) -> tuple[int, tuple[int, ...] | None]:
-        if not text.strip():
-            raise BadRowError(column, text, "empty text", "Leave the conversation out.")
+    def prompt(self, column: str, text: str) -> tuple[int, tuple[int, ...] | None]:
+        """Tokens of a prompt, special ones included, and their ids if they are to be kept."""
         if self.tokenize is None:
-            assert self.chars_per_token is not None
-            return max(1, round(len(text) / self.chars_per_token)), None
-        ids = tuple(int(i) for i in self.tokenize(text))
+            return self._estimate(column, text), None
+        ids = tuple(int(i) for i in self.tokenize(_not_empty(column, text)))
         return as_tokens(column, len(ids)), ids if self.keep_ids else None
+
+    def answer(self, column: str, text: str) -> int:
+        """Tokens of an answer, without the special ones that every text gets."""
+        if self.tokenize is None:
+            return self._estimate(column, text)
+        return as_tokens(column, len(self.tokenize(_not_empty(column, text))) - len(self.tokenize("")))
+
+    def _estimate(self, column: str, text: str) -> int:
+        assert self.chars_per_token is not None
+        return max(1, round(len(_not_empty(column, text)) / self.chars_per_token))
+
+
+def _not_empty(column: str, text: str) -> str:
+    if not text.strip():
+        raise BadRowError(column, text, "empty text", "Leave the conversation out.")
+    return text
 
 
 def load_sharegpt(path: Path, text: str, options: ReadOptions, measure: TextMeasure) -> Trace:
@@ -317,8 +331,9 @@ def _parse_list(path: Path, text: str) -> list[Any]:
     except json.JSONDecodeError as error:
         where = f"{path}, line {error.lineno}"
         raise InputError(where, path.name, f"not valid JSON ({error.msg})", "Restore the file.") from None
-    except (RecursionError, ValueError) as error:
-        raise InputError(str(path), path.name, f"not usable JSON ({error})", "Restore the file.") from None
+    except (RecursionError, ValueError):  # Python refuses to read integers of thousands of digits
+        problem = "nested too deeply, or a number of too many digits"
+        raise InputError(str(path), path.name, problem, "Restore the file.") from None
     if not isinstance(value, list):
         problem = f"not a JSON list but {type(value).__name__}"
         raise InputError(str(path), path.name, problem, "Give a list of conversations, or pass another kind.")
@@ -345,8 +360,8 @@ def _conversation(entry: Any, measure: TextMeasure, ignored: set[str]) -> tuple[
             "no question with an answer",
             "Leave the entry out.",
         )
-    prompt, ids = measure.length("conversations.value", as_text("conversations.value", ask["value"]))
-    output, _ = measure.length("conversations.value", as_text("conversations.value", answer["value"]))
+    prompt, ids = measure.prompt("conversations.value", as_text("conversations.value", ask["value"]))
+    output = measure.answer("conversations.value", as_text("conversations.value", answer["value"]))
     row = TraceRow(None, prompt, output, prompt_ids=ids, id=as_identity("id", entry.get("id")))
     ignored.update(key for key in entry if key not in ("id", "conversations"))
     return row, len(turns) - 2

@@ -144,7 +144,9 @@ class BadRowError(Exception):
 
     def __init__(self, column: str, value: object, problem: str, remedy: str) -> None:
         super().__init__(problem)
-        self.column, self.value, self.problem, self.remedy = column, value, problem, remedy
+        # a key or column may have any name; the message has one line
+        self.column = (column if column.isprintable() else repr(column)[1:-1])[:60]
+        self.value, self.problem, self.remedy = value, problem, remedy
 
     def error(self, where: str) -> InputError:
         return InputError(f"{where}, {self.column}", self.value, self.problem, self.remedy)

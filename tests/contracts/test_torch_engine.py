@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -235,9 +235,7 @@ def test_requests_join_a_running_batch(engine: TorchEngine, reference: Callable[
 
 @pytest.mark.parametrize("name", ["llama", "opt-anywhere"])
 @pytest.mark.parametrize("depth", [1, 2, 3, 5])
-def test_depth_equals_a_cut_model(
-    engine: TorchEngine, reference: Callable[..., Any], name: str, depth: int
-) -> None:
+def test_depth_equals_a_cut_model(engine: TorchEngine, reference: Callable[..., Any], name: str, depth: int) -> None:
     hand = Hand(engine, GREEDY)
     hand.load(name, depth)
     asked = prompts([11, 25])
@@ -284,9 +282,7 @@ def test_fixed_exit_uses_its_trained_head(
 
 
 @pytest.mark.parametrize("name", ["opt", "llama"])
-def test_logits_confidence_and_logprob(
-    folders: dict[str, Path], reference: Callable[..., Any], name: str
-) -> None:
+def test_logits_confidence_and_logprob(folders: dict[str, Path], reference: Callable[..., Any], name: str) -> None:
     host = HostModel(inspect_checkpoint(folders[name], "float32"))
     resident = host.resident(6)
     ids = prompts([40])[0]
@@ -351,6 +347,44 @@ def test_half_precision_stays_close(folders: dict[str, Path], name: str, dtype: 
     hand.submit(0, ids[0], 4)
     hand.finish(25)
     assert hand.engine.books()["weights_bytes"] == host.info.spec.weights_bytes(6)
+
+
+@pytest.mark.parametrize("architecture", ["opt", "llama"])
+def test_shards_in_half_precision_and_bare_decoders(tmp_path: Path, architecture: str) -> None:
+    """Weights in several float16 files, and the decoder saved without its language-model head (tied)."""
+    config = opt_config(3) if architecture == "opt" else llama_config(3)
+    torch.manual_seed(6)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval().half()
+    model.save_pretrained(tmp_path / "whole", max_shard_size="50KB")
+    assert (tmp_path / "whole" / "model.safetensors.index.json").is_file()
+    model.model.save_pretrained(tmp_path / "bare")
+    prompt = prompts([20])[0]
+    want = expected(model.float(), prompt, 10)
+    for folder in ("whole", "bare"):
+        hand = Hand(TorchEngine({"m": tmp_path / folder}))
+        hand.load("m", 3)
+        hand.submit(0, prompt, 10)
+        assert hand.finish()[0] == want
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["opt", "llama"])
+def test_tokens_on_a_gpu(folders: dict[str, Path], reference: Callable[..., Any], name: str) -> None:
+    engine = TorchEngine(folders, device="cuda")
+    hand = Hand(engine)
+    hand.load(name, 6)
+    asked = prompts([5, 33, 17])
+    for i, prompt in enumerate(asked):
+        hand.submit(i, prompt, 12)
+    outputs = hand.finish(9)
+    assert outputs == {i: expected(reference(name), p, 12) for i, p in enumerate(asked)}
+    hand.load(name, 3, stores=True)
+    hand.submit(7, asked[0], 6)
+    hand.step()
+    hand.load(name, 6, 9, stores=True, keep=True)
+    assert engine.books()["kv_bytes"] == 9 * engine.specs[name].block_bytes(6)
+    assert len(hand.finish()[7]) == 6
 
 
 # --- placements -------------------------------------------------------------------------------------------------------
@@ -814,10 +848,10 @@ def test_score_checks_its_input(folders: dict[str, Path]) -> None:
 
 
 @pytest.fixture(params=SHIPPED)
-def shipped(request: pytest.FixtureRequest) -> Iterator[str]:
+def shipped(request: pytest.FixtureRequest) -> str:
     if not (PACKAGE / request.param / "model.safetensors").is_file():
         pytest.skip("not there yet")
-    yield request.param
+    return str(request.param)
 
 
 def test_shipped_checkpoint_equals_transformers(shipped: str) -> None:

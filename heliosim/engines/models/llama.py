@@ -14,7 +14,7 @@ from heliosim.formats.checkpoint import CheckpointInfo, Rope
 
 @dataclass(slots=True)
 class LlamaLayer:
-    """One layer's tensors. Matrices are transposed views: [in, out]. ``kv_weight`` is the K and V part of ``qkv_weight``."""
+    """One layer's tensors. Matrices are [in, out]. ``kv_weight`` is the K and V part of ``qkv_weight``."""
 
     norm1_weight: Tensor
     qkv_weight: Tensor
@@ -52,8 +52,7 @@ class Llama:
         return torch.cat((halves.transpose(1, 2).reshape(rows, -1), weight[rows:]))
 
     def bind(self, parts: dict[str, Tensor]) -> LlamaLayer:
-        matrices = {name: part.t() if part.ndim == 2 else part for name, part in parts.items()}
-        return LlamaLayer(**matrices, kv_weight=matrices["qkv_weight"][:, self.query_width :])
+        return LlamaLayer(**parts, kv_weight=parts["qkv_weight"][:, self.query_width :])
 
     def begin(self, run: Pass) -> None:
         """Prepare the rotations of a pass: unit complex numbers [T, 1, E/2], and the view they multiply."""

@@ -15,7 +15,7 @@ _POSITION_OFFSET = 2
 
 @dataclass(slots=True)
 class OptLayer:
-    """One layer's tensors. Matrices are transposed views: [in, out]. ``kv_*`` are the K and V part of ``qkv_*``."""
+    """One layer's tensors. Matrices are [in, out]. ``kv_*`` are the K and V part of ``qkv_*``."""
 
     norm1_weight: Tensor
     norm1_bias: Tensor
@@ -48,16 +48,13 @@ class Opt:
 
     def bind(self, parts: dict[str, Tensor]) -> OptLayer:
         d = self.width[0]
-        matrices = {name: part.t() if part.ndim == 2 else part for name, part in parts.items()}
-        return OptLayer(**matrices, kv_weight=matrices["qkv_weight"][:, d:], kv_bias=matrices["qkv_bias"][d:])
+        return OptLayer(**parts, kv_weight=parts["qkv_weight"][:, d:], kv_bias=parts["qkv_bias"][d:])
 
     def begin(self, run: Pass) -> None:
         """Nothing depends on positions behind the embedding."""
 
     def embed(self, base: dict[str, Tensor], ids: Tensor, positions: Tensor) -> Tensor:
-        return base["embed"].index_select(0, ids).add_(
-            base["positions"].index_select(0, positions + _POSITION_OFFSET)
-        )
+        return base["embed"].index_select(0, ids).add_(base["positions"].index_select(0, positions + _POSITION_OFFSET))
 
     def layer(self, w: OptLayer, h: Tensor, run: Pass, kv: KVLayer) -> Tensor:
         """One layer over hidden states [T, d]; stores their keys and values."""

@@ -57,7 +57,7 @@ class KVLayer:
 
 
 class PagedKV:
-    """KV blocks of a placement and which request holds which. Block tables are the engine's own; the pool only counts."""
+    """KV blocks of a placement and which request holds which (the server's pool only counts them)."""
 
     def __init__(
         self,
@@ -85,8 +85,10 @@ class PagedKV:
     @property
     def nbytes(self) -> int:
         """Bytes really allocated."""
-        hidden = 0 if self.hidden is None else self.hidden.nbytes
-        return sum(layer.data.nbytes for layer in self.layers) + hidden
+        held: int = 0 if self.hidden is None else self.hidden.nbytes
+        for layer in self.layers:
+            held += layer.data.nbytes
+        return held
 
     def take(self, request: RequestId, tokens: int) -> list[int]:
         """Let ``request`` hold blocks for ``tokens`` tokens; returns its block table."""
@@ -163,10 +165,10 @@ class _Group:
 class Pass:
     """A prepared pass of rows through layers.
 
-    Tokens lie row after row; rows with one token come first (``order`` gives the place of each row as given). ``qkv``
-    [T, (H+2K)*E] is the buffer a layer projects into before it calls ``attend``. ``ends`` [emitting rows] indexes the last
-    token of each row that emits, in the order rows were given; None where that is every token in order. ``turns`` and
-    ``rotating`` belong to an architecture with rotary positions.
+    Tokens lie row after row, rows with one token first: ``order`` lists the given rows in that order. ``qkv``
+    [T, (H+2K)*E] is the buffer a layer projects into before it calls ``attend``. ``ends`` [emitting rows] indexes the
+    last token of each row that emits, in the order rows were given; None where that is every token in order. ``turns``
+    and ``rotating`` belong to an architecture with rotary positions.
     """
 
     turns: Tensor

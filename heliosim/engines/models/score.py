@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -64,9 +65,7 @@ def score(
     return scores
 
 
-def _score_pass(
-    resident: Resident, sequences: Sequence[Sequence[int]], layers: tuple[int, ...]
-) -> list[SequenceScore]:
+def _score_pass(resident: Resident, sequences: Sequence[Sequence[int]], layers: tuple[int, ...]) -> list[SequenceScore]:
     """One pass over whole sequences, their last tokens left out: nothing follows them."""
     inputs = [list(sequence[:-1]) for sequence in sequences]
     targets = [token for sequence in sequences for token in sequence[1:]]
@@ -78,8 +77,8 @@ def _score_pass(
             for i, layer in enumerate(layers):
                 if layer == depth:
                     columns[:, i] = _columns(resident, h.index_select(0, order), depth, wanted)
-    bounds = np.cumsum([0] + [len(ids) for ids in inputs])
-    return [_sequence_score(layers, columns[:, :, a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    bounds = accumulate((len(ids) for ids in inputs), initial=0)
+    return [_sequence_score(layers, columns[:, :, a:b]) for a, b in pairwise(bounds)]
 
 
 def _states(
@@ -120,7 +119,8 @@ def _columns(resident: Resident, h: Tensor, depth: int, targets: Tensor) -> NDAr
         _facts(resident.logits(h[first : first + step], depth), targets[first : first + step])
         for first in range(0, h.shape[0], step)
     ]
-    return torch.cat(pieces, 1).cpu().numpy()
+    columns: NDArray[np.float64] = torch.cat(pieces, 1).cpu().numpy()
+    return columns
 
 
 def _facts(logits: Tensor, targets: Tensor) -> Tensor:
@@ -130,7 +130,9 @@ def _facts(logits: Tensor, targets: Tensor) -> Tensor:
     # 0 * log 0 is 0 here: a probability that underflows has a finite logarithm
     entropy = -(probs * logs).sum(-1)
     target = logs.gather(1, targets[:, None]).squeeze(1)
-    return torch.stack((logits.argmax(-1).double(), best.double(), (best - second).double(), entropy.double(), target.double()))
+    return torch.stack(
+        (logits.argmax(-1).double(), best.double(), (best - second).double(), entropy.double(), target.double())
+    )
 
 
 def _sequence_score(layers: tuple[int, ...], columns: NDArray[np.float64]) -> SequenceScore:

@@ -1,0 +1,154 @@
+"""What the command line prints: progress, a run's summary, comparisons, the doctor's findings."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from heliosim.formats.results import RunResults
+    from heliosim.metrics import Slo
+    from heliosim.runs import LiveRun
+
+NARROWEST, USUAL = 60, 120
+
+
+@cache
+def console() -> Console:
+    """Standard output; 120 columns when it is no terminal, so that piped tables keep their shape."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", USUAL))
+    return Console(width=width, highlight=False)
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[str, float], None]]:
+    """A progress line on standard error; yields ``report(what, share)``. Without a terminal it prints a line per tenth."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    err = Console(stderr=True)
+    if not err.is_terminal:
+        yield _plain_progress(title)
+        return
+    columns = (TextColumn(f"[bold]{title}[/]"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("{task.description}"), console=err, transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+
+        def report(what: str, share: float) -> None:
+            bar.update(task, completed=share, description=what)
+
+        yield report
+
+
+def _plain_progress(title: str) -> Callable[[str, float], None]:
+    last = -1
+
+    def report(what: str, share: float) -> None:
+        nonlocal last
+        tenth = int(share * 10)
+        if tenth > last:
+            last = tenth
+            sys.stderr.write(f"{title}: {share:4.0%} {what}\n")
+            sys.stderr.flush()
+
+    return report
+
+
+def print_summary(run: RunResults | LiveRun, slo: Slo | None) -> None:
+    """The metrics of one run, one per line, best known first."""
+    from rich.table import Table
+
+    from heliosim.metrics import metric_spec, summarise
+    from heliosim.runs import LiveRun
+
+    results = run.results if isinstance(run, LiveRun) else run
+    summary = summarise(results, slo=slo)
+    table = Table(title=f"{results.info.name} · {results.info.mode}, {results.info.clock} clock, seed {results.info.seed}")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    table.add_column("unit")
+    for name in (
+        "offered", "completed", "refused", "duration", "output_throughput", "total_token_throughput",
+        "mean_ttft_ms", "p99_ttft_ms", "mean_tpot_ms", "p99_tpot_ms", "mean_itl_ms", "mean_e2el_ms", "p99_e2el_ms",
+        "mean_queue_ms", "slo_attainment", "request_goodput", "mean_batch_size", "max_batch_size", "peak_weights_bytes",
+        "peak_kv_bytes", "layers_per_token", "low_confidence_share", "perplexity", "agreement", "transitions",
+        "probe_request_share", "preemptions", "energy_j", "utilisation",
+    ):  # fmt: skip
+        spec, value = metric_spec(name), summary.value(name)
+        if name in ("slo_attainment", "request_goodput") and slo is None:
+            continue
+        unavailable = "unavailable" if name == "energy_j" and value is None else spec.text(value)
+        table.add_row(spec.label, unavailable, spec.unit)
+    out = console()
+    out.print(table)
+    for model, mix in summary.exit_mix.items():
+        out.print(f"tokens by exit, {model}: " + "  ".join(f"layer {e}: {s:.1%}" for e, s in mix.items()))
+    extrapolated = results.host.get("extrapolated_steps")
+    if extrapolated:
+        out.print(f"[yellow]{extrapolated} steps lay outside the calibrated range; these figures are extrapolated.[/]")
+
+
+def print_comparison(folders: Sequence[Path], report: Path | None) -> None:
+    """Compare run folders and optionally write a report."""
+    from heliosim.formats.results import load_run
+    from heliosim.tables import print_runs
+
+    runs = [load_run(folder) for folder in folders]
+    print_runs(console(), runs, names=[folder.name for folder in folders])
+    if report is not None:
+        from heliosim.report import runs_report
+
+        runs_report(report, runs, names=[folder.name for folder in folders])
+        console().print(f"Report written to {report}")
+
+
+def print_doctor() -> int:
+    """What is installed and what this machine can do; 0 if at least the simulator works."""
+    from importlib import metadata
+
+    from rich.table import Table
+
+    table = Table(title="HelioSim doctor", title_justify="left")
+    for column in ("what", "found", "needed for", "if missing"):
+        table.add_column(column)
+    table.add_row("Python", platform.python_version(), "everything", "3.11 or newer")
+    missing = []
+    for package, purpose, remedy in (
+        ("simpy", "simulation", "pip install heliosim"),
+        ("pyarrow", "profiles and runs", "pip install heliosim"),
+        ("plotly", "reports", "pip install heliosim"),
+        ("torch", "calibration and live runs", "pip install 'heliosim[live]'"),
+        ("transformers", "training the tiny models, reference tests", "pip install 'heliosim[live]'"),
+        ("tokenizers", "calibration and live runs", "pip install 'heliosim[live]'"),
+        ("streamlit", "dashboard", "pip install 'heliosim[app]'"),
+    ):
+        try:
+            table.add_row(package, metadata.version(package), purpose, "")
+        except metadata.PackageNotFoundError:
+            table.add_row(package, "[yellow]absent[/]", purpose, remedy)
+            missing.append(package)
+    table.add_row("CPU cores", str(os.cpu_count()), "", "")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    table.add_row("memory", f"{memory / 2**30:.1f} GiB", "", "")
+    gpu = "not looked for (torch absent)" if "torch" in missing else _gpu()
+    table.add_row("GPU", gpu, "GPU calibration", "the CPU is used instead")
+    console().print(table)
+    return 0 if not {"simpy", "pyarrow"} & set(missing) else 2
+
+
+def _gpu() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "none"
+    return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))

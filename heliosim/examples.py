@@ -1,0 +1,90 @@
+"""Example scenarios over a profile: the five systems of the demo, ready to run and to change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from heliosim.errors import InputError
+from heliosim.formats.files import new_folder
+from heliosim.formats.profile import Profile
+from heliosim.profile_view import open_profile, shipped_profiles
+from heliosim.scenario import BatcherSpec, Memory, Scenario
+from heliosim.workload import WorkloadSpec
+
+
+def systems(small: str, large: str, **helios: Any) -> dict[str, dict[str, Any]]:
+    """The five systems that HELIOS is compared with, as controller sections by name."""
+    return {
+        f"vanilla {small}": {"kind": "vanilla", "model": small},
+        f"vanilla {large}": {"kind": "vanilla", "model": large},
+        f"early exit {small}": {"kind": "early-exit", "model": small},
+        f"early exit {large}": {"kind": "early-exit", "model": large},
+        "HELIOS": {"kind": "helios", **helios},
+    }
+
+
+def pair_of(profile: Profile) -> tuple[str, str]:
+    """The two models of a profile, fewer layers first."""
+    names = sorted(profile.facts.models, key=lambda n: (profile.facts.models[n].layers, n))
+    if len(names) < 2:
+        raise InputError(str(profile.folder), names, "has fewer than two models", "Calibrate a pair.")
+    return names[0], names[-1]
+
+
+def tight_budget(profile: Profile) -> int:
+    """Memory in which the larger model, fully loaded, leaves as much for KV as it takes itself: batches feel freed weights."""
+    return 2 * max(profile.spec(n).weights_bytes(profile.spec(n).layers) for n in profile.facts.models)
+
+
+def scenario_for(
+    name: str, controller: Mapping[str, Any], profile: Profile, workload: WorkloadSpec, *, seed: int = 0, max_batch: int = 16
+) -> Scenario:
+    """One system over a profile's pair, in the tight budget."""
+    return Scenario(
+        name=name.replace(" ", "-"),
+        seed=seed,
+        profile=str(profile.folder),
+        models=pair_of(profile),
+        workload=workload,
+        memory=Memory(budget_bytes=tight_budget(profile)),
+        batcher=BatcherSpec(max_batch=max_batch, token_budget=256),
+        controller=dict(controller),
+    )
+
+
+def drawn_workload(profile: Profile, requests_per_task: int = 60, rate_per_s: float = 20.0) -> WorkloadSpec:
+    """Tasks of the profile in consecutive blocks, lengths drawn, Poisson arrivals; needs no text, so it cannot run live."""
+    tasks = [
+        {
+            "task": task,
+            "count": requests_per_task,
+            "prompt_tokens": {"kind": "uniform", "low": 30, "high": 90},
+            "output_tokens": {"kind": "uniform", "low": 16, "high": 48},
+        }
+        for task in sorted(profile.facts.behaviour.tasks)[:4]
+    ]
+    return WorkloadSpec.model_validate(
+        {"arrivals": {"kind": "poisson", "rate_per_s": rate_per_s}, "tasks": tasks, "order": "blocks"}
+    )
+
+
+def write_examples(out: Path, profile_folder: Path | None, *, overwrite: bool = False) -> list[Path]:
+    """Write one scenario per system into ``out``. Raises InputError if it exists."""
+    if profile_folder is None:
+        shipped = shipped_profiles()
+        if not shipped:
+            raise InputError("--profile", None, "no reference profile is shipped", "Calibrate one and name it.")
+        profile = open_profile(next(iter(shipped)))
+    else:
+        profile = open_profile(str(profile_folder.resolve() if profile_folder.exists() else profile_folder))
+    workload = drawn_workload(profile)
+    written = []
+    with new_folder(out, overwrite=overwrite) as folder:
+        for name, controller in systems(*pair_of(profile)).items():
+            scenario = scenario_for(name, controller, profile, workload)
+            file = folder / f"{scenario.name.lower()}.yaml"
+            scenario.save(file)
+            written.append(out / file.name)
+    return written
