@@ -39,7 +39,9 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Request:
-    """What to calibrate. ``pool_bytes``: memory for weights and KV while measuring; None: enough for the largest batch asked for."""
+    """What to calibrate. ``pool_bytes``: memory for weights and KV while measuring; None: enough for the largest batch
+    asked for.
+    """
 
     models: Sequence[str]
     out: Path
@@ -67,12 +69,17 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
     from heliosim.engines.torch import TorchEngine
 
     with new_folder(request.out, overwrite=request.overwrite) as folder:
-        infos = {i.spec.name: i for i in (inspect_checkpoint(checkpoint_path(m), request.dtype) for m in request.models)}
+        infos = {
+            i.spec.name: i for i in (inspect_checkpoint(checkpoint_path(m), request.dtype) for m in request.models)
+        }
         specs = {name: info.spec for name, info in infos.items()}
         _require_shared_vocabulary(specs)
         device = resolve_device(request.device)
         engine = TorchEngine(
-            {name: info.folder for name, info in infos.items()}, device=device, dtype=request.dtype, threads=request.threads
+            {name: info.folder for name, info in infos.items()},
+            device=device,
+            dtype=request.dtype,
+            threads=request.threads,
         )
         clocks: tuple[ClockName, ...] = ("wall",) if device.startswith("cuda") else ("cpu", "wall")
         max_context = min(request.max_context, *(s.max_context for s in specs.values()))
@@ -129,7 +136,10 @@ def _require_shared_vocabulary(specs: Mapping[str, ModelSpec]) -> None:
     for spec in specs.values():
         if spec.vocabulary != first.vocabulary:
             raise InputError(
-                "--models", spec.name, f"does not share its tokenizer with {first.name}", "Calibrate them apart, or choose others."
+                "--models",
+                spec.name,
+                f"does not share its tokenizer with {first.name}",
+                "Calibrate them apart, or choose others.",
             )
 
 
@@ -154,7 +164,13 @@ def _measure_steps(
     for k, spec in enumerate(specs.values()):
         todo = list(
             points(
-                spec, request.threshold, request.max_batch, request.token_budget, max_context, request.rounds, request.seed
+                spec,
+                request.threshold,
+                request.max_batch,
+                request.token_budget,
+                max_context,
+                request.rounds,
+                request.seed,
             )
         )
         rows = request.max_batch + 1
@@ -209,7 +225,8 @@ def _write_steps(samples: Sequence[StepSample], path: Path) -> None:
     import pyarrow.parquet as pq
 
     rows = [
-        {"model": s.model, "mode": s.mode, **asdict(s.shape), **{f"{c}_s": t for c, t in s.clocks.items()}} for s in samples
+        {"model": s.model, "mode": s.mode, **asdict(s.shape), **{f"{c}_s": t for c, t in s.clocks.items()}}
+        for s in samples
     ]
     pq.write_table(pa.Table.from_pylist(rows), path, compression="zstd")
 
@@ -248,7 +265,9 @@ def _facts(
     )
 
 
-def _behaviour_facts(request: Request, prompts: Sequence[Prompt], specs: Mapping[str, ModelSpec], rows: int) -> BehaviourFacts:
+def _behaviour_facts(
+    request: Request, prompts: Sequence[Prompt], specs: Mapping[str, ModelSpec], rows: int
+) -> BehaviourFacts:
     tasks: dict[str, int] = {}
     for prompt in prompts:
         tasks[prompt.task] = tasks.get(prompt.task, 0) + 1
@@ -261,4 +280,3 @@ def _behaviour_facts(request: Request, prompts: Sequence[Prompt], specs: Mapping
         sources=sources,
         rows=rows,
     )
-

@@ -1,4 +1,6 @@
-"""What demo and validation share: systems over one pair, one text workload, predicted first, then executed and compared."""
+"""What demo and validation share: systems over one pair, one text workload, predicted first, then executed and
+compared.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ SATURATED_PER_S = 1e6
 
 
 def write_workload(path: Path, profile: Profile, requests: int, seed: int, tasks: Sequence[str] = TASKS) -> None:
-    """A trace of held-out prompts in consecutive task blocks. Its own arrival times are replaced by each scenario's process."""
+    """A trace of held-out prompts in consecutive task blocks. Its own arrival times are replaced by each scenario's
+    process.
+    """
     from heliosim.arrivals import Poisson
     from heliosim.formats.checkpoint import checkpoint_path
     from heliosim.synth import TextTask, text_trace
@@ -112,7 +116,9 @@ class Bench:
         return build_arrivals(item.scenario.workload, item.scenario.seed)
 
     def has_parity(self, item: Measured) -> bool:
-        """Whether the simulated driver, fed the first live run's outcomes, asks for exactly the same actions at the same times."""
+        """Whether the simulated driver, fed the first live run's outcomes, asks for exactly the same actions at the
+        same times.
+        """
         from heliosim.engines.replay import ReplayDiverged, ReplayEngine
 
         live = item.live[0]

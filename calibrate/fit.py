@@ -1,8 +1,8 @@
 """From measured steps and loads to non-negative cost terms, with the error on cells the fit never saw.
 
-Least squares with non-negative coefficients on relative errors (a 0.5 ms and a 20 ms step count alike), steps far outside
-their cell's usual time down-weighted (Huber), and one factor that makes the total predicted time of the fitted steps equal the total
-measured, so that throughput is not biased by a skewed noise.
+Least squares with non-negative coefficients on relative errors (a 0.5 ms and a 20 ms step count alike), steps far
+outside their cell's usual time down-weighted (Huber), and one factor that makes the total predicted time of the fitted
+steps equal the total measured, so that throughput is not biased by a skewed noise.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def relative_nnls(x: Array, y: Array, rounds: int = 6) -> Array:
 
 
 def fit_steps(samples: Sequence[StepSample], clock: str) -> CostFit:
-    """Fit one model's step cost on one clock. Cells chosen by hash are kept out of a first fit to score it; the published coefficients then use all."""
+    """Fit one model's step cost on one clock. Cells chosen by hash are kept out of a first fit to score it; the
+    published coefficients then use all.
+    """
     x = np.array([s.shape.terms() for s in samples], dtype=float)
     y = np.array([s.clocks[clock] for s in samples])
     cells: dict[tuple[object, ...], list[int]] = {}

@@ -1,7 +1,8 @@
-"""Measures steps and loads inside the real serving loop: the live driver, server, batcher, pool and recorder of a live run.
+"""Measures steps and loads inside the real serving loop: the live driver, server, batcher, pool and recorder of a live
+run.
 
-A micro-benchmark of a layer in isolation misses what the loop adds (allocator, caches, Python), so nothing here is timed
-outside it. Each step yields its shape and its seconds on both clocks.
+A micro-benchmark of a layer in isolation misses what the loop adds (allocator, caches, Python), so nothing here is
+timed outside it. Each step yields its shape and its seconds on both clocks.
 """
 
 from __future__ import annotations
@@ -10,17 +11,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from heliosim.recorder import TableRecorder
-from heliosim.streams import stream
-from heliosim.workload import OpenLoop
-
 from heliosim.costs import StepShape, load_terms, shape_of
 from heliosim.live import serve_live
+from heliosim.recorder import TableRecorder
 from heliosim.serving.batcher import ContinuousBatcher
 from heliosim.serving.controller import FixedPlacement
 from heliosim.serving.memory import MemoryPool
 from heliosim.serving.server import Server
+from heliosim.streams import stream
 from heliosim.types import Arrival, Batch, Content, ExitRule, Load, ModelSpec, Placement, Request, Run, blocks_for, tick
+from heliosim.workload import OpenLoop
 
 from .plan import Point
 
@@ -93,7 +93,9 @@ def measure_loads(
     token: int = 5,
     on_progress: Callable[[], None] | None = None,
 ) -> list[LoadSample]:
-    """Loads between every pair of placements in shuffled order, at several KV sizes, and extensions of running requests."""
+    """Loads between every pair of placements in shuffled order, at several KV sizes, and extensions of running
+    requests.
+    """
     places = [Placement(s.name, d) for s in specs.values() for d in s.exits]
     jumps = [(a, b, r) for r in range(repeats) for a in places for b in places if a != b]
     samples = []

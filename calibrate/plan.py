@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from heliosim.streams import stream
-
 from heliosim.types import ExitRule, ModelSpec
-
 
 LONGEST_OUTPUT = 48
 """Tokens a measured request generates at most."""
@@ -49,10 +47,11 @@ def modes_of(spec: ModelSpec, threshold: float) -> list[Mode]:
 def points(
     spec: ModelSpec, threshold: float, max_rows: int, token_budget: int, max_context: int, rounds: int, seed: int
 ) -> Iterator[Point]:
-    """Every mode at every batch size, ``rounds`` times with fresh lengths, in shuffled order so that drift hits all alike.
+    """Every mode at every batch size, ``rounds`` times with fresh lengths, in shuffled order so that drift hits all
+    alike.
 
-    Prompt lengths, chunk sizes and arrivals vary from point to point; one point of each mode holds the largest batch, the longest
-    prompts and the full token budget, so that the calibrated range is the one asked for.
+    Prompt lengths, chunk sizes and arrivals vary from point to point; one point of each mode holds the largest batch,
+    the longest prompts and the full token budget, so that the calibrated range is the one asked for.
     """
     sizes = sorted({min(b, max_rows) for b in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, max_rows)})
     modes = modes_of(spec, threshold)

@@ -15,7 +15,11 @@ from .behaviour import Prompt, table_of
 
 
 def behaviour_of_run(
-    engine: Any, specs: Mapping[str, ModelSpec], arrivals: Sequence[Arrival], outputs: Mapping[int, Sequence[int]], results: RunResults
+    engine: Any,
+    specs: Mapping[str, ModelSpec],
+    arrivals: Sequence[Arrival],
+    outputs: Mapping[int, Sequence[int]],
+    results: RunResults,
 ) -> Behaviour:
     """Texts of a live run scored by every model; where a token is asked for under the placement it really had, what the
     run observed is given back instead (they can differ by the KV that early exit filled in)."""
@@ -37,7 +41,9 @@ def behaviour_of_run(
             prompt_tokens=len(prompt.ids),
             tokens=len(text),
             end=len(text),
-            confidence={k.removeprefix("confidence:"): v[window] for k, v in arrays.items() if k.startswith("confidence:")},
+            confidence={
+                k.removeprefix("confidence:"): v[window] for k, v in arrays.items() if k.startswith("confidence:")
+            },
             agrees={k.removeprefix("agrees:"): v[window] for k, v in arrays.items() if k.startswith("agrees:")},
             observed=observed.get(i, {}),
         )
@@ -49,6 +55,8 @@ def _observed(results: RunResults) -> dict[int, dict[int, tuple[Placement, int, 
     tokens = results.tokens
     names = ("request_id", "position", "model", "depth", "exit_layer", "confidence")
     found: dict[int, dict[int, tuple[Placement, int, float]]] = {}
-    for request, position, model, depth, exit_layer, confidence in zip(*(tokens[n].to_pylist() for n in names), strict=True):
+    for request, position, model, depth, exit_layer, confidence in zip(
+        *(tokens[n].to_pylist() for n in names), strict=True
+    ):
         found.setdefault(request, {})[position] = (Placement(model, depth), exit_layer, confidence)
     return found

@@ -19,7 +19,8 @@ from heliosim.serving.server import Server, require_placeable
 def build_server(scenario: Scenario, profile: Profile, recorder: Recorder) -> Server:
     """A server for a scenario. Sizes come from the profile, so simulated and live books are the same.
 
-    Raises InputError for unknown models, UnknownNameError for unknown controllers, MemoryBudgetError if not even one layer fits.
+    Raises InputError for unknown models, UnknownNameError for unknown controllers, MemoryBudgetError if not even one
+    layer fits.
     """
     models = {name: profile.spec(name) for name in scenario.models}
     for spec in models.values():

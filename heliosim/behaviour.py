@@ -1,9 +1,9 @@
 """How models behave, token by token: recorded confidences that a simulated engine replays.
 
-A behaviour table holds texts that were really generated, each by one **source** (a model under one exit policy), and for
-every token and every exit of every model what that exit would have said: its confidence and whether it agrees with
-the model's last layer. All models were scored on the same text, so their rows are aligned, and exit depths keep
-their true correlation along a request and between models.
+A behaviour table holds texts that were really generated, each by one **source** (a model under one exit policy), and
+for every token and every exit of every model what that exit would have said: its confidence and whether it agrees with
+the model's last layer. All models were scored on the same text, so their rows are aligned, and exit depths keep their
+true correlation along a request and between models.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def source_name(placement: Placement, exits: ExitRule, layers: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """One generated text. ``confidence`` and ``agrees`` by ``model@exit``, each of shape [tokens]; ``end``: natural length or None."""
+    """One generated text. ``confidence`` and ``agrees`` by ``model@exit``, each of shape [tokens]; ``end``: natural
+    length or None.
+    """
 
     task: str
     prompt_tokens: int
@@ -57,7 +59,7 @@ class Behaviour:
         """The prompt a request stands for: drawn by seed and request only, so every system meets the same one."""
         if self.is_recorded_run:
             return f"request-{request_id}"
-        names = self.sequences[task] if task in self.sequences else None
+        names = self.sequences.get(task)
         if names is None:
             if task:
                 raise UnknownNameError("workload task", task, self.sequences)
@@ -104,7 +106,9 @@ class Behaviour:
         return {e: n / total for e, n in counts.items()} if total else {}
 
     def perplexity(self, model: str, depth: int, source: str, threshold: float | None) -> float:
-        """exp of the mean negative log probability of emitted tokens. Greedy decoding emits the top token, whose probability is the confidence."""
+        """exp of the mean negative log probability of emitted tokens. Greedy decoding emits the top token, whose
+        probability is the confidence.
+        """
         rule = ExitRule("greedy") if threshold is None else ExitRule("threshold", threshold)
         total, count = 0.0, 0
         for (_, name), text in self.texts.items():

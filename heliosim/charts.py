@@ -71,16 +71,14 @@ def caption_of(systems: Sequence[SystemResult]) -> str:
     parts += ["1 simulated run per system"] if simulated else []
     if live:
         clocks = "/".join(sorted({run.info.clock for run in live}))
-        parts.append(f"{_span(len(s.live) for s in systems if s.live)} measured ({clocks} clock)")
+        parts.append(f"{_span(len(s.live) for s in systems if s.live)} measured runs each ({clocks} clock)")
     return " · ".join(parts)
 
 
 def run_caption(run: RunResults) -> str:
     """Sample size, seed and origin of one run."""
     origin = "simulated" if run.info.mode == "simulated" else f"measured, {run.info.clock} clock"
-    return (
-        f"{run.requests.num_rows} requests · {run.tokens.num_rows:,} tokens · seed {run.info.seed} · {origin}"
-    )
+    return f"{run.requests.num_rows} requests · {run.tokens.num_rows:,} tokens · seed {run.info.seed} · {origin}"
 
 
 def _span(values: Iterable[int]) -> str:
@@ -98,7 +96,7 @@ def placement_colours(placements: Iterable[tuple[str, int]]) -> dict[tuple[str, 
         light, dark = MODEL_RAMPS[i % len(MODEL_RAMPS)]
         layers = [layer for m, layer in unique if m == model]
         for k, layer in enumerate(layers):
-            share = 0.75 if len(layers) == 1 else 0.2 + 0.8 * k / (len(layers) - 1)
+            share = 0.75 if len(layers) == 1 else 0.3 + 0.7 * k / (len(layers) - 1)
             colours[model, layer] = _mix(light, dark, share)
     return colours
 
@@ -118,8 +116,7 @@ def _is_dark(colour: str) -> bool:
     return 0.299 * r + 0.587 * g + 0.114 * b < 140
 
 
-# -- latency
-# ------------------------------------------------------------------------------------------------------
+# -- latency ---------------------------------------------------------------------------------------
 
 LATENCIES = {"ttft": "Time to first token", "tpot": "Time per output token", "e2el": "End-to-end latency"}
 
@@ -144,9 +141,7 @@ def latency_data(systems: Sequence[SystemResult]) -> pd.DataFrame:
                     continue
                 at = np.unique(np.linspace(0, len(values) - 1, min(len(values), 400)).round().astype(int))
                 columns = {"value_ms": values[at], "share": (at + 1) / len(values), "requests": len(values)}
-                frames.append(
-                    pd.DataFrame({"system": system.name, "source": source, "metric": metric, **columns})
-                )
+                frames.append(pd.DataFrame({"system": system.name, "source": source, "metric": metric, **columns}))
     names = ["system", "source", "metric", "value_ms", "share", "requests"]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=names)
 
@@ -208,12 +203,19 @@ def _latency_axis(values: pd.Series[float]) -> dict[str, object]:
     """A logarithmic axis where the values span more than a factor of 30."""
     positive = values[values > 0]
     if len(positive) and positive.max() / positive.min() > 30:
-        return {"type": "log", "dtick": 1 if positive.max() / positive.min() > 1e3 else "D2"}
+        return _log_axis(float(positive.min()), float(positive.max()))
     return {"rangemode": "tozero"}
 
 
-# -- exits
-# --------------------------------------------------------------------------------------------------------
+def _log_axis(low: float, high: float) -> dict[str, object]:
+    """A logarithmic axis with plain numbers at 1, 2 and 5 of each decade; at decades if there are many."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if len(decades) <= 4 else (1,)
+    ticks = [step * 10.0**decade for decade in decades for step in steps]
+    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:,g}" for tick in ticks]}
+
+
+# -- exits -----------------------------------------------------------------------------------------
 
 
 def exit_data(systems: Sequence[SystemResult]) -> pd.DataFrame:
@@ -230,9 +232,7 @@ def exit_data(systems: Sequence[SystemResult]) -> pd.DataFrame:
         is_one_exit = len(tokens[["model", "exit_layer"]].drop_duplicates()) == 1
         parts = [tokens, pooled] if tokens["task"].nunique() > 1 else [tokens]
         for part in [pooled] if is_one_exit else parts:
-            counts = (
-                part.groupby(["task", "model", "exit_layer"], sort=True).size().rename("tokens").reset_index()
-            )
+            counts = part.groupby(["task", "model", "exit_layer"], sort=True).size().rename("tokens").reset_index()
             counts["share"] = counts["tokens"] / counts.groupby("task")["tokens"].transform("sum")
             counts.insert(0, "source", MEASURED if system.live else SIMULATED)
             counts.insert(0, "system", system.name)
@@ -268,9 +268,7 @@ def exit_figure(data: pd.DataFrame, style: Style) -> go.Figure:
         colour = colours[model, exit_layer]
         label, is_first = f"{model}, layer {exit_layer}", True
         for row, system in enumerate(systems, start=1):
-            part = data[
-                (data["system"] == system) & (data["model"] == model) & (data["exit_layer"] == exit_layer)
-            ]
+            part = data[(data["system"] == system) & (data["model"] == model) & (data["exit_layer"] == exit_layer)]
             if part.empty:
                 continue
             fig.add_bar(
@@ -297,12 +295,10 @@ def exit_figure(data: pd.DataFrame, style: Style) -> go.Figure:
         fig.update_xaxes(range=[0, 100], row=row, col=1)
     fig.update_xaxes(title_text="share of tokens (%)", row=len(systems), col=1)
     fig.update_layout(barmode="stack", bargap=0.22)
-    _titles_left(fig)
     return _finish(fig, "Exit depth: the layer at which tokens leave", style.caption, height=height)
 
 
-# -- timeline
-# -----------------------------------------------------------------------------------------------------
+# -- timeline --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -338,9 +334,7 @@ def timeline_data(run: RunResults) -> TimelineData:
             0.0,
         )
     steps["end_s"] = steps["start_s"] + steps["seconds"]
-    loads = steps[steps["kind"] == "load"][["start_s", "end_s", "model", "depth", "reason"]].reset_index(
-        drop=True
-    )
+    loads = steps[steps["kind"] == "load"][["start_s", "end_s", "model", "depth", "reason"]].reset_index(drop=True)
     key = steps["model"] + "@" + steps["depth"].astype(str) + steps["is_probe"].map({True: "?", False: ""})
     ran = steps[steps["kind"] == "run"]
     group = (key != key.shift()).cumsum()[ran.index]
@@ -409,10 +403,9 @@ def timeline_figure(data: TimelineData, style: Style, name: str) -> go.Figure:
         top = fig.get_subplot(row, 1).yaxis.domain[1]
         fig.update_layout({legend: _side_legend(top)})
     fig.update_xaxes(title_text="time since start (s)", row=len(titles), col=1)
-    _titles_left(fig)
-    height = sum(pixels) + 44 * (len(titles) - 1) + 160
+    height = sum(pixels) + 44 * (len(titles) - 1) + 164
     fig = _finish(fig, f"One run over time: {name}", style.caption, height=height)
-    return fig.update_layout(margin={"r": 190})
+    return fig.update_layout(margin={"r": 190, "t": 104})
 
 
 def _draw_placements(fig: go.Figure, data: TimelineData) -> None:
@@ -480,10 +473,8 @@ def _draw_placements(fig: go.Figure, data: TimelineData) -> None:
                 "line": {"color": "white", "width": 1},
             },
             name="load (bar: its time)",
-            customdata=np.stack(
-                [1e3 * (data.loads["end_s"] - data.loads["start_s"]), data.loads["reason"]], axis=1
-            ),
-            hovertemplate="%{y}: %{customdata[1]}<br>%{x:.3f} s, %{customdata[0]:.3g} ms exposed<extra></extra>",
+            customdata=np.stack([1e3 * (data.loads["end_s"] - data.loads["start_s"]), data.loads["reason"]], axis=1),
+            hovertemplate="%{y}: %{customdata[1]}<br>%{x:.3f} s, took %{customdata[0]:.3g} ms<extra></extra>",
             row=1,
             col=1,
         )
@@ -503,9 +494,7 @@ def _draw_batch(fig: go.Figure, data: TimelineData) -> None:
 
 def _draw_memory(fig: go.Figure, data: TimelineData) -> None:
     series = data.series
-    unit, scale = (
-        ("GB", 1e-9) if (data.budget_bytes or series["weights_bytes"].max()) >= 1e9 else ("MB", 1e-6)
-    )
+    unit, scale = ("GB", 1e-9) if (data.budget_bytes or series["weights_bytes"].max()) >= 1e9 else ("MB", 1e-6)
     for column, name, colour in (
         ("weights_bytes", "weights", "#7C86C6"),
         ("kv_bytes", "KV cache in use", "#E0A03C"),
@@ -524,9 +513,7 @@ def _draw_memory(fig: go.Figure, data: TimelineData) -> None:
             col=1,
         )
     if data.budget_bytes is not None:
-        _limit(
-            fig, 3, data.end_s, scale * data.budget_bytes, f"budget {scale * data.budget_bytes:.3g} {unit}"
-        )
+        _limit(fig, 3, data.end_s, scale * data.budget_bytes, f"budget {scale * data.budget_bytes:.3g} {unit}")
     fig.update_yaxes(title_text=f"memory ({unit})", rangemode="tozero", row=3, col=1)
 
 
@@ -587,8 +574,7 @@ def _side_legend(top: float) -> dict[str, object]:
     }
 
 
-# -- predicted against measured step times
-# ------------------------------------------------------------------------
+# -- predicted against measured step times ---------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -604,9 +590,7 @@ class FitData:
     p90_abs_error: float | None
 
 
-def fit_data(
-    measured_s: Sequence[float], predicted_s: Sequence[float], groups: Sequence[str] | None = None
-) -> FitData:
+def fit_data(measured_s: Sequence[float], predicted_s: Sequence[float], groups: Sequence[str] | None = None) -> FitData:
     """Pair predictions with measurements, seconds. ``groups`` names what each belongs to (a model, a region).
 
     Points whose measured time is not positive are left out: they have no relative error.
@@ -628,15 +612,17 @@ def fit_data(
 
 def fit_figure(data: FitData, style: Style) -> go.Figure:
     """Predicted against measured step time, and the relative errors over measured time."""
-    fig = make_subplots(
-        cols=2, rows=1, subplot_titles=["Step time", "Relative error"], horizontal_spacing=0.1
-    )
+    fig = make_subplots(cols=2, rows=1, subplot_titles=["Step time", "Relative error"], horizontal_spacing=0.1)
     points = data.points
     ramps = {g: MODEL_RAMPS[i % len(MODEL_RAMPS)] for i, g in enumerate(sorted(points["group"].unique()))}
     for group, part in points.groupby("group", sort=True):
         colour = _mix(*ramps[group], 0.75)
         marker = {"color": _rgba(colour, 0.65), "size": 7, "line": {"color": "white", "width": 0.5}}
-        for col, (y, unit) in enumerate(((part["predicted_ms"], "ms"), (100 * part["error"], "%")), start=1):
+        shown = (
+            (part["predicted_ms"], "predicted %{y:.4g} ms"),
+            (100 * part["error"], "error %{y:+.1f} %"),
+        )
+        for col, (y, text) in enumerate(shown, start=1):
             fig.add_scatter(
                 x=part["measured_ms"],
                 y=y,
@@ -645,9 +631,7 @@ def fit_figure(data: FitData, style: Style) -> go.Figure:
                 name=f"{group} ({len(part)} points)",
                 legendgroup=str(group),
                 showlegend=col == 1,
-                hovertemplate=f"{group}<br>measured %{{x:.4g}} ms<br>predicted %{{y:.4g}} {unit}<extra></extra>"
-                if col == 1
-                else f"{group}<br>measured %{{x:.4g}} ms<br>error %{{y:+.1f}} %<extra></extra>",
+                hovertemplate=f"{group}<br>measured %{{x:.4g}} ms<br>{text}<extra></extra>",
                 row=1,
                 col=col,
             )
@@ -667,8 +651,7 @@ def fit_figure(data: FitData, style: Style) -> go.Figure:
                 row=1,
                 col=col,
             )
-        is_log = high / low > 12
-        kind = {"type": "log", "dtick": "D2"} if is_log else {}
+        kind = _log_axis(low, high) if high / low > 12 else {}
         fig.update_xaxes(**kind)
         fig.update_yaxes(**kind, row=1, col=1)
         bound = 115 * float(points["error"].abs().max()) or 1.0
@@ -676,15 +659,15 @@ def fit_figure(data: FitData, style: Style) -> go.Figure:
     fig.update_xaxes(title_text="measured step time (ms)")
     fig.update_yaxes(title_text="predicted step time (ms)", row=1, col=1)
     fig.update_yaxes(title_text="(predicted − measured) / measured (%)", row=1, col=2)
-    found = f"{len(points)} cells held out of the fit"
+    found = f"{len(points)} cells"
     if data.median_abs_error is not None and data.p90_abs_error is not None:
-        found += f" · error: median {100 * data.median_abs_error:.1f} %, 90th percentile {100 * data.p90_abs_error:.1f} %"
+        found += f" · error: median {100 * data.median_abs_error:.1f} %"
+        found += f", 90th percentile {100 * data.p90_abs_error:.1f} %"
     caption = f"{found} · {style.caption}" if style.caption else found
     return _finish(fig, "Step times: predicted against measured", caption, height=460)
 
 
-# -- systems side by side
-# -----------------------------------------------------------------------------------------
+# -- systems side by side --------------------------------------------------------------------------
 
 
 def systems_data(systems: Sequence[SystemResult], metrics: Sequence[str] = COMPARED) -> pd.DataFrame:
@@ -712,8 +695,7 @@ def systems_figure(data: pd.DataFrame, style: Style) -> go.Figure:
     hints = {"higher": "higher is better", "lower": "lower is better", "neither": ""}
     specs = [metric_spec(m) for m in metrics]
     titles = [
-        s.label + (f" <span style='color:{MUTED}'>({hints[s.better]})</span>" if hints[s.better] else "")
-        for s in specs
+        s.label + (f" <span style='color:{MUTED}'>({hints[s.better]})</span>" if hints[s.better] else "") for s in specs
     ]
     panel = 34 * len(systems) + 26
     fig = make_subplots(
@@ -728,9 +710,7 @@ def systems_figure(data: pd.DataFrame, style: Style) -> go.Figure:
     for i, spec in enumerate(specs):
         row, col = i // columns + 1, i % columns + 1
         for values in data[data["metric"] == spec.name].itertuples():
-            _draw_pair(
-                fig, row, col, place[str(values.system)], values, spec.unit, style.colours[str(values.system)]
-            )
+            _draw_pair(fig, row, col, place[str(values.system)], values, spec.unit, style.colours[str(values.system)])
         unit = f" ({spec.unit})" if spec.unit else " (no unit)"
         fig.update_xaxes(title_text=f"{spec.label}{unit}", rangemode="tozero", row=row, col=col)
         fig.update_yaxes(
@@ -749,13 +729,12 @@ def systems_figure(data: pd.DataFrame, style: Style) -> go.Figure:
         fig.add_scatter(
             x=[None], y=[None], mode="markers", marker={"symbol": mark, "size": 10, "color": MUTED}, name=name
         )
-    _titles_left(fig)
     height = panel * lines + 96 * (lines - 1) + 210
     return _finish(fig, "Simulated and measured, metric by metric", style.caption, height=height)
 
 
 def _draw_pair(fig: go.Figure, row: int, col: int, y: float, values: object, unit: str, colour: str) -> None:
-    """Simulated slightly above, measured slightly below the system's line, so that neither hides the other."""
+    """Simulated a little above, measured a little below the system's line: neither hides the other."""
     simulated, measured, low, high, system = (
         getattr(values, k) for k in ("simulated", "measured", "low", "high", "system")
     )
@@ -792,8 +771,7 @@ def _draw_pair(fig: go.Figure, row: int, col: int, y: float, values: object, uni
         )
 
 
-# -- quality beside speed
-# -----------------------------------------------------------------------------------------
+# -- quality beside speed --------------------------------------------------------------------------
 
 
 def quality_data(systems: Sequence[SystemResult]) -> pd.DataFrame:
@@ -805,9 +783,7 @@ def quality_data(systems: Sequence[SystemResult]) -> pd.DataFrame:
     table = long.pivot(index=["system", "source"], columns="metric", values="value").reset_index()
     table.columns.name = None
     order = {s.name: i for i, s in enumerate(systems)}
-    table = table.sort_values(
-        ["system", "source"], key=lambda c: c.map(order) if c.name == "system" else -c.str.len()
-    )
+    table = table.sort_values(["system", "source"], key=lambda c: c.map(order) if c.name == "system" else -c.str.len())
     known = table.dropna(subset=["output_throughput"]).reset_index(drop=True)
     return known[["system", "source", "output_throughput", "agreement", "perplexity"]]
 
@@ -831,6 +807,7 @@ def quality_figure(data: pd.DataFrame, style: Style) -> go.Figure:
                     "symbol": ["circle" if s == SIMULATED else "diamond-open" for s in part["source"]],
                     "size": [9 if s == SIMULATED else 17 for s in part["source"]],
                     "color": colour,
+                    "opacity": 1,
                     "line": {
                         "width": [0 if s == SIMULATED else 2.2 for s in part["source"]],
                         "color": colour,
@@ -858,12 +835,11 @@ def _room(values: npt.NDArray[np.float64], top: float | None = None) -> list[flo
         return None
     low, high = float(values.min()), float(values.max())
     air = max(0.2 * (high - low), 0.06 * abs(high)) or 1.0
-    roof = high + air if top is None else min(high + air, top + 0.04 * air)
+    roof = high + air if top is None else min(high + air, top + 0.25 * air)
     return [max(0.0, low - air), roof]
 
 
-# -- agreement against confidence
-# ---------------------------------------------------------------------------------
+# -- agreement against confidence ------------------------------------------------------------------
 
 
 def agreement_data(runs: Iterable[RunResults], bins: int = 10) -> pd.DataFrame:
@@ -908,12 +884,8 @@ def agreement_figure(data: pd.DataFrame, style: Style) -> go.Figure:
     exit.
     """
     models = sorted(data["model"].unique()) or ["no tokens with known agreement"]
-    fig = make_subplots(
-        cols=len(models), rows=1, subplot_titles=models, shared_yaxes=True, horizontal_spacing=0.05
-    )
-    colours = placement_colours(
-        (str(m), int(e)) for m, e in zip(data["model"], data["exit_layer"], strict=True)
-    )
+    fig = make_subplots(cols=len(models), rows=1, subplot_titles=models, shared_yaxes=True, horizontal_spacing=0.05)
+    colours = placement_colours((str(m), int(e)) for m, e in zip(data["model"], data["exit_layer"], strict=True))
     for col, model in enumerate(models, start=1):
         fig.add_scatter(
             x=[0, 100],
@@ -946,7 +918,7 @@ def agreement_figure(data: pd.DataFrame, style: Style) -> go.Figure:
                 marker={"color": colour, "size": 7},
                 name=f"{model}, layer {exit_layer} ({int(curve['tokens'].sum()):,} tokens)",
                 customdata=curve["tokens"],
-                hovertemplate="confidence %{x:.0f} %<br>agreement %{y:.1f} %<br>%{customdata:,} tokens<extra></extra>",
+                hovertemplate="confidence %{x:.0f} %, agreement %{y:.1f} %<br>%{customdata:,} tokens<extra></extra>",
                 row=1,
                 col=col,
             )
@@ -957,13 +929,10 @@ def agreement_figure(data: pd.DataFrame, style: Style) -> go.Figure:
     return _finish(fig, "Agreement against confidence, by exit", caption, height=470)
 
 
-# -- the look
-# -----------------------------------------------------------------------------------------------------
+# -- the look --------------------------------------------------------------------------------------
 
 
-def _system_legend(
-    fig: go.Figure, systems: Iterable[str], style: Style, *, sources: set[str], as_lines: bool
-) -> None:
+def _system_legend(fig: go.Figure, systems: Iterable[str], style: Style, *, sources: set[str], as_lines: bool) -> None:
     """One entry per system in its colour, then what solid and dashed (or filled and hollow) mean."""
     for system in systems:
         fig.add_scatter(
@@ -998,6 +967,7 @@ def _titles_left(fig: go.Figure) -> None:
 
 def _finish(fig: go.Figure, title: str, caption: str, *, height: int) -> go.Figure:
     """The common look: white, a light grid, title and caption at the left, legend in a row under them."""
+    _titles_left(fig)
     fig.update_annotations(font={"size": 13.5, "color": INK})
     axis = {
         "gridcolor": GRID,

@@ -14,7 +14,7 @@ from heliosim.errors import HelioSimError
 
 app = typer.Typer(
     name="heliosim",
-    help="Plan and run early-exit LLM serving: calibrate real models, simulate HELIOS, run the same controller live, compare.",
+    help="Plan and run early-exit LLM serving: calibrate, simulate HELIOS, run the same controller live, compare.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -38,7 +38,9 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -71,7 +73,9 @@ def calibrate(
     token_budget: Annotated[int, typer.Option(min=16, help="Largest tokens per step to measure.")] = 256,
     rounds: Annotated[int, typer.Option(min=1, help="Repeats of every measured situation.")] = 3,
     prompts: Annotated[int, typer.Option(min=2, help="Prompts per task for behaviour.")] = 24,
-    threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Confidence threshold of recorded policies.")] = 0.8,
+    threshold: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Confidence threshold of recorded policies.")
+    ] = 0.8,
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
@@ -91,7 +95,7 @@ def calibrate(
         models=[m.strip() for m in models.split(",") if m.strip()],
         out=out,
         device=device,
-        dtype=dtype,  # type: ignore[arg-type]
+        dtype=dtype,
         threads=threads,
         max_batch=max_batch,
         max_context=max_context,
@@ -137,9 +141,7 @@ def run(
 
     if live:
         _need_live()
-        results = run_live(loaded, device=device)
-    else:
-        results = run_simulated(loaded)
+    results = run_live(loaded, device=device).results if live else run_simulated(loaded)
     save(results, target, overwrite=overwrite)
     print_summary(results, loaded.slo)
     typer.echo(f"Run written to {target}")
@@ -175,7 +177,9 @@ def validate(
 @app.command()
 def example(
     out: Annotated[Path, typer.Option(help="Folder to write scenarios into.")] = Path("example"),
-    profile: Annotated[Optional[Path], typer.Option(help="Profile to use; default: the shipped reference profile.")] = None,  # noqa: UP045
+    profile: Annotated[
+        Path | None, typer.Option(help="Profile to use; default: the shipped reference profile.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write example scenarios (vanilla, early exit, HELIOS) ready to run and to change."""
@@ -202,7 +206,9 @@ def profile_show(folder: Annotated[Path, typer.Argument(help="Profile folder, or
 
 
 @profile_app.command("check")
-def profile_check(folder: Annotated[Path, typer.Argument(help="Profile folder, or the name of a shipped one.")]) -> None:
+def profile_check(
+    folder: Annotated[Path, typer.Argument(help="Profile folder, or the name of a shipped one.")],
+) -> None:
     """Check a profile: schema, digests, books, fit errors. Exit code 2 if it cannot be used."""
     from heliosim.profile_view import check_profile, open_profile
 

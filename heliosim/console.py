@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from heliosim.errors import InputError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -40,7 +42,12 @@ def progress_bar(title: str) -> Iterator[Callable[[str, float], None]]:
     if not err.is_terminal:
         yield _plain_progress(title)
         return
-    columns = (TextColumn(f"[bold]{title}[/]"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn())
+    columns = (
+        TextColumn(f"[bold]{title}[/]"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, TextColumn("{task.description}"), console=err, transient=True) as bar:
         task = bar.add_task("", total=1.0)
 
@@ -73,7 +80,9 @@ def print_summary(run: RunResults | LiveRun, slo: Slo | None) -> None:
 
     results = run.results if isinstance(run, LiveRun) else run
     summary = summarise(results, slo=slo)
-    table = Table(title=f"{results.info.name} · {results.info.mode}, {results.info.clock} clock, seed {results.info.seed}")
+    table = Table(
+        title=f"{results.info.name} · {results.info.mode}, {results.info.clock} clock, seed {results.info.seed}"
+    )
     table.add_column("metric")
     table.add_column("value", justify="right")
     table.add_column("unit")
@@ -99,16 +108,35 @@ def print_summary(run: RunResults | LiveRun, slo: Slo | None) -> None:
 
 
 def print_comparison(folders: Sequence[Path], report: Path | None) -> None:
-    """Compare run folders and optionally write a report."""
+    """Compare run folders and optionally write a report. Runs of one scenario name are one system: simulated beside its
+    live repeats.
+    """
     from heliosim.formats.results import load_run
-    from heliosim.tables import print_runs
+    from heliosim.metrics import SystemResult
+    from heliosim.tables import print_comparison as print_table
 
-    runs = [load_run(folder) for folder in folders]
-    print_runs(console(), runs, names=[folder.name for folder in folders])
+    found: dict[str, tuple[list[RunResults], list[RunResults]]] = {}
+    for folder in folders:
+        run = load_run(folder)
+        simulated, live = found.setdefault(run.info.name, ([], []))
+        (simulated if run.info.mode == "simulated" else live).append(run)
+    systems = []
+    for name, (simulated, live) in found.items():
+        if len(simulated) > 1:
+            remedy = "Give one simulated run per scenario, or rename scenarios."
+            raise InputError("runs", name, f"{len(simulated)} simulated runs of one scenario", remedy)
+        clocks = {run.info.clock for run in live}
+        if len(clocks) > 1:
+            raise InputError(
+                "runs", name, f"live runs on different clocks ({', '.join(sorted(clocks))})", "Compare them apart."
+            )
+        clock = clocks.pop() if clocks else "cpu"
+        systems.append(SystemResult(name, simulated[0] if simulated else None, live, clock=clock))
+    print_table(systems)
     if report is not None:
-        from heliosim.report import runs_report
+        from heliosim.report import demo_report
 
-        runs_report(report, runs, names=[folder.name for folder in folders])
+        demo_report(report, systems, {}, [], [], title="HelioSim: runs compared")
         console().print(f"Report written to {report}")
 
 

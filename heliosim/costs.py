@@ -3,8 +3,8 @@
 The shape is a pure function of the action and its outcome, so calibration (which measures outcomes) and simulation
 (which predicts them) describe a step with the same code. The time is a sum of non-negative terms, one for each thing an
 engine does: launches per layer, tokens through a layer, KV gathered for decoding, prefill attention, exit checks, KV
-filled for skipped layers, and the host's work per step, row, token and request. No term is a product of fitted numbers, so
-the fit is linear and every coefficient is a time a reader can check (seconds per unit of the term).
+filled for skipped layers, and the host's work per step, row, token and request. No term is a product of fitted numbers,
+so the fit is linear and every coefficient is a time a reader can check (seconds per unit of the term).
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class StepShape:
 def shape_of(run: Run, outcome: Outcome, spec: ModelSpec) -> StepShape:
     """The shape of a step from what was asked and what came out.
 
-    A row of one token that emits is a decode row unless it starts a request; every other row is a prefill chunk. Under a
-    threshold each exit up to the last one needed checks the rows that have not left yet.
+    A row of one token that emits is a decode row unless it starts a request; every other row is a prefill chunk. Under
+    a threshold each exit up to the last one needed checks the rows that have not left yet.
     """
     batch = run.batch
     decode_rows = longest_decode = prefill_rows = products = started = longest = 0

@@ -17,7 +17,9 @@ class InputError(HelioSimError):
     """
 
     def __init__(self, where: str, value: object, problem: str, remedy: str) -> None:
-        super().__init__(where, value, problem, remedy)  # args as the constructor takes them: SimPy makes a new one from them
+        super().__init__(
+            where, value, problem, remedy
+        )  # args as the constructor takes them: SimPy makes a new one from them
         self.where, self.value, self.problem, self.remedy = where, value, problem, remedy
 
     def __str__(self) -> str:

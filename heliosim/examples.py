@@ -34,12 +34,20 @@ def pair_of(profile: Profile) -> tuple[str, str]:
 
 
 def tight_budget(profile: Profile) -> int:
-    """Memory in which the larger model, fully loaded, leaves as much for KV as it takes itself: batches feel freed weights."""
+    """Memory in which the larger model, fully loaded, leaves as much for KV as it takes itself: batches feel freed
+    weights.
+    """
     return 2 * max(profile.spec(n).weights_bytes(profile.spec(n).layers) for n in profile.facts.models)
 
 
 def scenario_for(
-    name: str, controller: Mapping[str, Any], profile: Profile, workload: WorkloadSpec, *, seed: int = 0, max_batch: int = 16
+    name: str,
+    controller: Mapping[str, Any],
+    profile: Profile,
+    workload: WorkloadSpec,
+    *,
+    seed: int = 0,
+    max_batch: int = 16,
 ) -> Scenario:
     """One system over a profile's pair, in the tight budget."""
     return Scenario(
@@ -55,7 +63,9 @@ def scenario_for(
 
 
 def drawn_workload(profile: Profile, requests_per_task: int = 60, rate_per_s: float = 20.0) -> WorkloadSpec:
-    """Tasks of the profile in consecutive blocks, lengths drawn, Poisson arrivals; needs no text, so it cannot run live."""
+    """Tasks of the profile in consecutive blocks, lengths drawn, Poisson arrivals; needs no text, so it cannot run
+    live.
+    """
     tasks = [
         {
             "task": task,

@@ -1,8 +1,9 @@
 """The wall-clock driver: the same server and controller, an engine that really executes.
 
-Two clocks. ``wall``: what a user would feel; arrivals come in real time. ``cpu``: every step really executes and is charged
-the process CPU time it took, host work of the serving loop included; idle time is skipped, arrivals advance on this virtual clock.
-On shared machines CPU time repeats within about one percent where wall time does not, so fidelity is judged on it.
+Two clocks. ``wall``: what a user would feel; arrivals come in real time. ``cpu``: every step really executes and is
+charged the process CPU time it took, host work of the serving loop included; idle time is skipped, arrivals advance on
+this virtual clock. On shared machines CPU time repeats within about one percent where wall time does not, so fidelity
+is judged on it.
 """
 
 from __future__ import annotations

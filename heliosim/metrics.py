@@ -148,9 +148,7 @@ class Summary:
         return None if found is None else float(found)
 
 
-SCALARS: tuple[str, ...] = tuple(
-    f.name for f in fields(Summary) if f.name not in {"exit_mix", "transition_sequence"}
-)
+SCALARS: tuple[str, ...] = tuple(f.name for f in fields(Summary) if f.name not in {"exit_mix", "transition_sequence"})
 """Names of all metrics that are one number."""
 
 
@@ -237,8 +235,7 @@ def metric_spec(name: str) -> MetricSpec:
     return METRICS.get(name) or MetricSpec(name, name.replace("_", " ").capitalize(), "")
 
 
-# -- summary
-# --------------------------------------------------------------------------------------------------
+# -- summary ---------------------------------------------------------------------------------------
 
 
 def summarise(
@@ -314,9 +311,7 @@ class _Requests:
 def request_latencies(results: RunResults, after_s: Seconds = 0.0) -> dict[str, Floats]:
     """TTFT, TPOT and E2E of the finished requests, ms, each without the requests that have none."""
     r = _Requests(results.requests, after_s)
-    return {
-        name: v[~np.isnan(v)] for name, v in (("ttft", r.ttft_ms), ("tpot", r.tpot_ms), ("e2el", r.e2el_ms))
-    }
+    return {name: v[~np.isnan(v)] for name, v in (("ttft", r.ttft_ms), ("tpot", r.tpot_ms), ("e2el", r.e2el_ms))}
 
 
 def _counts_and_rates(r: _Requests) -> dict[str, Any]:
@@ -435,7 +430,7 @@ def _exit_mix(tokens: pa.Table, kept: Bools, exits: Ints) -> dict[str, dict[int,
 
 
 def _transitions(steps: pa.Table, after_s: Seconds) -> dict[str, Any]:
-    """Loads in order, of those that started at or after ``after_s``; the run's first load is no transition."""
+    """Loads that started at or after ``after_s``, in order; the run's first load is no transition."""
     loads = [step for step in steps.to_pylist() if step["kind"] == "load"]
     later = [load for load in loads[1:] if load["start_s"] >= after_s]
     shown = [load for load in loads if load["start_s"] >= after_s]
@@ -474,8 +469,7 @@ def _percentile(values: Floats, share: float) -> float | None:
     return float(np.percentile(values, share)) if len(values) else None
 
 
-# -- simulated beside measured
-# -----------------------------------------------------------------------------------
+# -- simulated beside measured ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

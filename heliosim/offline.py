@@ -1,8 +1,9 @@
 """The model repository's offline figures, worked out from a profile: what each depth of each model should deliver.
 
 For a depth: the batch that fits beside it in the memory budget, one decode step of that batch at a typical context, one
-prefill of a typical prompt. A partial model pays no failed checks; a full model pays for early exit, its batch waiting for
-the deepest token. These figures rank candidates and scale live measurements of M to M'; they never replace a measurement.
+prefill of a typical prompt. A partial model pays no failed checks; a full model pays for early exit, its batch waiting
+for the deepest token. These figures rank candidates and scale live measurements of M to M'; they never replace a
+measurement.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def build_repository(
         return load_seconds(loads[new.model], load_terms(Load(new, 0, ""), spec, resident, kv))
 
     candidates = {
-        name: _candidate(specs[name], profile.behaviour, profile.step_cost(name, clock), budget_bytes, max_batch, threshold)
+        name: _candidate(
+            specs[name], profile.behaviour, profile.step_cost(name, clock), budget_bytes, max_batch, threshold
+        )
         for name in names
     }
     return Repository(candidates, budget_bytes, expected_load)

@@ -44,9 +44,9 @@ def measure_premises(behaviour: Behaviour, threshold: float = 0.8) -> list[Premi
     """All premises over texts each model generated at full depth.
 
     *Early exits differ by task*: largest difference between tasks in the share of tokens confident at the first exit.
-    *Low confidence is usually not wrong*: among tokens below the threshold at the first exit, the share whose top-1 the last layer keeps
-    (HELIOS reports at least 0.85). *Models complement each other*: among tokens below the threshold at one model's first exit, the
-    share confident at the other's first exit (HELIOS reports 0.57).
+    *Low confidence is usually not wrong*: among tokens below the threshold at the first exit, the share whose top-1 the
+    last layer keeps (HELIOS reports at least 0.85). *Models complement each other*: among tokens below the threshold at
+    one model's first exit, the share confident at the other's first exit (HELIOS reports 0.57).
     """
     found: list[Premise] = []
     for model, exits in behaviour.exits.items():
@@ -76,7 +76,9 @@ def measure_premises(behaviour: Behaviour, threshold: float = 0.8) -> list[Premi
                 share = float((b[hard] >= threshold).mean())
                 subject = f"{one}@{exits_one[0]} helped by {other}@{exits_other[0]}"
                 detail = f"unconditionally {float((b >= threshold).mean()):.2f}"
-                found.append(_judge("models complement each other", subject, share, 0.40, 0.15, detail, int(hard.sum())))
+                found.append(
+                    _judge("models complement each other", subject, share, 0.40, 0.15, detail, int(hard.sum()))
+                )
     return found
 
 

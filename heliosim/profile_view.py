@@ -37,9 +37,15 @@ def show_profile(profile: Profile) -> None:
     device = facts.device
     name = device.get("gpu") or device.get("host_cpu")
     out = console()
-    out.print(f"[bold]{profile.folder.name}[/] · {facts.kind} on {name} ({device.get('threads')} thread(s)) · seed {facts.seed}")
+    out.print(
+        f"[bold]{profile.folder.name}[/] · {facts.kind}, {name} ({device.get('threads')} thread(s)) · seed {facts.seed}"
+    )
     energy = facts.energy
-    shown = "unavailable" if energy.source == "unavailable" else f"{energy.idle_w} W idle, {energy.joules_per_step_second} W more while stepping"
+    shown = (
+        "unavailable"
+        if energy.source == "unavailable"
+        else f"{energy.idle_w} W idle, {energy.joules_per_step_second} W more while stepping"
+    )
     out.print(f"energy: {shown} {f'({energy.reason})' if energy.reason else ''}")
     sizes = Table(title="Models", title_justify="left")
     for column in ("model", "layers", "exits", "dtype", "weights MB", "layer kB", "KV B/token/layer", "context"):
@@ -115,8 +121,12 @@ def _check_model(name: str, facts: ModelFacts) -> list[str]:
         blocks = (batch.budget_bytes - spec.weights_bytes(batch.depth)) // spec.block_bytes(batch.depth)
         rows = max(0, blocks) // -(-batch.context_tokens // BLOCK_TOKENS)
         if rows != batch.rows:
-            problems.append(f"{name}@{batch.depth}: {batch.rows} rows measured in {batch.budget_bytes} B, the byte model says {rows}")
+            problems.append(
+                f"{name}@{batch.depth}: {batch.rows} rows in {batch.budget_bytes} B, the byte model says {rows}"
+            )
     for clock, fit in facts.step.items():
         if fit.holdout.median_abs_error > 0.25:
-            problems.append(f"{name}: {clock} step times miss held-out cells by {fit.holdout.median_abs_error:.0%}; calibrate again")
+            problems.append(
+                f"{name}: {clock} step times miss held-out cells by {fit.holdout.median_abs_error:.0%}; calibrate again"
+            )
     return problems

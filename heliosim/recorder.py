@@ -105,10 +105,7 @@ class TableRecorder:
             steps=_table(self._step_columns(), schema.steps),
             tokens=_table(self._token_columns(), schema.tokens),
             events=_table(
-                {
-                    name: [row[i] for row in self._events]
-                    for i, name in enumerate(("time_s", "kind", "detail"))
-                },
+                {name: [row[i] for row in self._events] for i, name in enumerate(("time_s", "kind", "detail"))},
                 schema.events,
             ),
         )

@@ -1,4 +1,6 @@
-"""Names to classes: built-ins through a small table, other packages' through entry points; nothing is imported until asked for."""
+"""Names to classes: built-ins through a small table, other packages' through entry points; nothing is imported until
+asked for.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from heliosim.errors import UnknownNameError
 
 @dataclass(frozen=True)
 class Registry:
-    """``what`` names the kind of thing in messages; ``group`` is the entry-point group; ``builtin``: name -> ``module:attribute``."""
+    """``what`` names the kind of thing in messages; ``group`` is the entry-point group; ``builtin``: name ->
+    ``module:attribute``.
+    """
 
     what: str
     group: str

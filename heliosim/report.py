@@ -141,7 +141,9 @@ def write_report(
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
         f"<style>{_CSS}</style>{script}</head>\n<body><main><header><h1>{escape(title)}</h1>"
-        f'<p class="subtitle">{escape(subtitle)}</p><nav>{links}</nav></header>\n{body}\n{footer}</main></body></html>\n',
+        f'<p class="subtitle">{escape(subtitle)}</p><nav>{links}</nav></header>\n'
+        f"{body}\n{footer}"
+        "</main></body></html>\n",
     )
 
 
@@ -213,17 +215,14 @@ def _table(table: Table) -> str:
         for row in table.rows
     )
     caption = f"<caption>{_text(table.caption)}</caption>" if table.caption else ""
-    return (
-        f'<div class="wide"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-    )
+    return f'<div class="wide"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
 def _anchor(title: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
-# -- the report of a demo or comparison
-# ----------------------------------------------------------------------------
+# -- the report of a demo or comparison ------------------------------------------------------------
 
 
 def demo_report(
@@ -240,9 +239,10 @@ def demo_report(
     """Everything about a set of systems on one page.
 
     ``profile_facts``: shown as they are (name: value), except ``step_fit``: a mapping with the sequences
-    ``measured_s``, ``predicted_s`` and, if known, ``groups``, which is drawn. ``premises``: mappings with
-    ``premise``, ``subject``, ``value``, ``holds_from``, ``partly_from``, ``verdict``, ``detail``, ``tokens``.
-    ``limits``: sentences added to what the page says of its own limits.
+    ``measured_s``, ``predicted_s`` and, if known, ``groups`` (a name per point) and ``caption`` (which cells,
+    which seed), which is drawn. ``premises``: mappings with ``premise``, ``subject``, ``value``,
+    ``holds_from``, ``partly_from``, ``verdict``, ``detail``, ``tokens``. ``limits``: sentences added to what
+    the page says of its own limits.
     """
     from heliosim.charts import Style, caption_of
 
@@ -257,9 +257,7 @@ def demo_report(
     ]
     if commands:
         sections.append(Section("Repeat it", "The commands that made this page.", [Code(commands)]))
-    write_report(
-        path, title, sections, subtitle=caption_of(systems), provenance=_provenance(systems, profile_facts)
-    )
+    write_report(path, title, sections, subtitle=caption_of(systems), provenance=_provenance(systems, profile_facts))
 
 
 def _focus(systems: Sequence[SystemResult]) -> SystemResult:
@@ -283,9 +281,7 @@ def _glance(
         held = sum(1 for p in premises if p.get("verdict") == "holds")
         weak = sum(1 for p in premises if p.get("verdict") == "weak")
         cards.append(Card("Premises of HELIOS that hold here", f"{held} of {len(premises)}", f"{weak} weak"))
-    return Section(
-        "At a glance", "The numbers to remember. Everything below says how they came about.", [Cards(cards)]
-    )
+    return Section("At a glance", "The numbers to remember. Everything below says how they came about.", [Cards(cards)])
 
 
 def _speed_card(focus: SystemResult, systems: Sequence[SystemResult]) -> list[Card]:
@@ -327,9 +323,7 @@ def _fidelity_cards(rows: Mapping[str, Sequence[ComparisonRow]]) -> list[Card]:
             f"over {len(errors)} values; largest {percent(worst, signed=False)} ({label}, {name})",
         )
     ]
-    judged = [
-        r for found in rows.values() for r in found if r.repeats >= 2 and r.is_inside_spread is not None
-    ]
+    judged = [r for found in rows.values() for r in found if r.repeats >= 2 and r.is_inside_spread is not None]
     if judged:
         held = sum(1 for r in judged if r.is_inside_spread)
         cards.append(Card("Inside the spread of repeats", f"{held} of {len(judged)}", "simulated values"))
@@ -355,7 +349,8 @@ def _headline(
         cells[-1] += [_cell(row) for row in rows[system.name]]
         cells[-1].append(_note(system))
     reading = Html(
-        "One row per system. In each cell: <b>simulated</b>, then measured (mean of the repeats, with the least and "
+        "One row per system. In each cell: <b>simulated</b>, then measured (mean of the repeats, with the "
+        "least and "
         "the greatest), then the signed error (simulated − measured) / measured. "
         "<span class='in'>Green</span>: the simulation lies inside the repeats. "
         f"<span class='plain'>Grey</span>: outside, but within {100 * NEAR:.0f} %. "
@@ -407,29 +402,31 @@ def _long_table(rows: Mapping[str, Sequence[ComparisonRow]]) -> Table:
     return Table([Column(title, kind) for title, kind in kinds], cells)
 
 
-def _figure_sections(
-    systems: Sequence[SystemResult], profile_facts: Mapping[str, Any], style: Any
-) -> list[Section]:
+def _figure_sections(systems: Sequence[SystemResult], profile_facts: Mapping[str, Any], style: Any) -> list[Section]:
     from heliosim import charts
 
     focus = _focus(systems)
     sections = [
         Section(
             "Systems side by side",
-            "Each panel is one metric. Filled dot: simulated. Hollow diamond: measured mean, with a line from the least to "
+            "Each panel is one metric. Filled dot: simulated. Hollow diamond: measured mean, with a line "
+            "from the least to "
             "the greatest repeat. Where dot and diamond meet, the simulation is right.",
             [Figure(charts.systems_figure(charts.systems_data(systems), style))],
         ),
         Section(
             "Latency",
-            "For each time on the horizontal axis, the share of requests that were served within it; further left is faster. "
+            "For each time on the horizontal axis, the share of requests that were served within it; "
+            "further left is faster. "
             "Solid: simulated. Dashed: measured, repeats pooled.",
             [Figure(charts.latency_figure(charts.latency_data(systems), style, _common_slo(systems)))],
         ),
         Section(
             "Quality beside speed",
-            "Speed alone is never the goal: leaving early changes the text. Right is faster; on the left panel higher is "
-            "better, on the right panel lower. A line joins the simulated and the measured point of one system.",
+            "Speed alone is never the goal: leaving early changes the text. Right is faster; on the left "
+            "panel higher is "
+            "better, on the right panel lower. A line joins the simulated and the measured point of one "
+            "system.",
             [Figure(charts.quality_figure(charts.quality_data(systems), style))],
         ),
         Section(
@@ -442,12 +439,14 @@ def _figure_sections(
     first = [s.live[0] if s.live else s.simulated for s in systems]
     agreement = charts.agreement_data(run for run in first if run is not None)
     if not agreement.empty:
-        note = charts.Style(style.colours, "one run per system, the first measured where there is one")
+        note = charts.Style(style.colours, f"one run per system · {style.caption}")
         sections.append(
             Section(
                 "Is low confidence wrong?",
-                "Share of tokens that equal the full model's choice, by the confidence of the exit they left at. A flat, high "
-                "line means that leaving early is safe even when the exit is unsure; the dotted line is what a perfectly "
+                "Share of tokens that equal the full model's choice, by the confidence of the exit they "
+                "left at. A flat, high "
+                "line means that leaving early is safe even when the exit is unsure; the dotted line is "
+                "what a perfectly "
                 "calibrated exit would show.",
                 [Figure(charts.agreement_figure(agreement, note))],
             )
@@ -455,8 +454,8 @@ def _figure_sections(
     fit = profile_facts.get("step_fit")
     if isinstance(fit, Mapping):
         data = charts.fit_data(fit["measured_s"], fit["predicted_s"], fit.get("groups"))
-        caption = charts.Style({}, "")
-        reading = "Step times the cost model never saw while it was fitted. On the dotted line it is right."
+        caption = charts.Style({}, str(fit.get("caption", "")))
+        reading = "Each point is one measured cell of the profile. On the dotted line the cost model is right."
         sections.append(Section("Step times", reading, [Figure(charts.fit_figure(data, caption))]))
     return sections
 
@@ -471,12 +470,12 @@ def _timeline_section(focus: SystemResult) -> Section:
     for run in runs:
         style = charts.Style({}, charts.run_caption(run))
         kind = "simulated" if run.info.mode == "simulated" else "measured"
-        figures.append(
-            Figure(charts.timeline_figure(charts.timeline_data(run), style, f"{focus.name}, {kind}"))
-        )
+        figures.append(Figure(charts.timeline_figure(charts.timeline_data(run), style, f"{focus.name}, {kind}")))
     reading = (
-        "What was resident when (model@layers), how many requests ran and waited, how memory was shared, and how often "
-        "tokens left unsure. A triangle is a load; hatched bands are evaluation. When the counter passes its limit "
+        "What was resident when (model@layers), how many requests ran and waited, how memory was shared, "
+        "and how often "
+        "tokens left unsure. A triangle is a load; hatched bands are evaluation. When the counter passes "
+        "its limit "
         "the controller loads more layers or switches model."
     )
     return Section("One run over time", reading, figures)
@@ -513,35 +512,38 @@ def _premises_section(premises: Sequence[Mapping[str, Any]]) -> Section:
                 note,
             ]
         )
-    reading = "HELIOS takes these for granted. Whether they hold for the models of this profile decides what it can gain."
+    reading = (
+        "HELIOS takes these for granted. Whether they hold for the models of this profile decides what it can gain."
+    )
     return Section("Premises", reading, [Table(columns, rows)])
 
 
 def _number(value: Any) -> str | None:
-    return (
-        significant(float(value))
-        if isinstance(value, (int, float))
-        else None
-        if value is None
-        else str(value)
-    )
+    return significant(float(value)) if isinstance(value, (int, float)) else None if value is None else str(value)
 
 
 def _limits(systems: Sequence[SystemResult]) -> list[str]:
     """What holds for every such page, and what is missing from this one."""
     said = [
-        "The simulation knows the machine only through its profile: step times come from a fitted cost model, texts and "
-        "confidences are those recorded when the profile was made. Another machine, other models or other texts need "
+        "The simulation knows the machine only through its profile: step times come from a fitted cost "
+        "model, texts and "
+        "confidences are those recorded when the profile was made. Another machine, other models or other "
+        "texts need "
         "another profile.",
-        "Measured values are those of one machine. The spread is the range of the repeats shown, not a confidence "
-        "interval; with few repeats it is narrow by chance, and a simulated value just outside it need not be wrong.",
-        "Agreement and perplexity judge tokens against the models' own choices. They do not say whether a text is useful.",
+        "Measured values are those of one machine. The spread is the range of the repeats shown, not a "
+        "confidence "
+        "interval; with few repeats it is narrow by chance, and a simulated value just outside it need not "
+        "be wrong.",
+        "Agreement and perplexity judge tokens against the models' own choices. They do not say whether a "
+        "text is useful.",
     ]
     clocks = {s.clock for s in systems if s.live}
     if "cpu" in clocks:
         said.append(
-            "On the cpu clock every step really executes and is charged the processor time it took; idle time is skipped "
-            "and arrivals advance on that clock. It repeats better than wall time, and is not what a user would wait."
+            "On the cpu clock every step really executes and is charged the processor time it took; idle "
+            "time is skipped "
+            "and arrivals advance on that clock. It repeats better than wall time, and is not what a user "
+            "would wait."
         )
     lonely = [s.name for s in systems if not s.live]
     if lonely:
@@ -580,13 +582,15 @@ _CSS = """
 :root{--ink:#1f2933;--muted:#5f6b76;--line:#e3e8ed;--soft:#f6f8fa;--in:#0b6b4f;--in-bg:#e3f4ed;--out:#8a4b08;
 --out-bg:#fdf0d9;--bad:#8e1b14;--bad-bg:#fbe6e4}
 *{box-sizing:border-box}html{scroll-behavior:smooth}
-body{margin:0;background:#fff;color:var(--ink);font:16px/1.55 Inter,'Segoe UI','Helvetica Neue',Arial,sans-serif}
+body{margin:0;background:#fff;color:var(--ink);
+font:16px/1.55 Inter,'Segoe UI','Helvetica Neue',Arial,sans-serif}
 main{max-width:1240px;margin:0 auto;padding:40px 28px 56px}
 h1{font-size:32px;line-height:1.2;margin:0 0 6px;letter-spacing:-.01em}
 h2{font-size:22px;margin:0 0 6px;letter-spacing:-.005em}
 .subtitle{color:var(--muted);margin:0 0 18px}
 nav{display:flex;flex-wrap:wrap;gap:8px;margin-bottom:8px}
-nav a{color:var(--ink);text-decoration:none;font-size:14px;padding:4px 12px;border:1px solid var(--line);border-radius:999px}
+nav a{color:var(--ink);text-decoration:none;font-size:14px;padding:4px 12px;border:1px solid var(--line);
+border-radius:999px}
 nav a:hover{background:var(--soft)}
 section{padding:30px 0 10px;border-top:1px solid var(--line);margin-top:26px}
 .reading{color:var(--muted);margin:0 0 16px;max-width:86ch}
@@ -594,12 +598,14 @@ section>p{max-width:86ch}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(210px,1fr));gap:14px}
 .card{border:1px solid var(--line);border-radius:12px;padding:16px 18px;background:var(--soft)}
 .card .label{font-size:13.5px;color:var(--muted);line-height:1.35;min-height:2.7em}
-.card .value{font-size:29px;font-weight:650;line-height:1.3;margin:5px 0 3px;font-variant-numeric:tabular-nums}
+.card .value{font-size:29px;font-weight:650;line-height:1.3;margin:5px 0 3px;
+font-variant-numeric:tabular-nums}
 .card .note{font-size:13px;color:var(--muted);line-height:1.4}
 .wide{overflow-x:auto}figure{margin:0 0 12px}
 table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums}
 caption{text-align:left;color:var(--muted);padding-bottom:6px}
-th{font-weight:600;font-size:13px;text-align:left;vertical-align:bottom;padding:8px 10px;border-bottom:2px solid var(--line);
+th{font-weight:600;font-size:13px;text-align:left;vertical-align:bottom;padding:8px 10px;
+border-bottom:2px solid var(--line);
 line-height:1.3}
 td{padding:9px 10px;border-bottom:1px solid var(--line);vertical-align:top}
 tbody tr:hover{background:var(--soft)}
@@ -612,12 +618,15 @@ td.note{color:var(--muted);font-size:13px;min-width:110px}.unit{color:var(--mute
 .in{color:var(--in);background:var(--in-bg)}.out{color:var(--out);background:var(--out-bg)}
 .bad{color:var(--bad);background:var(--bad-bg)}.plain{background:var(--soft)}
 details{margin:16px 0}summary{cursor:pointer;color:var(--muted);padding:4px 0}
-pre{background:var(--soft);border:1px solid var(--line);border-radius:10px;padding:14px 16px;overflow-x:auto;font-size:13.5px}
+pre{background:var(--soft);border:1px solid var(--line);border-radius:10px;padding:14px 16px;overflow-x:auto;
+font-size:13.5px}
 footer{margin-top:40px;padding-top:24px;border-top:1px solid var(--line);color:var(--muted);font-size:13.5px}
 footer h2{font-size:16px;color:var(--ink)}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:4px 18px;margin:8px 0}dt{font-weight:600}
 dd{margin:0;overflow-wrap:anywhere}
-@media(max-width:720px){main{padding:24px 16px}h1{font-size:26px}dl{grid-template-columns:1fr}dd{margin-bottom:6px}
-figure .wide>div{min-width:720px}}
+@media(max-width:720px){main{padding:24px 16px}h1{font-size:26px}dl{grid-template-columns:1fr}
+dd{margin-bottom:6px}
+}
+@media(max-width:1000px){figure .wide>div{min-width:940px}}
 @media print{nav{display:none}section{break-inside:avoid}}
 """

@@ -15,7 +15,7 @@ from heliosim.drive import Log
 from heliosim.engines.base import Engine
 from heliosim.engines.sim import SimEngine
 from heliosim.errors import InputError
-from heliosim.formats.profile import ClockName, Profile, load_profile
+from heliosim.formats.profile import Profile, load_profile
 from heliosim.formats.results import RunClock, RunInfo, RunResults, save_run
 from heliosim.recorder import NullRecorder, TableRecorder
 from heliosim.scenario import Scenario
@@ -72,7 +72,9 @@ def run_simulated(
     return _results(scenario, profile, recorder, "simulated", host)
 
 
-def make_engine(scenario: Scenario, profile: Profile, *, device: str = "auto", threads: int | None = None) -> TorchEngine:
+def make_engine(
+    scenario: Scenario, profile: Profile, *, device: str = "auto", threads: int | None = None
+) -> TorchEngine:
     """The real engine for a scenario. Raises InputError if a checkpoint is not the one the profile was measured on."""
     from heliosim.engines.torch import TorchEngine
     from heliosim.formats.checkpoint import checkpoint_path, inspect_checkpoint
@@ -84,7 +86,9 @@ def make_engine(scenario: Scenario, profile: Profile, *, device: str = "auto", t
         info = inspect_checkpoint(folder, facts.dtype)
         if info.weights_sha256() != facts.weights_sha256:
             raise InputError(
-                f"profile model {name}", facts.weights_sha256[:12], f"was measured on other weights than {folder.name} holds",
+                f"profile model {name}",
+                facts.weights_sha256[:12],
+                f"was measured on other weights than {folder.name} holds",
                 "Calibrate again, or give the checkpoint of the profile.",
             )
         folders[name] = folder
@@ -107,7 +111,8 @@ def run_live(
     score_agreement: bool = True,
     on_progress: OnProgress | None = None,
 ) -> LiveRun:
-    """Execute a scenario on the real engine, then score agreement of every token with its model's last layer (not timed).
+    """Execute a scenario on the real engine, then score agreement of every token with its model's last layer (not
+    timed).
 
     An engine made here is warmed up first with the scenario's own first requests.
     """
@@ -144,7 +149,9 @@ def _warm_up(scenario: Scenario, profile: Profile, engine: TorchEngine, requests
 def with_agreement(
     results: RunResults, engine: TorchEngine, known: Mapping[int, Content], outputs: Mapping[int, Sequence[int]]
 ) -> RunResults:
-    """Fill ``agrees``: whether each emitted token is what all layers of the same model would have said to the same text."""
+    """Fill ``agrees``: whether each emitted token is what all layers of the same model would have said to the same
+    text.
+    """
     import pyarrow as pa
 
     from heliosim.engines.models.score import score
@@ -169,7 +176,9 @@ def with_agreement(
     return replace(results, tokens=filled)
 
 
-def _results(scenario: Scenario, profile: Profile, recorder: TableRecorder, clock: str, host: dict[str, Any]) -> RunResults:
+def _results(
+    scenario: Scenario, profile: Profile, recorder: TableRecorder, clock: str, host: dict[str, Any]
+) -> RunResults:
     is_live = clock != "simulated"
     named: RunClock = "simulated" if not is_live else scenario.clock
     info = RunInfo(

@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from heliosim.errors import InputError, UnknownNameError
-from heliosim.formats.files import Strict, validate, write_text
+from heliosim.formats.files import Strict, sha256_of, validate, write_text
 from heliosim.metrics import Slo
 from heliosim.registry import CONTROLLERS
 from heliosim.serving.kinds import ControllerKind
@@ -63,7 +63,9 @@ class BatcherSpec(Strict):
 
 
 class Scenario(Strict):
-    """One run. ``controller``: ``kind`` and that kind's parameters. ``clock``: whose costs a simulation uses, which clock a live run keeps."""
+    """One run. ``controller``: ``kind`` and that kind's parameters. ``clock``: whose costs a simulation uses, which
+    clock a live run keeps.
+    """
 
     schema_version: Literal[1] = 1
     name: str
@@ -87,8 +89,15 @@ class Scenario(Strict):
 
     @property
     def hash(self) -> str:
-        """Digest of the canonical content: equal scenarios have equal hashes."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """Digest of the canonical content: equal scenarios have equal hashes. A trace counts by its bytes, not by where
+        it lies.
+        """
+        content = self.model_dump(mode="json")
+        trace = self.workload.trace
+        if trace is not None and Path(trace).is_file():
+            content["workload"]["trace"] = sha256_of(Path(trace))
+        content.pop("profile")  # a run names its profile by that profile's own digest
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def controller_kind(self) -> ControllerKind:
@@ -113,7 +122,9 @@ def parse_controller(section: dict[str, Any], where: str) -> ControllerKind:
     """Build a controller's parameters from a scenario section, refusing what it does not know."""
     fields = dict(section)
     if "kind" not in fields:
-        raise InputError(f"{where}, field controller.kind", None, "missing field", f"Known: {', '.join(CONTROLLERS.names())}.")
+        raise InputError(
+            f"{where}, field controller.kind", None, "missing field", f"Known: {', '.join(CONTROLLERS.names())}."
+        )
     cls = CONTROLLERS.get(fields.pop("kind"))
     known = set(cls.__dataclass_fields__)
     for key, value in fields.items():

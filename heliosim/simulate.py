@@ -1,7 +1,7 @@
 """The SimPy driver: the server is a process, an engine's seconds become timeouts.
 
-With the live driver in ``live.py`` this is all that differs between a simulated and a live run besides the engine. Times
-are multiples of ``types.TICK``, so both drivers' clocks agree to the last bit when outcomes do.
+With the live driver in ``live.py`` this is all that differs between a simulated and a live run besides the engine.
+Times are multiples of ``types.TICK``, so both drivers' clocks agree to the last bit when outcomes do.
 """
 
 from __future__ import annotations

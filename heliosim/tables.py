@@ -119,10 +119,7 @@ def _caption(systems: Sequence[SystemResult]) -> str:
     def span(values: list[int]) -> str:
         return str(values[0]) if len(values) == 1 else f"{values[0]}–{values[-1]}"
 
-    measured = (
-        f"measured: mean of {span(live)} repeats ({'/'.join(clocks)} clock)" if clocks else "not measured"
-    )
+    measured = f"measured: mean of {span(live)} repeats ({'/'.join(clocks)} clock)" if clocks else "not measured"
     return (
-        f"{span(requests)} requests per run, seed {span(seeds)}; {measured}; "
-        "error = (simulated − measured) / measured"
+        f"{span(requests)} requests per run, seed {span(seeds)}; {measured}; error = (simulated − measured) / measured"
     )

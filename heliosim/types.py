@@ -1,8 +1,8 @@
 """The values that pass between server, engines, drivers and recorders.
 
 All are frozen. Times are seconds on the driver's clock and multiples of ``TICK`` (2**-30 s, about 1 ns), so sums and
-differences of times are exact in floating point up to 2**22 s: a simulated and a live driver that saw the same durations
-show the same clock to the last bit, in whatever order the additions were done.
+differences of times are exact in floating point up to 2**22 s: a simulated and a live driver that saw the same
+durations show the same clock to the last bit, in whatever order the additions were done.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class ExitRule:
     """When a token leaves.
 
     ``none``: at the last resident layer, no confidence asked (vanilla decoding). ``threshold``: at the first exit whose
-    confidence reaches ``threshold``, else at the last layer. ``greedy``: every token at the resident depth, confident or
-    not (HELIOS step 4). ``batching`` says what a batch under ``threshold`` does: ``full`` runs every layer for every
+    confidence reaches ``threshold``, else at the last layer. ``greedy``: every token at the resident depth, confident
+    or not (HELIOS step 4). ``batching`` says what a batch under ``threshold`` does: ``full`` runs every layer for every
     row; ``wait-for-deepest`` stops once every row has left.
     """
 
@@ -124,7 +124,9 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Perform one step of ``batch`` on ``placement``. ``evicted``: requests whose KV was given up since the last action."""
+    """Perform one step of ``batch`` on ``placement``. ``evicted``: requests whose KV was given up since the last
+    action.
+    """
 
     placement: Placement
     exits: ExitRule
@@ -137,8 +139,8 @@ class Run:
 class Load:
     """Make ``placement`` resident, with ``kv_blocks`` KV blocks behind it, and free what is not needed.
 
-    ``kept``: (request, tokens in KV) of requests that go on under the deeper placement of the same model; the engine runs
-    the new layers over their stored hidden states (in-flight handling ``extend``).
+    ``kept``: (request, tokens in KV) of requests that go on under the deeper placement of the same model; the engine
+    runs the new layers over their stored hidden states (in-flight handling ``extend``).
     """
 
     placement: Placement

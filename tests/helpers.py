@@ -34,7 +34,9 @@ def arrival(k: int, at: float = 0.0, prompt: int = 20, output: int = 8, task: st
 
 
 class StubEngine:
-    """Each step takes ``seconds(run)``; each emitting row leaves at ``exit_of(request, position)`` with that confidence."""
+    """Each step takes ``seconds(run)``; each emitting row leaves at ``exit_of(request, position)`` with that
+    confidence.
+    """
 
     def __init__(
         self,

@@ -72,13 +72,10 @@ def synthetic_systems(requests: int = 60, repeats: int = 3, names: Sequence[str]
         if names and name not in names:
             continue
         live = [
-            synthetic_run(kind, model, requests=requests, mode="live", jitter=0.04 + 0.01 * i)
-            for i in range(repeats)
+            synthetic_run(kind, model, requests=requests, mode="live", jitter=0.04 + 0.01 * i) for i in range(repeats)
         ]
         slo = Slo(ttft_ms=60, tpot_ms=8)
-        systems.append(
-            SystemResult(name, synthetic_run(kind, model, requests=requests), live, "cpu", slo=slo)
-        )
+        systems.append(SystemResult(name, synthetic_run(kind, model, requests=requests), live, "cpu", slo=slo))
     return systems
 
 
@@ -106,7 +103,8 @@ def _serve(
     jitter: float,
 ) -> None:
     now, admitted, breaches, is_probing = 0.0, 0, 0, False
-    waiting, running = list(arrivals), []
+    waiting = list(arrivals)
+    running: list[_Going] = []
     placement: Placement | None = None
     while waiting or running:
         if not running and waiting[0].arrival > now:
@@ -122,13 +120,7 @@ def _serve(
         assert placement is not None
         prefill = 0
         limit = min([p[0] for p in plan if p[0] > admitted], default=10**9)
-        while (
-            wanted == placement
-            and waiting
-            and waiting[0].arrival <= now
-            and len(running) < 8
-            and admitted < limit
-        ):
+        while wanted == placement and waiting and waiting[0].arrival <= now and len(running) < 8 and admitted < limit:
             going = waiting.pop(0)
             going.admitted, going.is_probe = now, is_probe
             prefill += going.prompt
@@ -136,9 +128,7 @@ def _serve(
             running.append(going)
         exits, confidences, agrees = _leave(running, placement, kind, rng)
         ran = placement.depth if prefill or not exits else max(exits)
-        seconds = (0.0004 * ran + 0.0002 * len(running) + 0.00002 * prefill) * (
-            1 + jitter * (noise.random() - 0.4)
-        )
+        seconds = (0.0004 * ran + 0.0002 * len(running) + 0.00002 * prefill) * (1 + jitter * (noise.random() - 0.4))
         outcome = Outcome(tick(seconds), layers_run=ran)
         now += outcome.seconds
         lasts = []

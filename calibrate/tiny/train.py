@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 WIDTH, HEADS = 128, 4
 BATCH, LENGTH = 12, 256  # sequences a step, tokens a sequence
 PROMPT_WEIGHT = 0.3  # weight of the loss on prompt tokens; completions have 1
-REPEATS_UNTIL = 0.15  # share of the steps that also see repeated random tokens
-REPEATS_SHARE = 0.33  # of the sequences of such a step
+REPEATS_EARLY_STEPS = 120  # the first steps see many sequences of repeated random tokens, the rest some
+REPEATS_EARLY, REPEATS_LATER = 6, 1  # of the sequences of a batch
 MUON_RATE, ADAM_RATE, DECAY = 1e-2, 3e-3, 0.05
 WARM_UP_STEPS, CONSTANT_SHARE = 40, 0.45
 LAYER_DROPOUT, EXIT_WEIGHT = 0.1, 0.5  # anywhere members only
@@ -122,9 +122,9 @@ def packed_batches(
         tokens = np.array(ids[:need]).reshape(BATCH, LENGTH + 1)
         weight = np.array(weights[:need], dtype=np.float32).reshape(BATCH, LENGTH + 1)
         ids, weights = ids[need:], weights[need:]
-        if repeats and step < REPEATS_UNTIL * steps:
-            for row in range(int(REPEATS_SHARE * BATCH)):
-                tokens[row], weight[row] = _repeated(rng)
+        repeated = REPEATS_EARLY if step < REPEATS_EARLY_STEPS else REPEATS_LATER
+        for row in range(repeated if repeats else 0):
+            tokens[row], weight[row] = _repeated(rng)
         # Half of the sequences start somewhere else, so that all learned positions are trained.
         moved = rng.random(BATCH) < 0.5
         first = np.where(moved, rng.integers(0, POSITIONS - LENGTH + 1, BATCH), 0)
@@ -133,7 +133,7 @@ def packed_batches(
 
 def _repeated(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Random tokens said again and again: only induction predicts them, from the second time on."""
-    period = int(rng.integers(12, 80))
+    period = int(rng.integers(8, 60))
     once = rng.integers(3, VOCABULARY, period)
     tokens = np.tile(once, LENGTH // period + 2)[: LENGTH + 1]
     weight = np.ones(LENGTH + 1, dtype=np.float32)
@@ -453,6 +453,11 @@ def _save(
         "tokens": steps * BATCH * LENGTH,
         "seed": recipe.seed,
         "mix": recipe.mix,
+        "repeated_sequences_a_batch": {
+            "early": REPEATS_EARLY,
+            "early_steps": REPEATS_EARLY_STEPS,
+            "later": REPEATS_LATER,
+        },
         "training_seconds": round(seconds),
         "versions": versions(),
         "held_out_loss": held_out_losses(model, tokenizer),  # of the float16 weights, computed in float32

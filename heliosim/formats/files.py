@@ -83,7 +83,9 @@ def read_json(path: Path) -> Any:
         raise InputError(str(path), path.name, "no such file", "Check the path.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         line = getattr(error, "lineno", 1)
-        raise InputError(f"{path}, line {line}", path.name, f"not valid JSON: {error}", "Restore or remake the file.") from None
+        raise InputError(
+            f"{path}, line {line}", path.name, f"not valid JSON: {error}", "Restore or remake the file."
+        ) from None
 
 
 def validate(model: type[M], value: Any, where: str) -> M:
@@ -102,6 +104,7 @@ def input_error(error: ValidationError, where: str, model: type[BaseModel]) -> I
     path = ".".join(str(part) for part in first["loc"])
     problem = first["msg"].removeprefix("Value error, ")
     remedy = "Correct the value."
+    place = f"{where}, field {path}" if path else where
     if first["type"] == "extra_forbidden":
         known = sorted(_field_names(model))
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
@@ -109,8 +112,8 @@ def input_error(error: ValidationError, where: str, model: type[BaseModel]) -> I
         remedy = f"Did you mean {near[0]!r}?" if near else "Remove it."
     elif first["type"] == "missing":
         problem, remedy = "missing field", "Add it."
-        return InputError(f"{where}, field {path}", None, problem, remedy)
-    return InputError(f"{where}, field {path}", first.get("input"), problem, remedy)
+        return InputError(place, None, problem, remedy)
+    return InputError(place, first.get("input"), problem, remedy)
 
 
 def _field_names(model: type[BaseModel]) -> set[str]:

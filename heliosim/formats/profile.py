@@ -1,8 +1,9 @@
 """The profile: what was measured of models on a device. A folder with one JSON file and two Parquet tables.
 
-``profile.json`` holds provenance, sizes, fitted costs with their errors, load times and the largest batches: small, sorted,
-made for diffs. ``steps.parquet`` holds every step measured; ``behaviour.parquet`` per-token confidences of every exit of every model
-over the same texts. A profile holds facts, not decisions: any threshold or depth can be asked about later.
+``profile.json`` holds provenance, sizes, fitted costs with their errors, load times and the largest batches: small,
+sorted, made for diffs. ``steps.parquet`` holds every step measured; ``behaviour.parquet`` per-token confidences of
+every exit of every model over the same texts. A profile holds facts, not decisions: any threshold or depth can be asked
+about later.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +28,9 @@ ClockName = Literal["cpu", "wall"]
 
 
 class HoldOut(Strict):
-    """Relative errors of predicted against measured step times on cells the fit never saw. A cell's measured time is the median of its repeats."""
+    """Relative errors of predicted against measured step times on cells the fit never saw. A cell's measured time is
+    the median of its repeats.
+    """
 
     cells: int
     median_abs_error: float
@@ -176,10 +180,12 @@ class Profile:
         return self.model(name).spec(name)
 
     def step_cost(self, name: str, clock: ClockName) -> StepCost:
-        return self._on_clock(self.model(name).step, name, clock).cost()
+        fit: CostFit = self._on_clock(self.model(name).step, name, clock)
+        return fit.cost()
 
     def load_cost(self, name: str, clock: ClockName) -> Mapping[str, float]:
-        return self._on_clock(self.model(name).load, name, clock).seconds_per
+        fit: LoadFit = self._on_clock(self.model(name).load, name, clock)
+        return fit.seconds_per
 
     def _on_clock(self, fits: Mapping[ClockName, Any], name: str, clock: ClockName) -> Any:
         if clock not in fits:
@@ -204,7 +210,9 @@ def load_profile(folder: Path, *, verify: bool = True) -> Profile:
     raw = read_json(path)
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version != SCHEMA_VERSION:
-        raise InputError(f"{path}, field schema_version", version, f"this version reads {SCHEMA_VERSION}", "Calibrate again.")
+        raise InputError(
+            f"{path}, field schema_version", version, f"this version reads {SCHEMA_VERSION}", "Calibrate again."
+        )
     facts = validate(ProfileFile, raw, str(path))
     for name, digest in facts.files.items() if verify else ():
         table = folder / name
@@ -234,7 +242,9 @@ def load_behaviour(path: Path, exits: Mapping[str, tuple[int, ...]]) -> Behaviou
     keys = [f"{model}@{e}" for model, layers in exits.items() for e in layers]
     absent = [k for k in keys if f"confidence:{k}" not in names]
     if absent:
-        raise InputError(f"{path}, columns", absent[0], "no confidences for this exit", "Calibrate again with this model.")
+        raise InputError(
+            f"{path}, columns", absent[0], "no confidences for this exit", "Calibrate again with this model."
+        )
     sequence = np.asarray(table["sequence"].to_pylist(), dtype=object)
     source = np.asarray(table["source"].to_pylist(), dtype=object)
     change = np.flatnonzero((sequence[1:] != sequence[:-1]) | (source[1:] != source[:-1])) + 1
@@ -244,7 +254,7 @@ def load_behaviour(path: Path, exits: Mapping[str, tuple[int, ...]]) -> Behaviou
     tasks, prompts, ends = (table[c].to_pylist() for c in ("task", "prompt_tokens", "end"))
     texts: dict[tuple[str, str], Text] = {}
     sequences: dict[str, list[str]] = {}
-    for a, b in zip(bounds[:-1], bounds[1:], strict=True):
+    for a, b in pairwise(bounds):
         if a == b:
             continue
         texts[sequence[a], source[a]] = Text(

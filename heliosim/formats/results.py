@@ -166,15 +166,11 @@ def load_run(folder: Path, *, verify: bool = True) -> RunResults:
     for name, digest in run.files.items() if verify else ():
         _require(folder / name)
         if sha256_of(folder / name) != digest:
-            raise InputError(
-                str(folder / name), name, "the file was changed or damaged since the run", _REMEDY
-            )
+            raise InputError(str(folder / name), name, "the file was changed or damaged since the run", _REMEDY)
     tables = {name: _read_table(folder / f"{name}.parquet", name) for name in TABLES}
     host = read_json(folder / "host.json") if (folder / "host.json").is_file() else {}
     if not isinstance(host, dict):
-        raise InputError(
-            str(folder / "host.json"), host, "not a JSON object", "Remove the file; it is optional."
-        )
+        raise InputError(str(folder / "host.json"), host, "not a JSON object", "Remove the file; it is optional.")
     info = RunInfo(**run.model_dump(exclude={"counts", "files"}))
     return RunResults(info=info, scenario_yaml=_read_text(folder / "scenario.yaml"), host=host, **tables)
 
@@ -183,9 +179,7 @@ def _read_info(path: Path) -> _RunFile:
     raw = read_json(path)
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version != SCHEMA_VERSION:
-        raise InputError(
-            f"{path}, field schema_version", version, f"this version reads {SCHEMA_VERSION}", _REMEDY
-        )
+        raise InputError(f"{path}, field schema_version", version, f"this version reads {SCHEMA_VERSION}", _REMEDY)
     return validate(_RunFile, raw, str(path))
 
 

@@ -2,8 +2,8 @@
 
 Order is first come, first served. Each step gives one token of budget to every decoding request, then prefill chunks to
 those still reading their prompt, then starts waiting requests while rows, budget and KV blocks last. KV for a prompt is
-taken when it starts, KV for a generated token when it is needed; if none is left the request that started last gives its
-KV up and is recomputed later (vLLM's recompute preemption).
+taken when it starts, KV for a generated token when it is needed; if none is left the request that started last gives
+its KV up and is recomputed later (vLLM's recompute preemption).
 """
 
 from __future__ import annotations

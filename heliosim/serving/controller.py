@@ -6,7 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from heliosim.types import Directive, ExitBatching, ExitRule, ModelSpec, Outcome, Placement, Run, Seconds, Served, Status
+from heliosim.types import (
+    Directive,
+    ExitBatching,
+    ExitRule,
+    ModelSpec,
+    Outcome,
+    Placement,
+    Run,
+    Seconds,
+    Served,
+    Status,
+)
 
 
 @dataclass(frozen=True, slots=True)

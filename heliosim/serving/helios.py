@@ -1,8 +1,8 @@
 """The HELIOS controller: evaluate candidates live, load greedily, count breaches, deepen or switch, re-assess.
 
-After "HELIOS: Adaptive Model And Early-Exit Selection for Efficient LLM Inference Serving" (arXiv 2504.10724, section 4,
-Algorithm 1). Where the paper is silent the default is ours and every such point is a parameter; docs/assumptions.md lists
-them. The controller sees outcomes only: no true length, no future exit, no task label.
+After "HELIOS: Adaptive Model And Early-Exit Selection for Efficient LLM Inference Serving" (arXiv 2504.10724, section
+4, Algorithm 1). Where the paper is silent the default is ours and every such point is a parameter; docs/assumptions.md
+lists them. The controller sees outcomes only: no true length, no future exit, no task label.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ class HeliosParameters:
     ``threshold`` TH (C 0.8) · ``probe_requests`` live requests per candidate (P 5) · ``max_candidates`` K (P 3) ·
     ``coverage`` q, share of profiled tokens the greedy depth must cover (C 0.70) · ``window_tokens`` (P 100) ·
     ``max_breaches`` CBCmax (P 50) · ``window`` kind (C sliding) · ``reassess_interval`` RI in served requests (P 150) ·
-    ``probes_count`` whether evaluation requests count towards RI (C true) · ``load_step`` LD to the full model, to the next exit, or
-    by kind of exits (C auto) · ``in_flight`` requests on a change (C boundary) · ``tie_tolerance`` relative difference
-    of costs that counts as a tie, which the cheaper (smaller) model wins (C 1 %). The five ``use_*`` switches turn a mechanism off.
+    ``probes_count`` whether evaluation requests count towards RI (C true) · ``load_step`` LD to the full model, to the
+    next exit, or by kind of exits (C auto) · ``in_flight`` requests on a change (C boundary) · ``tie_tolerance``
+    relative difference of costs that counts as a tie, which the cheaper (smaller) model wins (C 1 %). The five
+    ``use_*`` switches turn a mechanism off.
     """
 
     objective: Objective = "throughput"
@@ -69,7 +70,9 @@ class HeliosParameters:
 
 
 class BreachCounter:
-    """Confidence breaches (CBC) over a window of tokens: the last ``tokens`` (sliding), consecutive groups (tumbling) or all (none)."""
+    """Confidence breaches (CBC) over a window of tokens: the last ``tokens`` (sliding), consecutive groups (tumbling)
+    or all (none).
+    """
 
     def __init__(self, kind: Literal["sliding", "tumbling", "none"], tokens: int) -> None:
         self.kind, self.tokens = kind, tokens
@@ -109,7 +112,9 @@ class Helios:
                 "Raise memory.budget_bytes or name a smaller model.",
             )
         if p.objective == "energy" and any(
-            perf.energy_j is None for name in self.candidates for perf in self.repository.candidates[name].offline.values()
+            perf.energy_j is None
+            for name in self.candidates
+            for perf in self.repository.candidates[name].offline.values()
         ):
             raise InputError(
                 "controller.objective", "energy", "the profile has no energy figures", "Use another objective."
@@ -224,7 +229,10 @@ class Helios:
             candidate = self.repository.candidates[name]
             depth = candidate.greedy_depth(candidate.offline_exits, self.parameters.coverage)
             full = candidate.spec.layers
-            self.table[name] = (self._row(name, full, candidate.offline[full]), self._row(name, depth, candidate.offline[depth]))
+            self.table[name] = (
+                self._row(name, full, candidate.offline[full]),
+                self._row(name, depth, candidate.offline[depth]),
+            )
 
     def _row(self, name: str, depth: int, performance: Performance) -> PhtRow:
         spec = self.repository.candidates[name].spec

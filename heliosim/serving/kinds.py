@@ -17,7 +17,8 @@ from heliosim.types import ExitBatching, ExitRule, ModelSpec
 
 @dataclass(frozen=True)
 class Context:
-    """What a controller may be built from: sizes of the models, and the repository's offline facts (made when asked for).
+    """What a controller may be built from: sizes of the models, and the repository's offline facts (made when asked
+    for).
 
     ``repository(threshold)`` gives offline performance with early exit at that threshold.
     """
@@ -71,6 +72,9 @@ class Fixed:
         spec = context.model(self.model)
         if self.depth not in spec.exits:
             raise InputError(
-                "controller.depth", self.depth, f"{spec.name} has no exit there", f"Exits: {', '.join(map(str, spec.exits))}."
+                "controller.depth",
+                self.depth,
+                f"{spec.name} has no exit there",
+                f"Exits: {', '.join(map(str, spec.exits))}.",
             )
         return FixedPlacement(spec, ExitRule("greedy", self.threshold), self.depth)

@@ -54,7 +54,7 @@ class MemoryPool:
             raise MemoryBudgetError(
                 "memory.budget_bytes",
                 self.total_bytes,
-                f"too small: weights need {weights:,} B and {max(1, self.used_blocks)} KV block(s) {need - weights:,} B",
+                f"too small: weights need {weights:,} B, {max(1, self.used_blocks)} KV block(s) {need - weights:,} B",
                 f"Give at least {need:,} B, a smaller model or fewer layers.",
             )
         self.weights_bytes, self.block_bytes = weights, block_bytes
@@ -69,7 +69,9 @@ class MemoryPool:
         return self._held.get(request, 0)
 
     def take(self, request: RequestId, blocks: int) -> bool:
-        """Let ``request`` hold ``blocks`` blocks in all (it never shrinks). False, and nothing changed, if they do not fit."""
+        """Let ``request`` hold ``blocks`` blocks in all (it never shrinks). False, and nothing changed, if they do not
+        fit.
+        """
         more = blocks - self._held.get(request, 0)
         if more <= 0:
             return True

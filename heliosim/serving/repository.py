@@ -70,7 +70,9 @@ class Repository:
     load_seconds: Callable[[Placement | None, Placement], Seconds]
 
     def shortlist(self, objective: Objective, count: int, names: tuple[str, ...] = ()) -> list[str]:
-        """The ``count`` best by offline performance among those that fit, share a vocabulary with the best and meet ``names``."""
+        """The ``count`` best by offline performance among those that fit, share a vocabulary with the best and meet
+        ``names``.
+        """
         fits = [
             c
             for c in self.candidates.values()

@@ -1,7 +1,8 @@
 """The one state machine: it composes a controller, a batcher and a memory pool, and holds no clock.
 
-A driver calls ``submit`` for arrivals, ``next_action`` for something to do, lets an engine do it, and calls ``complete``.
-Simulated and live drivers do exactly this, so whatever differs between them lies in the engine or in the clock.
+A driver calls ``submit`` for arrivals, ``next_action`` for something to do, lets an engine do it, and calls
+``complete``. Simulated and live drivers do exactly this, so whatever differs between them lies in the engine or in the
+clock.
 """
 
 from __future__ import annotations
@@ -41,7 +42,13 @@ class Server:
         models: Mapping[str, ModelSpec],
         recorder: Recorder,
     ) -> None:
-        self.controller, self.batcher, self.pool, self.models, self.recorder = controller, batcher, pool, models, recorder
+        self.controller, self.batcher, self.pool, self.models, self.recorder = (
+            controller,
+            batcher,
+            pool,
+            models,
+            recorder,
+        )
         self.placement: Placement | None = None
         self.max_context = min(spec.max_context for spec in models.values())
         self._directive: Directive | None = None

@@ -26,7 +26,9 @@ def performance(throughput: float) -> Performance:
 
 def repository(budget: int = 100_000, load_s: float = 0.0) -> Repository:
     small = Candidate(SMALL, {2: performance(300), 4: performance(200), 6: performance(100)}, {2: 0.8, 4: 0.1, 6: 0.1})
-    large = Candidate(LARGE, {4: performance(150), 8: performance(90), 12: performance(60)}, {4: 0.75, 8: 0.05, 12: 0.2})
+    large = Candidate(
+        LARGE, {4: performance(150), 8: performance(90), 12: performance(60)}, {4: 0.75, 8: 0.05, 12: 0.2}
+    )
     return Repository({"small": small, "large": large}, budget, lambda old, new: load_s)
 
 
@@ -102,7 +104,9 @@ def test_breaches_switch_or_load_by_cost() -> None:
 
 
 def test_loading_can_go_exit_by_exit() -> None:
-    _, engine, _, _ = run(HeliosParameters(reassess_interval=1000, use_switch=False, load_step="next-exit"), confident=0.3)
+    _, engine, _, _ = run(
+        HeliosParameters(reassess_interval=1000, use_switch=False, load_step="next-exit"), confident=0.3
+    )
     assert placements(engine)[2:] == ["small@2", "small@4", "small@6"]
 
 
@@ -131,13 +135,15 @@ def test_switching_evaluation_off_trusts_the_repository() -> None:
 
 def test_switching_greedy_depth_off_serves_the_full_model() -> None:
     _, engine, _, _ = run(HeliosParameters(use_greedy_depth=False, reassess_interval=1000))
-    assert placements(engine)[2:] == ["small@6"] or placements(engine)[1:] == ["large@12", "small@6"]
+    assert placements(engine) == ["small@6", "large@12", "small@6"]
 
 
 def test_one_candidate_at_full_coverage_is_the_early_exit_baseline_after_its_probe() -> None:
-    _, engine, _, _ = run(HeliosParameters(candidates=("small",), coverage=1.0, use_evaluation=False, use_reassess=False))
-    kinds = {a.exits.kind for a in engine.actions if isinstance(a, Run)}
-    assert kinds == {"greedy"} or placements(engine) == ["small@6"]
+    _, engine, _, _ = run(
+        HeliosParameters(candidates=("small",), coverage=1.0, use_evaluation=False, use_reassess=False)
+    )
+    assert placements(engine) == ["small@6"]
+    assert {a.exits.kind for a in engine.actions if isinstance(a, Run)} == {"threshold"}
 
 
 def test_ties_go_to_the_smaller_model() -> None:
@@ -176,7 +182,7 @@ def test_breach_windows(kind: str, expected: int) -> None:
 @pytest.mark.parametrize("in_flight", ["boundary", "reprefill", "extend"])
 def test_every_request_ends_whatever_happens_to_those_in_flight(in_flight: str) -> None:
     parameters = HeliosParameters(reassess_interval=25, in_flight=in_flight, use_switch=False, load_step="next-exit")  # type: ignore[arg-type]
-    _, engine, recorder, _ = run(parameters, confident=0.3, requests=80)
+    _, engine, _, _ = run(parameters, confident=0.3, requests=80)
     assert sum(engine.generated.values()) == 80 * 8
     kept = [a.kept for a in engine.actions if isinstance(a, Load) and a.kept]
     assert bool(kept) == (in_flight == "extend")

@@ -1,0 +1,138 @@
+"""`heliosim demo`: measured, simulated, executed, compared, in one command on the machine at hand."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from heliosim.console import console, progress_bar
+from heliosim.errors import UnknownNameError
+from heliosim.formats.profile import Profile, load_profile
+from heliosim.metrics import SystemResult
+from heliosim.profile_view import show_premises
+
+from .calibrate import Request, calibrate
+from .experiment import Bench, Measured, save_all, workload, write_workload
+
+PAIRS = {"opt": ("tiny-opt-s", "tiny-opt-l"), "llama": ("tiny-llama-s", "tiny-llama-l")}
+LOAD = 0.7
+"""Arrival rate as a share of what the slowest system is predicted to sustain."""
+
+
+def run_demo(out: Path, *, pair: str, requests: int, repeats: int, device: str, seed: int) -> None:
+    """Run everything into ``out``. A finished demo there is replaced; an interrupted one goes on behind its
+    calibration.
+    """
+    if pair not in PAIRS:
+        raise UnknownNameError("--pair", pair, PAIRS)
+    began = time.perf_counter()
+    say = console().print
+    if (out / "report.html").exists():
+        shutil.rmtree(out)
+    say(f"[bold]1 · Calibrate[/] {' and '.join(PAIRS[pair])} inside the real serving loop")
+    profile = _profile(out / "profile", pair, device, seed)
+    show_premises(profile)
+
+    trace = out / "workload.jsonl"
+    write_workload(trace, profile, requests, seed)
+    bench = Bench(profile, seed, device)
+    rate = LOAD * predicted_capacity(bench, trace)
+    say(f"\n[bold]2 · Simulate[/] {requests} requests in four task blocks, {rate:.1f} requests/s, five systems")
+    items = [bench.predict(name, workload(trace, rate)) for name in bench.systems]
+
+    say(f"[bold]3 · Run live[/] the same scenarios on the torch engine, {repeats} repeats each")
+    with progress_bar("Live") as progress:
+        _execute(bench, trace, items, repeats, progress)
+    parity = {item.name: bench.has_parity(item) for item in items}
+    save_all(items, out / "runs")
+
+    say("[bold]4 · Compare[/]\n")
+    results = [as_system(item) for item in items]
+    from heliosim.tables import print_comparison
+
+    print_comparison(results)
+    same = sum(parity.values())
+    say(
+        f"Parity: fed live outcomes, the simulated driver asks for the same actions in {same} of {len(parity)} systems."
+    )
+    report = out / "report.html"
+    _write_report(report, results, profile, parity, out)
+    for line in next_commands(out):
+        say(f"  {line}", soft_wrap=True)
+    say(f"\nReport: [bold]{report}[/]   ({time.perf_counter() - began:.0f} s in all)")
+
+
+def predicted_capacity(bench: Bench, trace: Path) -> float:
+    """Requests per second that the slowest system completes when everything waits, as simulated."""
+    from .experiment import saturated
+
+    rates = [bench.predict(name, saturated(trace)).predicted.request_throughput for name in bench.systems]
+    return min(rate for rate in rates if rate)
+
+
+def as_system(item: Measured) -> SystemResult:
+    return SystemResult(item.name, item.simulated, [run.results for run in item.live], clock=item.scenario.clock)
+
+
+def next_commands(out: Path) -> list[str]:
+    """What to try next, as shell lines that work as they stand."""
+    return [
+        f"heliosim profile show {out}/profile",
+        f"heliosim example --profile {out}/profile --out {out}/example",
+        f"heliosim run {out}/example/helios.yaml --out {out}/mine",
+        f"heliosim compare {out}/runs/helios-simulated {out}/runs/helios-live-1",
+    ]
+
+
+def _profile(folder: Path, pair: str, device: str, seed: int) -> Profile:
+    """Calibrate, or take up the profile an interrupted demo left complete."""
+    if (folder / "profile.json").exists():
+        profile = load_profile(folder)
+        if tuple(sorted(profile.facts.models)) == tuple(sorted(PAIRS[pair])):
+            console().print(f"  going on with the profile in {folder} (delete the folder to measure again)")
+            return profile
+    request = Request(
+        models=PAIRS[pair],
+        out=folder,
+        device=device,
+        max_batch=16,
+        rounds=2,
+        prompts_per_task=24,
+        seed=seed,
+        overwrite=True,
+    )
+    with progress_bar("Calibrating") as progress:
+        return calibrate(request, progress)
+
+
+def _execute(
+    bench: Bench, trace: Path, items: list[Measured], repeats: int, progress: Callable[[str, float], None]
+) -> None:
+    """All systems in turn, once per repeat, so that a drift of the machine meets all alike."""
+    progress("warming up", 0.0)
+    bench.warm_up(trace)
+    total = repeats * len(items)
+    for k in range(repeats):
+        for i, item in enumerate(items):
+            progress(f"{item.name}, repeat {k + 1} of {repeats}", (k * len(items) + i) / total)
+            bench.execute(item, 1)
+
+
+def _write_report(
+    path: Path, results: list[SystemResult], profile: Profile, parity: dict[str, bool], out: Path
+) -> None:
+    from heliosim.report import demo_report
+
+    device = profile.facts.device
+    facts = {
+        "device": str(device.get("gpu") or device.get("host_cpu")),
+        "threads": str(device.get("threads")),
+        "models": ", ".join(profile.facts.models),
+        "profile": profile.hash[:12],
+        "clock": results[0].clock,
+        "versions": ", ".join(f"{k} {v}" for k, v in sorted(profile.facts.versions.items())),
+        "parity": f"{sum(parity.values())} of {len(parity)} systems: same actions when live outcomes are replayed",
+    }
+    demo_report(path, results, facts, profile.facts.premises, next_commands(out))
