@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from heliosim.console import console, progress_bar
 from heliosim.errors import UnknownNameError
@@ -14,7 +15,8 @@ from heliosim.metrics import SystemResult
 from heliosim.profile_view import show_premises
 
 from .calibrate import Request, calibrate
-from .experiment import Bench, Measured, save_all, workload, write_workload
+from .experiment import Bench, Measured, saturated, save_all, workload, write_workload
+from .fit import fitted_cells
 
 PAIRS = {"opt": ("tiny-opt-s", "tiny-opt-l"), "llama": ("tiny-llama-s", "tiny-llama-l")}
 LOAD = 0.7
@@ -66,8 +68,6 @@ def run_demo(out: Path, *, pair: str, requests: int, repeats: int, device: str, 
 
 def predicted_capacity(bench: Bench, trace: Path) -> float:
     """Requests per second that the slowest system completes when everything waits, as simulated."""
-    from .experiment import saturated
-
     rates = [bench.predict(name, saturated(trace)).predicted.request_throughput for name in bench.systems]
     return min(rate for rate in rates if rate)
 
@@ -126,7 +126,8 @@ def _write_report(
     from heliosim.report import demo_report
 
     device = profile.facts.device
-    facts = {
+    cells = fitted_cells(profile, profile.clock())
+    facts: dict[str, Any] = {
         "device": str(device.get("gpu") or device.get("host_cpu")),
         "threads": str(device.get("threads")),
         "models": ", ".join(profile.facts.models),
@@ -135,4 +136,5 @@ def _write_report(
         "versions": ", ".join(f"{k} {v}" for k, v in sorted(profile.facts.versions.items())),
         "parity": f"{sum(parity.values())} of {len(parity)} systems: same actions when live outcomes are replayed",
     }
+    facts["step_fit"] = {**cells, "caption": f"{len(cells['groups'])} cells, median of at least 3 steps each"}
     demo_report(path, results, facts, profile.facts.premises, next_commands(out))

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import nnls
 
 from heliosim.costs import LOAD_TERMS, TERMS, StepShape
-from heliosim.formats.profile import CostFit, HoldOut, LoadFit
+from heliosim.formats.profile import ClockName, CostFit, HoldOut, LoadFit, Profile
 
 from .measure import LoadSample, StepSample
 
@@ -96,6 +98,27 @@ def fit_steps(samples: Sequence[StepSample], clock: str) -> CostFit:
 def _unbiased(x: Array, y: Array) -> Array:
     coefficients = relative_nnls(x, y)
     return np.asarray(coefficients * (y.sum() / (x @ coefficients).sum()))
+
+
+def fitted_cells(profile: Profile, clock: ClockName) -> dict[str, list[Any]]:
+    """Median measured and mean predicted seconds of every measured cell, with its region, from a profile's own table."""
+    import pyarrow.parquet as pq
+
+    names = [f.name for f in fields(StepShape)]
+    cells: dict[tuple[object, ...], list[tuple[float, float, str]]] = {}
+    for row in pq.read_table(profile.folder / "steps.parquet").to_pylist():
+        shape = StepShape(**{name: row[name] for name in names})
+        sample = StepSample(row["model"], row["mode"], shape, {clock: row[f"{clock}_s"]})
+        predicted = profile.step_cost(row["model"], clock).seconds(shape)
+        cells.setdefault((row["model"], *cell_of(sample)), []).append(
+            (sample.clocks[clock], predicted, region_of(shape))
+        )
+    kept = [c for c in cells.values() if len(c) >= 3]
+    return {
+        "measured_s": [float(np.median([m for m, _, _ in c])) for c in kept],
+        "predicted_s": [float(np.mean([p for _, p, _ in c])) for c in kept],
+        "groups": [c[0][2] for c in kept],
+    }
 
 
 def _score(

@@ -53,7 +53,7 @@ def points(
     Prompt lengths, chunk sizes and arrivals vary from point to point; one point of each mode holds the largest batch,
     the longest prompts and the full token budget, so that the calibrated range is the one asked for.
     """
-    sizes = sorted({min(b, max_rows) for b in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, max_rows)})
+    sizes = sorted({min(b, max_rows) for b in (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, max_rows)})
     modes = modes_of(spec, threshold)
     todo = [(mode, rows, r) for r in range(rounds) for mode in modes for rows in (*sizes, None)]
     order = stream(seed, "calibrate", spec.name, "order").permutation(len(todo))

@@ -94,27 +94,29 @@ class Behaviour:
         return depth, float(text.confidence[key][at]), bool(text.agrees[key][at])
 
     def exit_shares(self, model: str, source: str, threshold: float) -> dict[int, float]:
-        """Share of tokens by exit under a threshold, over all texts of a source."""
-        exits = self.exits[model]
-        counts = dict.fromkeys(exits, 0)
-        rule, placement = ExitRule("threshold", threshold), Placement(model, exits[-1])
-        for (_, name), text in self.texts.items():
-            if name == source:
-                for position in range(text.tokens):
-                    counts[self.token(text, position, placement, rule, exits[-1])[0]] += 1
-        total = sum(counts.values())
-        return {e: n / total for e, n in counts.items()} if total else {}
+        """Share of tokens by exit of the full model under a threshold, over all texts of a source."""
+        left, _ = self._leave(model, self.exits[model], source, threshold)
+        return {e: float((left == e).mean()) for e in self.exits[model]} if len(left) else {}
 
     def perplexity(self, model: str, depth: int, source: str, threshold: float | None) -> float:
-        """exp of the mean negative log probability of emitted tokens. Greedy decoding emits the top token, whose
-        probability is the confidence.
+        """exp of the mean negative log probability of emitted tokens at a depth, all of them leaving there (threshold
+        None) or at the first confident exit. Greedy decoding emits the top token: its probability is the confidence.
         """
-        rule = ExitRule("greedy") if threshold is None else ExitRule("threshold", threshold)
-        total, count = 0.0, 0
-        for (_, name), text in self.texts.items():
-            if name == source:
-                for position in range(text.tokens):
-                    _, confidence, _ = self.token(text, position, Placement(model, depth), rule, self.exits[model][-1])
-                    total -= float(np.log(max(confidence, 1e-12)))
-                    count += 1
-        return float(np.exp(total / count)) if count else float("nan")
+        exits = (depth,) if threshold is None else tuple(e for e in self.exits[model] if e <= depth)
+        _, confidence = self._leave(model, exits, source, 2.0 if threshold is None else threshold)
+        if not len(confidence):
+            return float("nan")
+        return float(np.exp(-np.log(np.maximum(confidence, 1e-12)).mean()))
+
+    def _leave(
+        self, model: str, exits: Sequence[int], source: str, threshold: float
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Exit layer and confidence of every token of a source: the first of ``exits`` at the threshold, else the last."""
+        texts = [text for (_, name), text in self.texts.items() if name == source]
+        if not texts:
+            return np.zeros(0, np.int64), np.zeros(0)
+        seen = np.stack([np.concatenate([t.confidence[f"{model}@{e}"] for t in texts]) for e in exits]).astype(float)
+        is_enough = seen >= threshold
+        is_enough[-1] = True
+        first = is_enough.argmax(axis=0)
+        return np.asarray(exits)[first], seen[first, np.arange(seen.shape[1])]

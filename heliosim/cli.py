@@ -126,7 +126,7 @@ def run(
     overwrite: Overwrite = False,
 ) -> None:
     """Run a scenario: simulated from its profile, or live on the torch engine."""
-    from heliosim.console import print_summary
+    from heliosim.console import print_summary, progress_bar, run_progress
     from heliosim.scenario import load_scenario, parse_clock
 
     loaded = load_scenario(scenario)
@@ -137,11 +137,16 @@ def run(
         changes["allow_extrapolation"] = True
     loaded = loaded.model_copy(update=changes)
     target = out or Path("runs") / f"{loaded.name}-{'live' if live else 'simulated'}"
-    from heliosim.runs import run_live, run_simulated, save
+    from heliosim.runs import last_arrival, run_live, run_simulated, save
 
     if live:
         _need_live()
-    results = run_live(loaded, device=device).results if live else run_simulated(loaded)
+    with progress_bar("Live" if live else "Simulating") as progress:
+        on_progress = run_progress(progress, last_arrival(loaded))
+        if live:
+            results = run_live(loaded, device=device, on_progress=on_progress).results
+        else:
+            results = run_simulated(loaded, on_progress=on_progress)
     save(results, target, overwrite=overwrite)
     print_summary(results, loaded.slo)
     typer.echo(f"Run written to {target}")

@@ -48,11 +48,13 @@ def progress_bar(title: str) -> Iterator[Callable[[str, float], None]]:
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, TextColumn("{task.description}"), console=err, transient=True) as bar:
+    # No refresh thread: its processor time would be charged to the steps of a live run.
+    described = TextColumn("{task.description}")
+    with Progress(*columns, described, console=err, transient=True, auto_refresh=False) as bar:
         task = bar.add_task("", total=1.0)
 
         def report(what: str, share: float) -> None:
-            bar.update(task, completed=share, description=what)
+            bar.update(task, completed=share, description=what, refresh=True)
 
         yield report
 
@@ -69,6 +71,24 @@ def _plain_progress(title: str) -> Callable[[str, float], None]:
             sys.stderr.flush()
 
     return report
+
+
+def run_progress(
+    report: Callable[[str, float], None], horizon_s: float | None, every_s: float = 1.0
+) -> Callable[[float], None]:
+    """Turns a driver's times into progress, at most one report per ``every_s``. ``horizon_s``: last arrival, if known."""
+    import time
+
+    due = time.monotonic() + every_s
+
+    def on_progress(now: float) -> None:
+        nonlocal due
+        if time.monotonic() < due:
+            return
+        due = time.monotonic() + every_s
+        report(f"{now:.1f} s on the run's clock", min(0.99, now / horizon_s) if horizon_s else 0.0)
+
+    return on_progress
 
 
 def print_summary(run: RunResults | LiveRun, slo: Slo | None) -> None:

@@ -59,6 +59,7 @@ def scenario_for(
         memory=Memory(budget_bytes=tight_budget(profile)),
         batcher=BatcherSpec(max_batch=max_batch, token_budget=256),
         controller=dict(controller),
+        clock=profile.clock(),
     )
 
 

@@ -33,7 +33,13 @@ def build_repository(
 
     candidates = {
         name: _candidate(
-            specs[name], profile.behaviour, profile.step_cost(name, clock), budget_bytes, max_batch, threshold
+            specs[name],
+            profile.behaviour,
+            profile.step_cost(name, clock),
+            budget_bytes,
+            max_batch,
+            threshold,
+            profile.busy_watts,
         )
         for name in names
     }
@@ -41,12 +47,19 @@ def build_repository(
 
 
 def _candidate(
-    spec: ModelSpec, behaviour: Behaviour, cost: StepCost, budget: int, max_batch: int, threshold: float
+    spec: ModelSpec,
+    behaviour: Behaviour,
+    cost: StepCost,
+    budget: int,
+    max_batch: int,
+    threshold: float,
+    watts: float | None,
 ) -> Candidate:
     full_source = source_name(Placement(spec.name, spec.layers), ExitRule("threshold", threshold), spec.layers)
     shares = behaviour.exit_shares(spec.name, full_source, threshold)
     prompt = _mean([t.prompt_tokens for t in behaviour.texts.values()])
-    context = prompt + _mean([t.tokens for t in behaviour.texts.values()]) // 2
+    output = _mean([t.tokens for t in behaviour.texts.values()])
+    context = prompt + output // 2
     offline: dict[int, Performance] = {}
     for depth in spec.exits:
         is_full = depth == spec.layers
@@ -58,10 +71,12 @@ def _candidate(
         rule = ExitRule("threshold" if is_full else "greedy", threshold)
         source = source_name(Placement(spec.name, depth), rule, spec.layers)
         decode = _decode_seconds(spec, cost, depth, rule, shares, rows, context)
+        prefill = _prefill_seconds(spec, cost, depth, rule, prompt)
         offline[depth] = Performance(
             throughput_tok_per_s=rows / decode,
-            ttft_s=_prefill_seconds(spec, cost, depth, rule, prompt),
+            ttft_s=prefill,
             perplexity=behaviour.perplexity(spec.name, depth, source, threshold if is_full else None),
+            energy_j=None if watts is None else watts * (prefill + output * decode / rows),
         )
     return Candidate(spec, offline, shares)
 

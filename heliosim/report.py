@@ -261,8 +261,9 @@ def demo_report(
 
 
 def _focus(systems: Sequence[SystemResult]) -> SystemResult:
-    """The system the page is about: the first that is named after HELIOS, else the last."""
-    return next((s for s in systems if "helios" in s.name.lower()), systems[-1])
+    """The system the page is about: of those named after HELIOS the one with the shortest name, else the last."""
+    named = [s for s in systems if "helios" in s.name.lower()]
+    return min(named, key=lambda s: len(s.name)) if named else systems[-1]
 
 
 def _best(row: ComparisonRow) -> tuple[float | None, str]:
@@ -556,18 +557,17 @@ def _limits(systems: Sequence[SystemResult]) -> list[str]:
 
 def _provenance(systems: Sequence[SystemResult], profile_facts: Mapping[str, Any]) -> dict[str, str]:
     runs = [run for s in systems for run in s.runs]
-    facts = {str(k): _fact(v) for k, v in profile_facts.items() if k != "step_fit"}
-    facts["Profile"] = ", ".join(sorted({run.info.profile_hash[:16] for run in runs}))
+    given = {str(k): _fact(v) for k, v in profile_facts.items() if k != "step_fit"}
+    facts = {"Profile": ", ".join(sorted({run.info.profile_hash[:16] for run in runs}))}
     facts["Scenarios"] = ", ".join(
         dict.fromkeys(f"{s.name} {run.info.scenario_hash[:12]}" for s in systems for run in s.runs)
     )
     facts["Seeds"] = ", ".join(str(seed) for seed in sorted({run.info.seed for run in runs}))
-    versions = sorted({f"{k} {v}" for run in runs for k, v in run.info.versions.items()})
-    facts["Versions"] = ", ".join(versions)
+    facts["Versions"] = ", ".join(sorted({f"{k} {v}" for run in runs for k, v in run.info.versions.items()}))
     hosts = sorted({f"{k} {v}" for run in runs for k, v in run.host.items() if isinstance(v, str)})
-    if hosts:
-        facts["Host"] = ", ".join(hosts)
-    return facts
+    facts |= {"Host": ", ".join(hosts)} if hosts else {}
+    said = {k.lower() for k in given}
+    return given | {k: v for k, v in facts.items() if k.lower() not in said}
 
 
 def _fact(value: Any) -> str:

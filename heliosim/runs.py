@@ -20,7 +20,7 @@ from heliosim.formats.results import RunClock, RunInfo, RunResults, save_run
 from heliosim.recorder import NullRecorder, TableRecorder
 from heliosim.scenario import Scenario
 from heliosim.types import Arrival, Content, Request
-from heliosim.workload import OpenLoop, build, contents
+from heliosim.workload import OpenLoop, build, build_arrivals, contents
 
 if TYPE_CHECKING:
     from heliosim.engines.torch import TorchEngine
@@ -46,6 +46,7 @@ def sim_engine(scenario: Scenario, profile: Profile, behaviour: Behaviour | None
         behaviour=behaviour or profile.behaviour,
         seed=scenario.seed,
         allow_extrapolation=scenario.allow_extrapolation,
+        watts=profile.busy_watts,
     )
 
 
@@ -192,6 +193,13 @@ def _results(
     )
     tasks = {request: content.task for request, content in contents(scenario.workload, scenario.seed).items()}
     return RunResults.of(recorder, info, scenario.to_yaml(), tasks=tasks, host=host)
+
+
+def last_arrival(scenario: Scenario) -> float | None:
+    """When the last request arrives, s; None for a closed loop, whose arrivals answer to the server."""
+    if scenario.workload.arrivals is not None and scenario.workload.arrivals.kind == "closed":
+        return None
+    return max((a.request.arrival_s for a in build_arrivals(scenario.workload, scenario.seed)), default=None)
 
 
 def save(results: RunResults | LiveRun, folder: Path, *, overwrite: bool = False) -> None:

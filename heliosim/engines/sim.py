@@ -32,7 +32,7 @@ class SimEngine:
     """``costs``: step cost by model on the run's clock; ``loads``: load coefficients by model.
 
     ``allow_extrapolation``: answer outside the calibrated batch, context or chunk range instead of refusing;
-    ``extrapolated_steps`` counts such steps.
+    ``extrapolated_steps`` counts such steps. ``watts``: mean power while busy; None: energy is unavailable.
     """
 
     def __init__(
@@ -43,9 +43,10 @@ class SimEngine:
         behaviour: Behaviour,
         seed: int,
         allow_extrapolation: bool = False,
+        watts: float | None = None,
     ) -> None:
         self.models, self.costs, self.loads, self.behaviour, self.seed = models, costs, loads, behaviour, seed
-        self.allow_extrapolation = allow_extrapolation
+        self.allow_extrapolation, self.watts = allow_extrapolation, watts
         self.extrapolated_steps = 0
         self._going: dict[int, _Going] = {}
         self._resident: Placement | None = None
@@ -68,7 +69,7 @@ class SimEngine:
         kv_bytes = load.kv_blocks * spec.block_bytes(load.placement.depth, load.stores_hidden)
         self._resident = load.placement
         seconds = load_seconds(self.loads[spec.name], load_terms(load, spec, resident, kv_bytes))
-        return Outcome(seconds=tick(seconds))
+        return Outcome(seconds=tick(seconds), energy_j=self._energy_j(seconds))
 
     def _step(self, run: Run) -> Outcome:
         spec = self.models[run.placement.model]
@@ -78,7 +79,8 @@ class SimEngine:
         cost = self.costs[spec.name]
         if shape.rows > cost.max_rows or shape.longest > cost.max_context or shape.tokens > cost.max_tokens:
             self._out_of_range(spec.name, shape.rows, shape.longest, shape.tokens, cost)
-        return Outcome(seconds=tick(cost.seconds(shape)), tokens=tokens, layers_run=outcome.layers_run)
+        seconds = cost.seconds(shape)
+        return Outcome(tick(seconds), tokens, outcome.layers_run, self._energy_j(seconds))
 
     def _emit(self, run: Run, spec: ModelSpec) -> Tokens:
         source = source_name(run.placement, run.exits, spec.layers)
@@ -109,6 +111,9 @@ class SimEngine:
             lasts=tuple(lasts),
             agrees=tuple(agrees),
         )
+
+    def _energy_j(self, seconds: float) -> float | None:
+        return None if self.watts is None else self.watts * seconds
 
     @staticmethod
     def _is_last(going: _Going) -> bool:

@@ -187,6 +187,18 @@ class Profile:
         fit: LoadFit = self._on_clock(self.model(name).load, name, clock)
         return fit.seconds_per
 
+    @property
+    def busy_watts(self) -> float | None:
+        """Mean power of the device while it steps, idle power included; None where no meter could be read."""
+        energy = self.facts.energy
+        if energy.idle_w is None or energy.joules_per_step_second is None:
+            return None
+        return energy.idle_w + energy.joules_per_step_second
+
+    def clock(self) -> ClockName:
+        """The clock a scenario over this profile should use: ``cpu`` where it was measured, else ``wall``."""
+        return "cpu" if all("cpu" in m.step for m in self.facts.models.values()) else "wall"
+
     def _on_clock(self, fits: Mapping[ClockName, Any], name: str, clock: ClockName) -> Any:
         if clock not in fits:
             raise InputError(

@@ -93,8 +93,9 @@ class Server:
     def complete(self, action: Run | Load, outcome: Outcome, now: Seconds) -> list[Served]:
         """Book an action that ended at ``now``; returns the requests that ended with it."""
         if isinstance(action, Load):
-            self._record(action, outcome, now)
+            self._record(action, outcome, now, self.pool.kv_used_bytes)
             return []
+        kv_used = self.pool.kv_used_bytes  # before ended requests give theirs back: what the step really held
         ended = self.batcher.settle(action.batch, outcome.tokens, self.pool, now)
         served = [self._served(seq, now, "finished", "") for seq in ended]
         self.controller.observe(now, action, outcome, served, self._started)
@@ -102,7 +103,7 @@ class Server:
         self.recorder.tokens(now, action, outcome)
         for record in served:
             self.recorder.served(record)
-        self._record(action, outcome, now)
+        self._record(action, outcome, now, kv_used)
         self._take_notes(now)
         return served
 
@@ -191,7 +192,7 @@ class Server:
         for note in self.controller.take_notes():
             self.recorder.event(now, note.kind, dict(note.detail))
 
-    def _record(self, action: Run | Load, outcome: Outcome, now: Seconds) -> None:
+    def _record(self, action: Run | Load, outcome: Outcome, now: Seconds, kv_used: int) -> None:
         rows = action.batch if isinstance(action, Run) else None
         decode = sum(1 for n, e in zip(rows.counts, rows.emits, strict=True) if n == 1 and e) if rows else 0
         tokens = sum(rows.counts) if rows else 0
@@ -211,7 +212,7 @@ class Server:
                 waiting=self.batcher.waiting,
                 running=self.batcher.running,
                 weights_bytes=self.pool.weights_bytes,
-                kv_used_bytes=self.pool.kv_used_bytes,
+                kv_used_bytes=kv_used,
                 kv_total_bytes=self.pool.kv_total_bytes,
                 breaches=self.controller.breaches,
                 is_probe=isinstance(action, Run) and action.is_probe,

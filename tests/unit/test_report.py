@@ -15,7 +15,7 @@ from heliosim.report import Card, Cards, Column, Html, Section, Table, Text, dem
 from heliosim.tables import comparison_text, percent
 from tests.synthetic_runs import synthetic_systems
 
-PREMISES = [
+PREMISES: list[dict[str, object]] = [
     {
         "premise": "Low confidence is usually not wrong",
         "subject": "tiny-opt-s@2",
@@ -128,7 +128,7 @@ def test_measured_only_can_be_reported(systems: list[SystemResult], tmp_path: Pa
 
 def test_plain_report_without_figures_has_no_script(tmp_path: Path) -> None:
     table = Table([Column("a"), Column("b", "number")], [["x & y", None], [Html("<b>z</b>"), "1"]], caption="c")
-    blocks = [Cards([Card("n", "1 s")]), Text(["t"]), table]
+    blocks: list[Cards | Text | Table] = [Cards([Card("n", "1 s")]), Text(["t"]), table]
     write_report(tmp_path / "r.html", "T <1>", [Section("S", "r", blocks)], provenance={"seed": "7"})
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert "<script" not in text
