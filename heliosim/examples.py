@@ -25,6 +25,12 @@ def systems(small: str, large: str, **helios: Any) -> dict[str, dict[str, Any]]:
     }
 
 
+def name_of(profile: Profile) -> str:
+    """How a scenario names a profile: a shipped one by its name, so that the file works elsewhere, others by folder."""
+    shipped = shipped_profiles()
+    return profile.folder.name if profile.folder in shipped.values() else str(profile.folder.resolve())
+
+
 def pair_of(profile: Profile) -> tuple[str, str]:
     """The two models of a profile, fewer layers first."""
     names = sorted(profile.facts.models, key=lambda n: (profile.facts.models[n].layers, n))
@@ -53,7 +59,7 @@ def scenario_for(
     return Scenario(
         name=name.replace(" ", "-"),
         seed=seed,
-        profile=str(profile.folder),
+        profile=name_of(profile),
         models=pair_of(profile),
         workload=workload,
         memory=Memory(budget_bytes=tight_budget(profile)),

@@ -15,8 +15,9 @@ from heliosim.drive import Log
 from heliosim.engines.base import Engine
 from heliosim.engines.sim import SimEngine
 from heliosim.errors import InputError
-from heliosim.formats.profile import Profile, load_profile
+from heliosim.formats.profile import Profile
 from heliosim.formats.results import RunClock, RunInfo, RunResults, save_run
+from heliosim.profile_view import open_profile
 from heliosim.recorder import NullRecorder, TableRecorder
 from heliosim.scenario import Scenario
 from heliosim.types import Arrival, Content, Request
@@ -61,7 +62,7 @@ def run_simulated(
     """Simulate a scenario. ``engine`` and ``behaviour`` replace the profile's (replays of recorded runs)."""
     from heliosim.simulate import simulate_server
 
-    profile = profile or load_profile(Path(scenario.profile))
+    profile = profile or open_profile(scenario.profile)
     recorder = TableRecorder()
     server = build_server(scenario, profile, recorder)
     engine = engine or sim_engine(scenario, profile, behaviour)
@@ -119,7 +120,7 @@ def run_live(
     """
     from heliosim.live import serve_live
 
-    profile = profile or load_profile(Path(scenario.profile))
+    profile = profile or open_profile(scenario.profile)
     if engine is None:
         engine = make_engine(scenario, profile, device=device)
         _warm_up(scenario, profile, engine)

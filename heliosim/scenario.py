@@ -161,7 +161,9 @@ def load_scenario(path: Path) -> Scenario:
     for section, key in (("", "profile"), ("workload", "trace")):
         holder = raw.get(section) if section else raw
         if isinstance(holder, dict) and isinstance(holder.get(key), str) and not Path(holder[key]).is_absolute():
-            holder[key] = str((path.parent / holder[key]).resolve())
+            beside = (path.parent / holder[key]).resolve()
+            if beside.exists() or key == "trace" or "/" in holder[key]:  # else the name of a shipped profile
+                holder[key] = str(beside)
     scenario = validate(Scenario, raw, str(path))
     scenario.controller_kind()
     return scenario

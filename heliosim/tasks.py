@@ -1,13 +1,13 @@
 """Task families of different difficulty: the text that the tiny checkpoints are trained on and served with.
 
-Four families are generated (chat, qa, arithmetic, lists) and two are read from the standard library of the
-running interpreter (code, prose). A document is a prompt and the completion that belongs to it; the text of a
+Five families are generated (chat, qa, arithmetic, lists, code) and one is read from the docstrings of the standard
+library of the running interpreter (prose). A document is a prompt and the completion that belongs to it; the text of a
 document is `prompt + completion`, with no separator between them.
 
 Splits are disjoint by content: a document belongs to the split that the hash of its prompt says (generated
-families) or that the hash of its whole source function or docstring says (code, prose). The hash does not depend
+families) or that the hash of its whole docstring says (prose). The hash does not depend
 on the Python version, but the standard library does: another version offers partly other functions, and a
-function that changed between versions may change its split.
+docstring that changed between versions may change its split.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import hashlib
 import random
 import re
 import sysconfig
-import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -57,14 +56,14 @@ def split_of(content: str) -> str:
 def documents(family: str, split: Split, seed: int) -> Iterator[Document]:
     """Endless documents of one family and split; the same arguments give the same documents.
 
-    Code and prose go through the standard library again and again, each time in another order.
+    Prose goes through the standard library again and again, each time in another order.
     """
     _check_name("family", family, FAMILIES)
     _check_name("split", split, SPLITS)
     rng = random.Random(f"{family}/{split}/{seed}")
     if family in _GENERATORS:
         return _generated(family, split, rng)
-    return _from_library(family, split, rng)
+    return _prose(split, rng)
 
 
 def _check_name(what: str, name: str, known: tuple[str, ...]) -> None:
@@ -331,12 +330,13 @@ def _qa(rng: random.Random) -> tuple[str, str]:
 
 
 def _sum(rng: random.Random) -> tuple[str, int]:
+    """Sums small enough for a tiny model to know them."""
     kind = rng.random()
     if kind < 0.5:
-        a, b = rng.randint(2, 99), rng.randint(2, 99)
+        a, b = rng.randint(0, 20), rng.randint(0, 20)
         return f"{a} + {b}", a + b
     if kind < 0.8:
-        a, b = sorted((rng.randint(2, 99), rng.randint(2, 99)), reverse=True)
+        a, b = sorted((rng.randint(0, 20), rng.randint(0, 20)), reverse=True)
         return f"{a} - {b}", a - b
     a, b = rng.randint(2, 9), rng.randint(2, 9)
     return f"{a} * {b}", a * b
@@ -352,7 +352,7 @@ def _arithmetic(rng: random.Random) -> tuple[str, str]:
 
 def _shopping(rng: random.Random) -> tuple[str, str]:
     who = rng.choice(_NAMES)
-    start, change, change2 = rng.randint(20, 60), rng.randint(2, 39), rng.randint(2, 19)
+    start, change, change2 = rng.randint(9, 20), rng.randint(1, 9), rng.randint(1, 9)
     bead, loses = rng.choice(("beads", "coins", "nuts", "stamps", "shells")), rng.random() < 0.5
     middle = start + change
     end = middle - change2 if loses else middle + change2
@@ -382,112 +382,125 @@ def _lists(rng: random.Random) -> tuple[str, str]:
     return f"{name}:{shown}\nResult:", "".join("\n" + " ".join(map(str, task(row))) for row in rows)
 
 
+# --- code ---------------------------------------------------------------------------------------------------
+
+_CLASSES = _words(
+    "Account Album Batch Bridge Camera Channel Cluster Contract Device Engine Flight Garden Invoice Journey Kernel "
+    "Ledger Machine Meeting Module Network Order Package Payment Player Project Queue Record Report Request Sensor "
+    "Session Shelf Signal Station Student Ticket Vehicle Window"
+)
+_FIELDS = _words(
+    "amount anchor block bucket cell count delta entry field first flag frame handle index inner item kind label level "
+    "limit mark member name node number offset outer owner part place point price record root sample score shape size "
+    "slot source start state step table target total unit value weight width"
+)
+_CODE_TASKS: tuple[tuple[str, Callable[[str, list[str]], str]], ...] = (
+    ("Write the constructor.", lambda name, fields: _constructor(fields)),
+    ("Write the getters.", lambda name, fields: "".join(_getter(f) for f in fields[:3])),
+    ("Write the setters.", lambda name, fields: "".join(_setter(f) for f in fields[:2])),
+    ("Write to_dict.", lambda name, fields: _to_dict(fields)),
+    ("Write the test.", lambda name, fields: _test(name, fields)),
+)
+
+
+def _constructor(fields: list[str]) -> str:
+    lines = "".join(f"\n        self.{f} = {f}" for f in fields)
+    return f"\n    def __init__(self, {', '.join(fields)}):{lines}"
+
+
+def _getter(field: str) -> str:
+    return f"\n    def get_{field}(self):\n        return self.{field}"
+
+
+def _setter(field: str) -> str:
+    return f"\n    def set_{field}(self, {field}):\n        self.{field} = {field}"
+
+
+def _to_dict(fields: list[str]) -> str:
+    lines = "".join(f'\n            "{f}": self.{f},' for f in fields)
+    return f"\n    def to_dict(self):\n        return {{{lines}\n        }}"
+
+
+def _test(name: str, fields: list[str]) -> str:
+    made = ", ".join(str(k + 1) for k in range(len(fields)))
+    lines = "".join(f"\n    assert it.{f} == {k + 1}" for k, f in enumerate(fields))
+    return f"\ndef test_{name.lower()}():\n    it = {name}({made}){lines}"
+
+
+def _code(rng: random.Random) -> tuple[str, str]:
+    """What editors complete all day: methods that follow from a class and its fields."""
+    name, fields = rng.choice(_CLASSES), rng.sample(_FIELDS, rng.randint(3, 5))
+    task, write = rng.choice(_CODE_TASKS)
+    prompt = f"class {name}:\n    # Fields: {', '.join(fields)}.\n    # {task}"
+    return prompt, write(name, fields)
+
+
 _GENERATORS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
     "chat": _chat,
     "qa": _qa,
     "arithmetic": _arithmetic,
     "lists": _lists,
+    "code": _code,
 }
 
 
-# --- code and prose: the standard library -------------------------------------------------------------------
+# --- prose: docstrings of the standard library --------------------------------------------------------------
 
 _PACKAGES = _words(
     "asyncio collections concurrent ctypes curses dbm email html http importlib json logging "
     "multiprocessing sqlite3 tkinter unittest urllib wsgiref xml xmlrpc zoneinfo"
 )
-_PIECE_CHARS = 190  # upper bound of one piece of code
 _PROMPT_CHARS, _COMPLETION_CHARS = 150, 150  # lower and upper bound for prose
-_NEW_NAMES = _words(
-    "alpha amount anchor batch beta block bucket cell chosen count current delta entry field first flag "
-    "frame given handle inner item kind label last left level limit mark member middle node number offset "
-    "other outer owner part piece place point record right root sample second shape slot source start "
-    "state step table target third token total unit value width"
-)
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Text out of one source chunk (a whole function or docstring), with what follows it in the chunk."""
+    """Text out of one docstring, with what follows it there."""
 
     split: str
     text: str
     following: str
-    names: tuple[str, ...]  # what may be renamed, code only
 
 
-def _from_library(family: str, split: str, rng: random.Random) -> Iterator[Document]:
-    make = _code_document if family == "code" else _prose_document
-    pieces = [piece for piece in _library_pieces(family) if piece.split == split]
+def _prose(split: str, rng: random.Random) -> Iterator[Document]:
+    pieces = [piece for piece in _library_pieces() if piece.split == split and piece.following]
     if not pieces:
-        raise ValueError(f"no standard library sources found for family {family!r}")
+        raise ValueError("no standard library sources found for family 'prose'")
     while True:
         for piece in rng.sample(pieces, len(pieces)):
-            document = make(piece, rng)
-            if document is not None:
-                yield document
+            yield Document("prose", piece.text, f" {piece.following}")
 
 
-def _code_document(piece: _Piece, rng: random.Random) -> Document | None:
-    """Two kinds of work on code: mostly a rename through the piece, else the lines that follow it."""
-    rename = bool(piece.names) and rng.random() < 0.75
-    if rename:
-        old = rng.choice(piece.names)
-        new = rng.choice([name for name in _NEW_NAMES if name not in piece.text])
-        renamed = re.sub(_word(old), new, piece.text)
-        return Document("code", f"# Rename {old} to {new}.\n{piece.text}\n# Renamed:", f"\n{renamed}")
-    if not piece.following:
-        return None
-    return Document("code", f"# Continue.\n{piece.text}", f"\n{piece.following}")
-
-
-def _prose_document(piece: _Piece, rng: random.Random) -> Document | None:
-    if not piece.following:
-        return None
-    return Document("prose", piece.text, f" {piece.following}")
-
-
-def _word(name: str) -> str:
-    return rf"(?<![\w.]){re.escape(name)}\b"
-
-
-@lru_cache(maxsize=2)
-def _library_pieces(family: str) -> tuple[_Piece, ...]:
-    """All pieces of a family. The first chunk that holds a piece owns it, so no piece is in two splits.
+@lru_cache(maxsize=1)
+def _library_pieces() -> tuple[_Piece, ...]:
+    """All pieces. The first docstring that holds a piece owns it, so no piece is in two splits.
 
     A continuation that is itself a piece of another split is not shown.
     """
-    cut = _code_pieces if family == "code" else _prose_pieces
-    functions, docstrings = _library_chunks()
     owned: dict[str, _Piece] = {}
-    for chunk in functions if family == "code" else docstrings:
-        for piece in cut(chunk):
+    for docstring in _docstrings():
+        for piece in _prose_pieces(docstring):
             owned.setdefault(piece.text, piece)
 
     def shown(piece: _Piece) -> _Piece:
-        owner = owned.get(textwrap.dedent(piece.following))
+        owner = owned.get(piece.following)
         return piece if owner is None or owner.split == piece.split else replace(piece, following="")
 
     return tuple(map(shown, owned.values()))
 
 
-@lru_cache(maxsize=1)
-def _library_chunks() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Whole functions without their docstring, and whole docstrings, each once, in a stable order."""
-    functions: dict[str, None] = {}
-    docstrings: dict[str, None] = {}
+def _docstrings() -> tuple[str, ...]:
+    """Whole docstrings, each once, in a stable order."""
+    found: dict[str, None] = {}
     for path in _library_files():
         source = path.read_text(encoding="utf-8", errors="replace")
         if not source.isascii():
             continue
-        lines = source.splitlines()
         for node in _outer_nodes(ast.parse(source)):
             docstring = ast.get_docstring(node)
             if docstring:
-                docstrings[docstring] = None
-            if isinstance(node, ast.FunctionDef):
-                functions[_function_text(node, lines, has_docstring=docstring is not None)] = None
-    return tuple(functions), tuple(docstrings)
+                found[docstring] = None
+    return tuple(found)
 
 
 def _library_files() -> list[Path]:
@@ -510,28 +523,6 @@ def _outer_nodes(module: ast.Module) -> Iterator[ast.Module | ast.ClassDef | ast
             stack.extend(reversed(node.body))
 
 
-def _function_text(node: ast.FunctionDef, lines: list[str], *, has_docstring: bool) -> str:
-    first, last = node.lineno - 1, node.end_lineno or node.lineno
-    kept = lines[first:last]
-    if has_docstring:
-        text = node.body[0]
-        assert text.end_lineno is not None
-        kept = lines[first : text.lineno - 1] + lines[text.end_lineno : last]
-    return textwrap.dedent("\n".join(line.rstrip() for line in kept if line.strip())).strip()
-
-
-def _code_pieces(function: str) -> Iterator[_Piece]:
-    parts = list(_groups(function.split("\n"), "\n", _PIECE_CHARS))
-    split = split_of(function)
-    for i, part in enumerate(parts):
-        following = parts[i + 1] if i + 1 < len(parts) else ""
-        text = part if i == 0 else textwrap.dedent(part)
-        if len(text) < 80 or len(text) > 1.3 * _PIECE_CHARS:
-            continue
-        fits = 60 <= len(following) <= 1.3 * _PIECE_CHARS
-        yield _Piece(split, text, following if fits else "", _renamable(text))
-
-
 def _groups(items: list[str], glue: str, limit: int) -> Iterator[str]:
     """Neighbouring items joined up to a length of `limit` (a longer item stays alone)."""
     group = ""
@@ -544,21 +535,6 @@ def _groups(items: list[str], glue: str, limit: int) -> Iterator[str]:
         yield group
 
 
-def _renamable(text: str) -> tuple[str, ...]:
-    """Names that occur at least twice as a word of their own and are neither keywords nor too short to see."""
-    words = re.findall(r"(?<![\w.'\"])[a-z_][a-z_0-9]*\b", text)
-    keep = {word for word in words if len(word) > 1 and words.count(word) > 1 and word not in _NOT_RENAMED}
-    return tuple(sorted(keep))
-
-
-_NOT_RENAMED = frozenset(
-    _words(
-        "and as assert async await break class continue def del elif else except finally for from global if "
-        "import in is lambda nonlocal not or pass raise return try while with yield self cls len str int"
-    )
-)
-
-
 def _prose_pieces(docstring: str) -> Iterator[_Piece]:
     kept = [block for block in re.split(r"\n\s*\n", docstring) if ">>>" not in block and "::" not in block]
     words = " ".join(kept).split()
@@ -566,4 +542,4 @@ def _prose_pieces(docstring: str) -> Iterator[_Piece]:
     split = split_of(docstring)
     for text, following in zip(parts[::2], parts[1::2], strict=False):
         if len(following) >= 70 and len(text) >= 100:
-            yield _Piece(split, text, following[:_COMPLETION_CHARS], ())
+            yield _Piece(split, text, following[:_COMPLETION_CHARS])

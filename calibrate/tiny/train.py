@@ -35,16 +35,16 @@ from .tokenizer import POSITIONS, VOCABULARY, save_tokenizer, shared_tokenizer
 log = logging.getLogger(__name__)
 
 WIDTH, HEADS = 128, 4
-BATCH, LENGTH = 12, 256  # sequences a step, tokens a sequence
+BATCH, LENGTH = 16, 192  # sequences a step, tokens a sequence
 PROMPT_WEIGHT = 0.3  # weight of the loss on prompt tokens; completions have 1
 REPEATS_EARLY_STEPS = 120  # the first steps see many sequences of repeated random tokens, the rest some
-REPEATS_EARLY, REPEATS_LATER = 6, 1  # of the sequences of a batch
+REPEATS_EARLY, REPEATS_LATER = 6, 0  # of the sequences of a batch
 MUON_RATE, ADAM_RATE, DECAY = 1e-2, 3e-3, 0.05
 WARM_UP_STEPS, CONSTANT_SHARE = 40, 0.45
 LAYER_DROPOUT, EXIT_WEIGHT = 0.1, 0.5  # anywhere members only
 
-GENERAL = {"chat": 0.32, "qa": 0.28, "prose": 0.16, "arithmetic": 0.08, "lists": 0.06, "code": 0.10}
-TECHNICAL = {"chat": 0.08, "qa": 0.09, "prose": 0.06, "arithmetic": 0.22, "lists": 0.19, "code": 0.36}
+GENERAL = {"chat": 0.30, "qa": 0.30, "prose": 0.12, "arithmetic": 0.10, "lists": 0.06, "code": 0.12}
+TECHNICAL = {"chat": 0.13, "qa": 0.15, "prose": 0.06, "arithmetic": 0.26, "lists": 0.12, "code": 0.28}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +68,9 @@ class Recipe:
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe("tiny-opt-s", "opt", 6, (2, 4, 6), GENERAL, 1300, 101),
+        Recipe("tiny-opt-s", "opt", 6, (2, 4, 6), GENERAL, 1400, 101),
         Recipe("tiny-opt-l", "opt", 12, (4, 8, 12), TECHNICAL, 1150, 102),
-        Recipe("tiny-llama-s", "llama", 6, (2, 4, 6), GENERAL, 1300, 103),
+        Recipe("tiny-llama-s", "llama", 6, (2, 4, 6), GENERAL, 1400, 103),
         Recipe("tiny-llama-l", "llama", 12, (3, 6, 9, 12), TECHNICAL, 1150, 104),
     )
 }
@@ -187,76 +187,13 @@ def _start_values(model: CausalLM, recipe: Recipe) -> None:
             continue
         parameter.normal_(0.0, 0.7 / math.sqrt(parameter.shape[1]))
         if name.endswith(("out_proj.weight", "fc2.weight", "o_proj.weight", "down_proj.weight")):
-            parameter.mul_(0.15 / math.sqrt(2 * recipe.layers))  # small beside the embeddings
+            parameter.mul_(1.0 / math.sqrt(2 * recipe.layers))
     if recipe.architecture == "opt":
         table = model.model.decoder.embed_positions.weight  # (positions + 2, width): OPT keeps two spare rows
         steps = torch.arange(table.shape[0], dtype=torch.float32)[:, None]
         rates = torch.exp(torch.arange(0, WIDTH, 2) * (-math.log(10_000.0) / WIDTH))
         table[:, 0::2] = 0.05 * torch.sin(steps * rates)
         table[:, 1::2] = 0.05 * torch.cos(steps * rates)
-        _lay_opt_induction(model)
-    else:
-        _lay_llama_induction(model)
-
-
-def _slices() -> list[Tensor]:
-    """Four random projections (32, width) with orthonormal rows: two to name tokens, two to copy them."""
-    return [nn.init.orthogonal_(torch.empty(WIDTH // HEADS, WIDTH)) for _ in range(4)]
-
-
-def _lay_opt_induction(model: OPTForCausalLM) -> None:
-    """Two induction circuits as start values: heads 0 and 1 of layer 0 look one token back, those of layer 1 copy.
-
-    Without them, copying had not formed by the end of so short a training. Looking back works on the sinusoids of the
-    positions: the query is the position turned by one step.
-    """
-    size = WIDTH // HEADS
-    back, copy = (layer.self_attn for layer in model.model.decoder.layers[:2])
-    name0, name1, copy0, copy1 = _slices()
-    model.model.decoder.embed_tokens.weight[:, :size] *= 0.1  # leave the fast sinusoids room
-    rates = torch.exp(torch.arange(0, size, 2) * (-math.log(10_000.0) / WIDTH))
-    eye = torch.eye(size, WIDTH)
-    turned = torch.zeros(size, WIDTH)
-    for k, rate in enumerate(rates.tolist()):  # sin(p - r) and cos(p - r) from sin(p) and cos(p)
-        turned[2 * k, 2 * k : 2 * k + 2] = torch.tensor([math.cos(rate), -math.sin(rate)])
-        turned[2 * k + 1, 2 * k : 2 * k + 2] = torch.tensor([math.sin(rate), math.cos(rate)])
-    for head, (name, copied) in enumerate(((name0, copy0), (name1, copy1))):
-        rows = slice(head * size, (head + 1) * size)
-        slot = nn.init.orthogonal_(torch.empty(size, WIDTH))  # where layer 0 writes who came before
-        back.q_proj.weight[rows], back.k_proj.weight[rows] = 5.0 * turned, 1.5 * eye
-        back.v_proj.weight[rows], back.out_proj.weight[:, rows] = name, 0.1 * slot.T
-        copy.q_proj.weight[rows], copy.k_proj.weight[rows] = 4.0 * name, 4.0 * slot
-        copy.v_proj.weight[rows], copy.out_proj.weight[:, rows] = copied, 1.2 * copied.T
-
-
-def _lay_llama_induction(model: LlamaForCausalLM) -> None:
-    """The same for rotary positions: one constant embedding entry, turned by one step, looks one token back.
-
-    Each of the two key-value heads carries one circuit, used by its first query head; layer 1 compares tokens in the
-    slow rotary pairs only, which hardly turn within a document.
-    """
-    size, constant = WIDTH // HEADS, 0.2
-    half = size // 2
-    back, copy = (layer.self_attn for layer in model.model.layers[:2])
-    model.model.embed_tokens.weight[:, 0] = constant
-    rates = torch.exp(torch.arange(half) * (-math.log(10_000.0) / half))
-    query, key = torch.zeros(size, WIDTH), torch.zeros(size, WIDTH)
-    fast = slice(0, 4)
-    key[fast, 0] = 1.7
-    query[fast, 0] = 1.7 * torch.cos(rates[fast])  # R(-rate) applied: best match one token back
-    query[half : half + 4, 0] = -1.7 * torch.sin(rates[fast])
-    slow = [*range(half // 2, half), *range(half + half // 2, size)]
-    name0, name1, copy0, copy1 = _slices()
-    for circuit, (name, copied) in enumerate(((name0, copy0), (name1, copy1))):
-        rows = slice(2 * circuit * size, (2 * circuit + 1) * size)
-        kv = slice(circuit * size, (circuit + 1) * size)
-        slot = nn.init.orthogonal_(torch.empty(size, WIDTH))
-        wanted, offered = torch.zeros(size, WIDTH), torch.zeros(size, WIDTH)
-        wanted[slow], offered[slow] = name[: len(slow)], slot[: len(slow)]
-        back.q_proj.weight[rows], back.k_proj.weight[kv] = query, key
-        back.v_proj.weight[kv], back.o_proj.weight[:, rows] = name, 0.1 * slot.T
-        copy.q_proj.weight[rows], copy.k_proj.weight[kv] = 3.4 * wanted, 3.4 * offered
-        copy.v_proj.weight[kv], copy.o_proj.weight[:, rows] = copied, 1.2 * copied.T
 
 
 class Depths:

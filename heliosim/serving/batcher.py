@@ -142,7 +142,7 @@ class ContinuousBatcher:
         is_probe: bool,
     ) -> None:
         """Start waiting requests in order until rows, budget, KV or permission end."""
-        if plan.evicted:
+        if plan.evicted and chosen:
             return  # what was just given up would be taken again
         reserve = int(pool.total_blocks * self.watermark) if self._running else 0
         while self._waiting and budget > 0 and len(self._running) < self.max_batch:

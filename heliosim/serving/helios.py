@@ -184,8 +184,9 @@ class Helios:
         self.counter.reset()
 
     def _observe_probe(self, run: Run, outcome: Outcome, served: Sequence[Served], started: int) -> None:
-        if not run.is_probe:
-            return  # the placement before is still draining
+        assert self._evaluating is not None
+        if not run.is_probe or run.placement.model != self.candidates[self._evaluating]:
+            return  # the placement before is still draining, maybe that of the candidate before
         self._probes_started += started
         self._evaluation.add_step(outcome.seconds, outcome.tokens, outcome.energy_j)
         for record in served:
@@ -193,7 +194,6 @@ class Helios:
                 self._evaluation.add_served(record)
         if self._evaluation.served < self.parameters.probe_requests:
             return
-        assert self._evaluating is not None
         self._fill_table(self.candidates[self._evaluating])
         self._evaluating += 1
         if self._evaluating < len(self.candidates):

@@ -1,0 +1,221 @@
+"""Scenarios: strict YAML in and out, and one hash for one content."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from heliosim.errors import InputError
+from heliosim.metrics import Slo
+from heliosim.scenario import Scenario, load_scenario, parse_bytes, parse_clock
+from heliosim.serving.helios import HeliosParameters
+from heliosim.serving.kinds import EarlyExit, Fixed, Vanilla
+
+
+def plain() -> dict[str, Any]:
+    """A scenario as a person writes it."""
+    return {
+        "schema_version": 1,
+        "name": "mine",
+        "seed": 3,
+        "profile": "profile",
+        "models": ["small", "large"],
+        "workload": {
+            "requests": 20,
+            "arrivals": {"kind": "gamma", "rate_per_s": 5.0, "cv": 2.0},
+            "tasks": [
+                {"task": "chat", "prompt_tokens": 20, "output_tokens": {"kind": "uniform", "low": 1, "high": 9}},
+                {"task": "code", "prompt_tokens": 30, "output_tokens": 12, "share": 2.0},
+            ],
+            "order": "mix",
+        },
+        "memory": {"budget_bytes": "24 MB"},
+        "batcher": {"max_batch": 8, "token_budget": 64},
+        "controller": {"kind": "helios", "probe_requests": 4},
+        "slo": {"ttft_ms": 200.0},
+    }
+
+
+def write(folder: Path, value: Any) -> Path:
+    path = folder / "scenario.yaml"
+    path.write_text(value if isinstance(value, str) else yaml.safe_dump(value))
+    return path
+
+
+def loaded(folder: Path, **changes: Any) -> Scenario:
+    return load_scenario(write(folder, plain() | changes))
+
+
+def complaint(path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        load_scenario(path)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert caught.value.remedy
+    return text
+
+
+# --- what is right ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    scenario = loaded(tmp_path)
+    assert (scenario.name, scenario.seed, scenario.models) == ("mine", 3, ("small", "large"))
+    assert scenario.memory.budget_bytes == 24_000_000
+    assert scenario.slo == Slo(ttft_ms=200.0)
+    assert (scenario.clock, scenario.batcher.watermark, scenario.allow_extrapolation) == ("cpu", 0.01, False)
+    assert scenario.controller_kind() == HeliosParameters(probe_requests=4)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    scenario = loaded(tmp_path)
+    scenario.save(tmp_path / "again.yaml")
+    again = load_scenario(tmp_path / "again.yaml")
+    assert again == scenario
+    assert again.hash == scenario.hash
+    again.save(tmp_path / "third.yaml")
+    assert (tmp_path / "third.yaml").read_bytes() == (tmp_path / "again.yaml").read_bytes()
+
+
+def test_relative_paths_start_at_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deep").mkdir()
+    load = {"trace": "../traces/t.jsonl", "arrivals": {"kind": "poisson", "rate_per_s": 1.0}}
+    path = write(tmp_path / "deep", plain() | {"profile": "../profiles/p", "workload": load})
+    monkeypatch.chdir(tmp_path)
+    scenario = load_scenario(Path("deep") / path.name)
+    assert scenario.profile == str(tmp_path / "profiles" / "p")
+    assert scenario.workload.trace == str(tmp_path / "traces" / "t.jsonl")
+    absolute = write(tmp_path, plain() | {"profile": "/somewhere/p"})
+    assert load_scenario(absolute).profile == "/somewhere/p"
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ({"kind": "vanilla", "model": "small"}, Vanilla("small")),
+        ({"kind": "early-exit", "model": "small", "threshold": 0.9}, EarlyExit("small", 0.9)),
+        ({"kind": "fixed", "model": "small", "depth": 4}, Fixed("small", 4)),
+        ({"kind": "helios", "candidates": ["large"]}, HeliosParameters(candidates=("large",))),
+    ],
+)
+def test_controllers(tmp_path: Path, section: dict[str, Any], expected: object) -> None:
+    assert loaded(tmp_path, controller=section).controller_kind() == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (5, 5),
+        ("5 B", 5),
+        ("24 MB", 24_000_000),
+        ("24mb", 24_000_000),
+        ("1.5 GiB", 3 * 2**29),
+        ("2 kB", 2000),
+        ("2 KiB", 2048),
+    ],
+)
+def test_sizes(text: int | str, expected: int) -> None:
+    assert parse_bytes(text) == expected
+
+
+# --- the hash ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_hash_is_of_the_content_and_nothing_else(tmp_path: Path) -> None:
+    base = loaded(tmp_path)
+    assert loaded(tmp_path).hash == base.hash
+    assert load_scenario(write(tmp_path, dict(reversed(plain().items())))).hash == base.hash, "order of fields"
+    assert loaded(tmp_path, memory={"budget_bytes": 24_000_000}).hash == base.hash, "units"
+    assert loaded(tmp_path, clock="cpu").hash == base.hash, "a default that is spelt out"
+    assert loaded(tmp_path, profile="elsewhere").hash == base.hash, "a run names its profile by its own digest"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "other"},
+        {"seed": 4},
+        {"models": ["large", "small"]},
+        {"memory": {"budget_bytes": 24_000_001}},
+        {"batcher": {"max_batch": 8, "token_budget": 65}},
+        {"controller": {"kind": "helios", "probe_requests": 5}},
+        {"controller": {"kind": "vanilla", "model": "small"}},
+        {"workload": plain()["workload"] | {"requests": 21}},
+        {"workload": plain()["workload"] | {"arrivals": {"kind": "gamma", "rate_per_s": 5.0, "cv": 2.1}}},
+        {"clock": "wall"},
+        {"slo": None},
+        {"allow_extrapolation": True},
+    ],
+)
+def test_the_hash_changes_with_every_field(tmp_path: Path, changes: dict[str, Any]) -> None:
+    assert loaded(tmp_path, **changes).hash != loaded(tmp_path).hash
+
+
+def test_a_trace_counts_by_its_bytes(tmp_path: Path) -> None:
+    rows = '{"timestamp": 0, "input_length": 3, "output_length": 2}\n'
+    hashes = []
+    for name, text in (("a.jsonl", rows), ("b.jsonl", rows), ("c.jsonl", rows * 2)):
+        (tmp_path / name).write_text(text)
+        hashes.append(loaded(tmp_path, workload={"trace": name}).hash)
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+# --- what is wrong ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda v: v.update(sede=1), ["field sede: unknown field (value: 1)", "Did you mean 'seed'?"]),
+        (lambda v: v["batcher"].update(maxbatch=4), ["field batcher.maxbatch", "Did you mean 'max_batch'?"]),
+        (lambda v: v["workload"].update(request=4), ["field workload.request", "Did you mean 'requests'?"]),
+        (lambda v: v["controller"].update(kind="helois"), ["controller.kind", "'helois'", "Did you mean 'helios'?"]),
+        (lambda v: v["controller"].pop("kind"), ["controller.kind: missing field", "Known: early-exit"]),
+        (
+            lambda v: v["controller"].update(probe_request=4),
+            ["field controller.probe_request: unknown field (value: 4)", "Did you mean 'probe_requests'?"],
+        ),
+        (lambda v: v["controller"].update(threshold="high"), ["field controller.threshold", "'high'"]),
+        (lambda v: v["controller"].update(in_flight="restart"), ["field controller.in_flight", "'restart'"]),
+        (lambda v: v["controller"].update(kind=["helios"]), ["controller.kind"]),
+        (lambda v: v.update(memory={"budget_bytes": "24 MX"}), ["field memory.budget_bytes", "24 MX", "MB, GB, KiB"]),
+        (lambda v: v.update(memory={"budget_bytes": 0}), ["field memory.budget_bytes", "greater than 0"]),
+        (lambda v: v.update(memory={"budget_bytes": 1.5}), ["field memory.budget_bytes", "whole bytes"]),
+        (
+            lambda v: v.update(batcher={"max_batch": 32, "token_budget": 16}),
+            ["field batcher", "token_budget (16) must be at least max_batch (32)"],
+        ),
+        (lambda v: v.update(models=["small", "small"]), ["field models", "a model is named twice"]),
+        (lambda v: v.update(models=[]), ["field models"]),
+        (lambda v: v.pop("profile"), ["field profile: missing field"]),
+        (lambda v: v.update(seed=-1), ["field seed", "-1"]),
+        (lambda v: v.update(clock="gpu"), ["field clock", "'cpu' or 'wall'"]),
+        (lambda v: v.update(slo={"ttft_ms": -5}), ["field slo", "ttft_ms must be positive"]),
+        (lambda v: v.update(schema_version=2), ["field schema_version", "2"]),
+        (lambda v: v["workload"]["arrivals"].update(kind="poison"), ["arrivals", "Did you mean 'poisson'?"]),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, change: Callable[[Any], object], parts: list[str]) -> None:
+    value = plain()
+    change(value)
+    text = complaint(write(tmp_path, value))
+    for part in parts:
+        assert part in text
+
+
+def test_files_that_are_no_scenario(tmp_path: Path) -> None:
+    assert "no such file" in complaint(tmp_path / "absent.yaml")
+    assert "line 2: not valid YAML" in complaint(write(tmp_path, "name: x\n  seed: [1\n"))
+    assert "a scenario is a mapping" in complaint(write(tmp_path, "- a\n- b\n"))
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00\x01")
+    assert "not valid YAML" in complaint(tmp_path / "bytes.yaml")
+
+
+def test_a_clock_from_the_command_line() -> None:
+    assert parse_clock("wall") == "wall"
+    with pytest.raises(InputError, match="Did you mean 'wall'"):
+        parse_clock("walk")
