@@ -46,13 +46,15 @@ def _split(total: int, parts: int) -> list[int]:
 
 def workload(trace: Path, rate_per_s: float) -> WorkloadSpec:
     """The trace's requests, arriving as a Poisson process."""
-    return WorkloadSpec.model_validate({"trace": str(trace), "arrivals": {"kind": "poisson", "rate_per_s": rate_per_s}})
+    return WorkloadSpec.model_validate(
+        {"trace": str(trace.resolve()), "arrivals": {"kind": "poisson", "rate_per_s": rate_per_s}}
+    )
 
 
 def saturated(trace: Path) -> WorkloadSpec:
     """The trace's requests, all waiting from the start."""
     return WorkloadSpec.model_validate(
-        {"trace": str(trace), "arrivals": {"kind": "constant", "rate_per_s": SATURATED_PER_S}}
+        {"trace": str(trace.resolve()), "arrivals": {"kind": "constant", "rate_per_s": SATURATED_PER_S}}
     )
 
 
@@ -80,7 +82,7 @@ class Bench:
     def __init__(self, profile: Profile, seed: int, device: str = "auto") -> None:
         self.profile, self.seed = profile, seed
         small, large = pair_of(profile)
-        self.systems: Mapping[str, Mapping[str, Any]] = systems(small, large, in_flight="extend")
+        self.systems: Mapping[str, Mapping[str, Any]] = systems(small, large)
         self.engine = make_engine(self.scenario("HELIOS", saturated(Path("none.jsonl"))), profile, device=device)
 
     def scenario(self, name: str, load: WorkloadSpec, **controller: Any) -> Scenario:

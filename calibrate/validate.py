@@ -79,7 +79,7 @@ def run_validation(
         bench.warm_up(trace)
         capacity = _saturated(bench, trace, repeats, evidence, progress, out)
         _loads(bench, trace, capacity, repeats, evidence, progress, out)
-        if wall:
+        if wall and profile.clock() != "wall":
             _wall(bench, trace, capacity, repeats, evidence, progress)
         _ablations(bench, trace, repeats, evidence, progress)
     write_json(out / "validation.json", dataclasses.asdict(evidence))
@@ -89,9 +89,11 @@ def run_validation(
     write_text(out / "validation.md", text)
     if doc is not None:
         write_text(doc, text)
-    passed = sum(r["passes"] for r in evidence.rows if r["clock"] == "cpu" and r["passes"] is not None)
-    judged = sum(1 for r in evidence.rows if r["clock"] == "cpu" and r["passes"] is not None)
-    say(f"{passed} of {judged} predictions on the cpu clock within their bars. Page: {doc or out / 'validation.md'}")
+    clock = profile.clock()
+    judged = [r["passes"] for r in evidence.rows if r["clock"] == clock and r["passes"] is not None]
+    say(
+        f"{sum(judged)} of {len(judged)} predictions on the {clock} clock within their bars. Page: {doc or out / 'validation.md'}"
+    )
 
 
 def _profile(folder: Path, device: str, seed: int) -> Profile:
@@ -136,7 +138,7 @@ def _saturated(
         measured = item.measured()
         capacity[item.name] = _mean([m.request_throughput for m in measured])
         evidence.capacity.append({"system": item.name, **_quality(item, measured)})
-        _judge(evidence, item, "saturated", "cpu")
+        _judge(evidence, item, "saturated", item.scenario.clock)
         _replays(bench, evidence, item, "saturated")
     save_all(items, out / "runs" / "saturated")
     return capacity
@@ -156,7 +158,7 @@ def _loads(
         items = [bench.predict(name, workload(trace, load * capacity[name])) for name in bench.systems]
         _run_interleaved(bench, items, repeats, progress, f"{label} load", 0.2 + 0.2 * k, 0.2)
         for item in items:
-            _judge(evidence, item, label, "cpu")
+            _judge(evidence, item, label, item.scenario.clock)
             _replays(bench, evidence, item, label)
         save_all(items, out / "runs" / label.replace("%", "pct"))
 
@@ -204,7 +206,7 @@ def _judge(evidence: Evidence, item: Measured, load: str, clock: str) -> None:
     """One row per metric: predicted, measured, spread, signed error, and whether it meets its bar."""
     for row in compare_summaries(item.predicted, item.measured(), tuple(BARS)):
         bar = BARS[row.metric]
-        passes = None if row.error is None else abs(row.error) <= bar or bool(row.is_inside_spread)
+        passes = None if row.relative_error is None else abs(row.relative_error) <= bar or bool(row.is_inside_spread)
         evidence.rows.append(
             {
                 "system": item.name,
@@ -215,7 +217,7 @@ def _judge(evidence: Evidence, item: Measured, load: str, clock: str) -> None:
                 "measured": row.measured_mean,
                 "least": row.measured_min,
                 "most": row.measured_max,
-                "error": row.error,
+                "error": row.relative_error,
                 "bar": bar,
                 "inside_spread": row.is_inside_spread,
                 "passes": passes,

@@ -154,7 +154,10 @@ def run(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; the first is the reference (usually simulated).")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders; those of one scenario name are one system."),
+    ],
     report: Annotated[Optional[Path], typer.Option(help="Also write a self-contained HTML report here.")] = None,  # noqa: UP045
 ) -> None:
     """Compare runs: one simulated run against its live repeats, or several systems side by side."""

@@ -36,7 +36,7 @@ class UnknownNameError(InputError):
         self.known = sorted(known)
         near = difflib.get_close_matches(str(name), self.known, n=1, cutoff=0.5)
         hint = f"Did you mean {near[0]!r}? " if near else ""
-        super().__init__(where, name, "unknown name", f"{hint}Known: {', '.join(self.known)}.")
+        super().__init__(where, name, "unknown name", f"{hint}Known: {', '.join(self.known) or 'none'}.")
         self.args = (where, name, tuple(self.known))
 
 

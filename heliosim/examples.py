@@ -21,7 +21,7 @@ def systems(small: str, large: str, **helios: Any) -> dict[str, dict[str, Any]]:
         f"vanilla {large}": {"kind": "vanilla", "model": large},
         f"early exit {small}": {"kind": "early-exit", "model": small},
         f"early exit {large}": {"kind": "early-exit", "model": large},
-        "HELIOS": {"kind": "helios", **helios},
+        "HELIOS": {"kind": "helios", "in_flight": "extend", **helios},
     }
 
 
@@ -87,6 +87,27 @@ def drawn_workload(profile: Profile, requests_per_task: int = 60, rate_per_s: fl
     )
 
 
+def _text_workload(profile: Profile, folder: Path, final: Path, requests_per_task: int = 40) -> WorkloadSpec | None:
+    """Real prompts, so that the scenarios also run live; None where no tokenizer is installed or at hand.
+
+    The trace is written into ``folder``, which will become ``final``.
+    """
+    from importlib.util import find_spec
+
+    from heliosim.arrivals import Poisson
+    from heliosim.formats.checkpoint import checkpoint_path
+    from heliosim.formats.trace import save_trace
+    from heliosim.synth import TextTask, text_trace
+
+    tokenizer = checkpoint_path(next(iter(profile.facts.models.values())).checkpoint) / "tokenizer.json"
+    if find_spec("tokenizers") is None or not tokenizer.is_file():
+        return None
+    tasks = [TextTask(t, requests_per_task, (16, 48)) for t in sorted(profile.facts.behaviour.tasks)[:4]]
+    rows = text_trace(tasks, order="blocks", arrivals=Poisson(rate_per_s=20.0), seed=0, tokenizer_file=tokenizer)
+    save_trace(rows, folder / "workload.jsonl")
+    return WorkloadSpec(trace=str((final / "workload.jsonl").resolve()))
+
+
 def write_examples(out: Path, profile_folder: Path | None, *, overwrite: bool = False) -> list[Path]:
     """Write one scenario per system into ``out``. Raises InputError if it exists."""
     if profile_folder is None:
@@ -96,12 +117,15 @@ def write_examples(out: Path, profile_folder: Path | None, *, overwrite: bool = 
         profile = open_profile(next(iter(shipped)))
     else:
         profile = open_profile(str(profile_folder.resolve() if profile_folder.exists() else profile_folder))
-    workload = drawn_workload(profile)
     written = []
     with new_folder(out, overwrite=overwrite) as folder:
+        workload = _text_workload(profile, folder, out) or drawn_workload(profile)
         for name, controller in systems(*pair_of(profile)).items():
             scenario = scenario_for(name, controller, profile, workload)
             file = folder / f"{scenario.name.lower()}.yaml"
+            if workload.trace is not None:  # beside the scenarios: the folder can be moved
+                beside = workload.model_copy(update={"trace": "workload.jsonl"})
+                scenario = scenario.model_copy(update={"workload": beside})
             scenario.save(file)
             written.append(out / file.name)
     return written

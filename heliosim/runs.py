@@ -121,6 +121,9 @@ def run_live(
     from heliosim.live import serve_live
 
     profile = profile or open_profile(scenario.profile)
+    if scenario.controller.get("objective") == "energy":
+        remedy = "Simulate it from a profile with energy figures, or use another objective."
+        raise InputError("controller.objective", "energy", "the live engine reads no energy per step", remedy)
     if engine is None:
         engine = make_engine(scenario, profile, device=device)
         _warm_up(scenario, profile, engine)

@@ -125,6 +125,8 @@ def parse_controller(section: dict[str, Any], where: str) -> ControllerKind:
         raise InputError(
             f"{where}, field controller.kind", None, "missing field", f"Known: {', '.join(CONTROLLERS.names())}."
         )
+    if not isinstance(fields["kind"], str):
+        raise UnknownNameError(f"{where}, field controller.kind", str(fields["kind"]), CONTROLLERS.names())
     cls = CONTROLLERS.get(fields.pop("kind"))
     known = set(cls.__dataclass_fields__)
     for key, value in fields.items():

@@ -192,12 +192,13 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What a controller may see of the server before it decides."""
+    """What a controller may see of the server before it decides. ``interrupted``: waiting requests that had started."""
 
     now: Seconds
     placement: Placement | None
     waiting: int
     running: int
+    interrupted: int
     weights_bytes: Bytes
     kv_used_bytes: Bytes
     kv_total_bytes: Bytes
@@ -257,7 +258,7 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One row of steps.parquet: an action, when it ran, and the state it left."""
+    """One row of steps.parquet: an action, when it ran, and the state it left; KV in use is what it held while it ran."""
 
     start_s: Seconds
     seconds: Seconds

@@ -88,7 +88,7 @@ def write_synthetic_profile(
         device={"device": "cpu", "host_cpu": "made up", "threads": 1},
         versions={"heliosim": "test"},
         seed=0,
-        models={n: _facts(s, clocks, limits, (checkpoints or {}).get(n, n)) for n, s in MODELS.items()},
+        models={n: _facts(s, clocks, limits, (checkpoints or {}).get(n, f"elsewhere/{n}")) for n, s in MODELS.items()},
         energy=energy or Energy(source="unavailable", reason="made up"),
         behaviour=BehaviourFacts(
             tasks=dict.fromkeys(TASKS, TEXTS_PER_TASK),

@@ -55,7 +55,7 @@ class CostFit(Strict):
     def _known_terms(cls, value: dict[str, float]) -> dict[str, float]:
         if set(value) != set(TERMS):
             raise ValueError(f"cost terms must be exactly {', '.join(TERMS)}")
-        if any(v < 0 for v in value.values()):
+        if not all(v >= 0 for v in value.values()):
             raise ValueError("cost terms must not be negative")
         return value
 
@@ -75,6 +75,8 @@ class LoadFit(Strict):
     def _known_terms(cls, value: dict[str, float]) -> dict[str, float]:
         if set(value) != set(LOAD_TERMS):
             raise ValueError(f"load terms must be exactly {', '.join(LOAD_TERMS)}")
+        if not all(v >= 0 for v in value.values()):
+            raise ValueError("load terms must not be negative")
         return value
 
 
@@ -257,6 +259,9 @@ def load_behaviour(path: Path, exits: Mapping[str, tuple[int, ...]]) -> Behaviou
         raise InputError(
             f"{path}, columns", absent[0], "no confidences for this exit", "Calibrate again with this model."
         )
+    wanted = ("sequence", "source", "task", "prompt_tokens", "end", *(f"agrees:{k}" for k in keys))
+    if missing := [c for c in wanted if c not in names]:
+        raise InputError(f"{path}, columns", missing[0], "missing column", "Calibrate again.")
     sequence = np.asarray(table["sequence"].to_pylist(), dtype=object)
     source = np.asarray(table["source"].to_pylist(), dtype=object)
     change = np.flatnonzero((sequence[1:] != sequence[:-1]) | (source[1:] != source[:-1])) + 1

@@ -56,6 +56,8 @@ class Batcher(Protocol):
     def waiting(self) -> int: ...
     @property
     def running(self) -> int: ...
+    @property
+    def interrupted(self) -> int: ...
     def add(self, request: Request) -> None: ...
     def next_batch(self, pool: MemoryPool, *, now: Seconds, admit: int | None, is_probe: bool = False) -> Planned: ...
     def settle(self, batch: Batch, tokens: Tokens, pool: MemoryPool, now: Seconds) -> list[Sequence]: ...
@@ -82,6 +84,16 @@ class ContinuousBatcher:
     @property
     def running(self) -> int:
         return len(self._running)
+
+    @property
+    def interrupted(self) -> int:
+        """Waiting requests that had started and gave up their KV; they stand at the head of the queue."""
+        count = 0
+        for seq in self._waiting:
+            if seq.admitted_s is None:
+                break
+            count += 1
+        return count
 
     def add(self, request: Request) -> None:
         self._waiting.append(Sequence(request))

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from heliosim.errors import InputError
+from heliosim.errors import InputError, UnknownNameError
 from heliosim.serving.controller import Controller, Note
 from heliosim.serving.kinds import Context
 from heliosim.serving.repository import Evaluation, Objective, Performance, PhtRow, Repository, scaled
@@ -64,8 +64,28 @@ class HeliosParameters:
     use_switch: bool = True
     use_reassess: bool = True
 
+    def __post_init__(self) -> None:
+        least = {
+            "max_candidates": 1,
+            "probe_requests": 1,
+            "window_tokens": 1,
+            "max_breaches": 0,
+            "reassess_interval": 1,
+        }
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                problem = f"must be at least {smallest}"
+                raise InputError(f"controller.{name}", getattr(self, name), problem, "Correct the value.")
+        for name in ("threshold", "coverage"):
+            if not 0 <= getattr(self, name) <= 1:
+                problem = "must lie between 0 and 1"
+                raise InputError(f"controller.{name}", getattr(self, name), problem, "Correct the value.")
+
     def build(self, context: Context) -> Controller:
         """A controller over the repository's candidates, offline figures taken at this threshold."""
+        for name in self.candidates:
+            if name not in context.models:
+                raise UnknownNameError("controller.candidates", name, context.models)
         return Helios(context.repository(self.threshold), self)
 
 
@@ -125,6 +145,7 @@ class Helios:
         self._evaluating: int | None = None
         self._evaluation = Evaluation()
         self._probes_started = 0
+        self._is_draining = False
         self._served_since = 0
         self._tokens_since = 0
         self._note("shortlist", candidates=self.candidates, objective=p.objective)
@@ -145,12 +166,14 @@ class Helios:
             return self._directive
         name = self.candidates[self._evaluating]
         spec = self.repository.candidates[name].spec
+        if status.placement == Placement(name, spec.layers) and not status.running and not status.interrupted:
+            self._is_draining = False  # nobody is left from before: what is measured now is the candidate alone
         return Directive(
             placement=Placement(name, spec.layers),
             exits=ExitRule("threshold", self.parameters.threshold, self.parameters.batching),
             in_flight=self.parameters.in_flight,
-            admit=self.parameters.probe_requests - self._probes_started,
-            is_probe=True,
+            admit=0 if self._is_draining else self.parameters.probe_requests - self._probes_started,
+            is_probe=not self._is_draining,
             reason="evaluate",
         )
 
@@ -181,12 +204,13 @@ class Helios:
     def _begin_candidate(self) -> None:
         self._evaluation = Evaluation()
         self._probes_started = 0
+        self._is_draining = True
         self.counter.reset()
 
     def _observe_probe(self, run: Run, outcome: Outcome, served: Sequence[Served], started: int) -> None:
         assert self._evaluating is not None
-        if not run.is_probe or run.placement.model != self.candidates[self._evaluating]:
-            return  # the placement before is still draining, maybe that of the candidate before
+        if not run.is_probe or self._is_draining:
+            return  # requests from before are still being served
         self._probes_started += started
         self._evaluation.add_step(outcome.seconds, outcome.tokens, outcome.energy_j)
         for record in served:

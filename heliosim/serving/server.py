@@ -63,6 +63,7 @@ class Server:
             placement=self.placement,
             waiting=self.batcher.waiting,
             running=self.batcher.running,
+            interrupted=self.batcher.interrupted,
             weights_bytes=self.pool.weights_bytes,
             kv_used_bytes=self.pool.kv_used_bytes,
             kv_total_bytes=self.pool.kv_total_bytes,
@@ -194,7 +195,11 @@ class Server:
 
     def _record(self, action: Run | Load, outcome: Outcome, now: Seconds, kv_used: int) -> None:
         rows = action.batch if isinstance(action, Run) else None
-        decode = sum(1 for n, e in zip(rows.counts, rows.emits, strict=True) if n == 1 and e) if rows else 0
+        decode = 0
+        if rows is not None:
+            decode = sum(
+                1 for s, n, e in zip(rows.starts, rows.counts, rows.emits, strict=True) if s > 0 and n == 1 and e
+            )
         tokens = sum(rows.counts) if rows else 0
         self.recorder.step(
             StepRecord(
