@@ -189,7 +189,7 @@ def _measure_loads(
 
 
 def _budgets(request: Request, specs: Mapping[str, ModelSpec]) -> list[int]:
-    """Memory budgets to try largest batches in: those asked for, else twice and four times the largest model's weights."""
+    """Memory budgets to try largest batches in: those asked for, else 2 and 4 times the largest model's weights."""
     if request.budgets_bytes:
         return sorted(request.budgets_bytes)
     largest = max(s.weights_bytes(s.layers) for s in specs.values())

@@ -60,7 +60,7 @@ def saturated(trace: Path) -> WorkloadSpec:
 
 @dataclass
 class Measured:
-    """One system at one load: predicted, executed, and (where replayed) simulated again with the live run's own exits."""
+    """One system at one load: predicted, executed, and (where replayed) simulated with the live run's own exits."""
 
     name: str
     scenario: Scenario

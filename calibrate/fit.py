@@ -36,7 +36,7 @@ def region_of(shape: StepShape) -> str:
 
 
 def cell_of(sample: StepSample) -> tuple[object, ...]:
-    """Steps that should take the same time: same mode, rows, padded context, layers and checks; prefill in coarse bins."""
+    """Steps that should take the same time: mode, rows, padded context, layers and checks; prefill in coarse bins."""
     s = sample.shape
     context = s.gathered // max(1, s.decode_rows) // 32
     prefill = (s.prefill_rows, (s.tokens - s.decode_rows).bit_length()) if s.prefill_rows else (0, 0)
@@ -101,7 +101,7 @@ def _unbiased(x: Array, y: Array) -> Array:
 
 
 def fitted_cells(profile: Profile, clock: ClockName) -> dict[str, list[Any]]:
-    """Median measured and mean predicted seconds of every measured cell, with its region, from a profile's own table."""
+    """Median measured and mean predicted seconds of every cell, with its region, from a profile's own table."""
     import pyarrow.parquet as pq
 
     names = [f.name for f in fields(StepShape)]

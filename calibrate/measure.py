@@ -47,7 +47,7 @@ class LoadSample:
 
 
 def arrivals_of(point: Point, text: Sequence[int]) -> list[Arrival]:
-    """Requests of a point, prompts cut from ``text`` one behind the other; either all at once or one every few steps."""
+    """Requests of a point, prompts cut from ``text`` one behind the other; all at once or one every few steps."""
     arrivals, at = [], 0
     for i, (prompt, output) in enumerate(zip(point.prompts, point.outputs, strict=True)):
         if at + prompt > len(text):

@@ -1,4 +1,4 @@
-"""Behaviour of one live run, so that a simulation can meet the very same exits: request by request, for any placement."""
+"""Behaviour of one live run, so that a simulation meets the very same exits: by request, for any placement."""
 
 from __future__ import annotations
 

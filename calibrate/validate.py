@@ -92,7 +92,7 @@ def run_validation(
     clock = profile.clock()
     judged = [r["passes"] for r in evidence.rows if r["clock"] == clock and r["passes"] is not None]
     say(
-        f"{sum(judged)} of {len(judged)} predictions on the {clock} clock within their bars. Page: {doc or out / 'validation.md'}"
+        f"{sum(judged)} of {len(judged)} predictions on the {clock} clock meet their bars: {doc or out / 'validation.md'}"
     )
 
 

@@ -20,7 +20,7 @@ from heliosim.types import ExitRule, Placement
 
 
 def source_name(placement: Placement, exits: ExitRule, layers: int) -> str:
-    """Name of the policy a text was generated under; a full model without exits and at greedy full depth are the same."""
+    """Name of the policy a text was generated under; a full model without exits and at greedy depth are the same."""
     if exits.kind == "threshold":
         return f"{placement.model}:threshold"
     if placement.depth == layers:
@@ -111,7 +111,7 @@ class Behaviour:
     def _leave(
         self, model: str, exits: Sequence[int], source: str, threshold: float
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """Exit layer and confidence of every token of a source: the first of ``exits`` at the threshold, else the last."""
+        """Exit layer and confidence of every token of a source: first of ``exits`` at the threshold, else the last."""
         texts = [text for (_, name), text in self.texts.items() if name == source]
         if not texts:
             return np.zeros(0, np.int64), np.zeros(0)

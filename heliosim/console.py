@@ -34,7 +34,7 @@ def console() -> Console:
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[str, float], None]]:
-    """A progress line on standard error; yields ``report(what, share)``. Without a terminal it prints a line per tenth."""
+    """A progress line on standard error; yields ``report(what, share)``. Without a terminal: a line per tenth."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -76,7 +76,7 @@ def _plain_progress(title: str) -> Callable[[str, float], None]:
 def run_progress(
     report: Callable[[str, float], None], horizon_s: float | None, every_s: float = 1.0
 ) -> Callable[[float], None]:
-    """Turns a driver's times into progress, at most one report per ``every_s``. ``horizon_s``: last arrival, if known."""
+    """Turns a driver's times into progress, one report per ``every_s``. ``horizon_s``: last arrival, if known."""
     import time
 
     due = time.monotonic() + every_s

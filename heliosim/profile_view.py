@@ -93,7 +93,7 @@ def show_premises(profile: Profile) -> None:
 
 
 def check_profile(profile: Profile) -> int:
-    """Print one line per check; 0 if the profile can be used, 2 if not. Reading it already checked schema and digests."""
+    """Print one line per check; 0 if the profile can be used, 2 if not. Reading it checked schema and digests."""
     from heliosim.console import console
 
     out = console()

@@ -258,7 +258,7 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One row of steps.parquet: an action, when it ran, and the state it left; KV in use is what it held while it ran."""
+    """One row of steps.parquet: an action, when it ran, the state it left; KV in use is what it held meanwhile."""
 
     start_s: Seconds
     seconds: Seconds

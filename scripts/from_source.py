@@ -1,5 +1,4 @@
-"""Run the command line from a checkout that is not installed: calibrate/ and app/ take the names the wheel gives them.
-"""
+"""Run the command line from a checkout that is not installed: calibrate/ and app/ take the names the wheel gives them."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Batcher(Protocol):
 
 
 class ContinuousBatcher:
-    """``max_batch`` rows and ``token_budget`` tokens per step; ``watermark`` share of blocks kept free when starting."""
+    """``max_batch`` rows and ``token_budget`` tokens per step; ``watermark``: share of blocks kept free."""
 
     def __init__(self, max_batch: int, token_budget: int, watermark: float = 0.01) -> None:
         if max_batch < 1:
@@ -204,7 +204,7 @@ class ContinuousBatcher:
         return ended
 
     def preempt(self, pool: MemoryPool, keep: int = 0) -> list[RequestId]:
-        """Let all running requests but the first ``keep`` give up their KV; they wait at the head, in their old order."""
+        """Let running requests but the first ``keep`` give up their KV; they wait at the head, in their old order."""
         given_up: list[RequestId] = []
         while len(self._running) > keep:
             given_up.append(self._give_up(self._running[-1], pool))

@@ -135,7 +135,7 @@ class PhtRow:
 
 
 def scaled(live: Performance, offline_full: Performance, offline_partial: Performance) -> Performance:
-    """M' predicted from a live measurement of M: each quantity moves by the ratio the repository knows between the two."""
+    """M' predicted from a live measurement of M: each quantity moves by the ratio the repository knows."""
 
     def ratio(partial: float, full: float) -> float:
         return partial / full if full > 0 else 1.0

@@ -304,6 +304,7 @@ def test_what_a_policy_sees_holds_no_future() -> None:
         "placement",
         "waiting",
         "running",
+        "interrupted",
         "weights_bytes",
         "kv_used_bytes",
         "kv_total_bytes",
