@@ -91,9 +91,8 @@ def run_validation(
         write_text(doc, text)
     clock = profile.clock()
     judged = [r["passes"] for r in evidence.rows if r["clock"] == clock and r["passes"] is not None]
-    say(
-        f"{sum(judged)} of {len(judged)} predictions on the {clock} clock meet their bars: {doc or out / 'validation.md'}"
-    )
+    met = f"{sum(judged)} of {len(judged)} predictions on the {clock} clock meet their bars"
+    say(f"{met}; see {doc or out / 'validation.md'}")
 
 
 def _profile(folder: Path, device: str, seed: int) -> Profile:

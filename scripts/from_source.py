@@ -1,4 +1,4 @@
-"""Run the command line from a checkout that is not installed: calibrate/ and app/ take the names the wheel gives them."""
+"""Run the command line from a checkout that is not installed; calibrate/ and app/ take the names of the wheel."""
 
 from __future__ import annotations
 

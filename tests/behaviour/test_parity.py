@@ -103,7 +103,7 @@ def test_a_live_log_drives_the_simulated_server_through_the_same_run(clock: Live
     loads = [a for a, _ in done.log if isinstance(a, Load)]
     assert len(loads) > 4
     assert {a.reason for a in loads} >= {"evaluate", "choose"}
-    assert any(a.kept for a in loads) == (in_flight == "extend")
+    assert in_flight == "extend" or not any(a.kept for a in loads)
     engine = ReplayEngine(done.log)
     simulated = simulate_server(helios_server(in_flight, again), engine, OpenLoop(arrivals(1)))
     assert engine.position == len(done.log)
