@@ -89,7 +89,11 @@ class Server:
                     return action
             return self._load(directive, now)
         self._directive = directive
-        return self._run(directive, now, admit=directive.admit) or Idle()
+        refused = len(self._refused)
+        action = self._run(directive, now, admit=directive.admit)
+        if action is None and len(self._refused) > refused:
+            return self.next_action(now)  # those the controller waited for may be the ones just refused
+        return action or Idle()
 
     def complete(self, action: Run | Load, outcome: Outcome, now: Seconds) -> list[Served]:
         """Book an action that ended at ``now``; returns the requests that ended with it."""

@@ -250,6 +250,29 @@ def test_a_kept_request_that_outgrows_the_deeper_placement_is_refused(profile: P
     assert results.requests["preemptions"].to_pylist() == [1]
 
 
+def test_an_evaluation_goes_on_when_those_it_waited_for_are_refused(profile: Profile) -> None:
+    """Interrupted requests that only fit beside the partial model are refused; those behind them must be served."""
+    prompt, output = {"kind": "uniform", "low": 1, "high": 100}, {"kind": "uniform", "low": 1, "high": 40}
+    load = workload(requests=13, rate_per_s=1e6, prompt=prompt, output=output, max_tokens=40)
+    controller = {
+        "kind": "helios",
+        "candidates": ["large"],
+        "in_flight": "reprefill",
+        "threshold": 0.95,
+        "coverage": 0.3,
+        "max_breaches": 2,
+        "window_tokens": 5,
+        "use_switch": False,
+        "probe_requests": 2,
+        "reassess_interval": 3,
+    }
+    sections = {"memory": {"budget_bytes": 14_683}, "batcher": {"max_batch": 5, "token_budget": 64}}
+    plan = scenario(profile, seed=1148, workload=load, controller=controller, **sections)
+    counts = run_simulated(plan, profile).counts
+    assert counts["finished"] + counts["refused"] == 13
+    assert counts["refused"] > 0
+
+
 @few
 @given(controller=helios_controllers(), seed=st.integers(0, 50))
 def test_an_evaluation_counts_only_its_own_candidate(profile: Profile, controller: dict[str, Any], seed: int) -> None:
