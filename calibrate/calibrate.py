@@ -24,6 +24,7 @@ from heliosim.formats.profile import (
     write_profile,
 )
 from heliosim.premises import measure_premises
+from heliosim.streams import stream
 from heliosim.types import ModelSpec, blocks_for
 
 from .behaviour import Prompt, observe, prompts_from_tasks, sources_of, write_table
@@ -158,26 +159,34 @@ def _prompts(request: Request, infos: Mapping[str, CheckpointInfo], longest: int
 
 
 def _measure_steps(
-    request: Request, engine: Any, specs: Mapping[str, ModelSpec], text: list[int], max_context: int, progress: Progress
+    request: Request,
+    engine: Any,
+    specs: Mapping[str, ModelSpec],
+    text: list[int],
+    max_context: int,
+    progress: Progress,
 ) -> list[StepSample]:
-    samples: list[StepSample] = []
-    for k, spec in enumerate(specs.values()):
-        todo = list(
-            points(
-                spec,
-                request.threshold,
-                request.max_batch,
-                request.token_budget,
-                max_context,
-                request.rounds,
-                request.seed,
-            )
+    """All points of all models in one shuffled order: what else happens on the machine meets all models alike."""
+    rows, blocks = request.max_batch + 1, blocks_for(max_context) + 1
+    pools = {n: s.weights_bytes(s.layers) + rows * blocks * s.block_bytes(s.layers) for n, s in specs.items()}
+    todo = [
+        (spec, point)
+        for spec in specs.values()
+        for point in points(
+            spec,
+            request.threshold,
+            request.max_batch,
+            request.token_budget,
+            max_context,
+            request.rounds,
+            request.seed,
         )
-        rows = request.max_batch + 1
-        pool = spec.weights_bytes(spec.layers) + rows * (blocks_for(max_context) + 1) * spec.block_bytes(spec.layers)
-        for i, batch in enumerate(measure_steps(engine, spec, todo, text, pool)):
-            samples += batch
-            progress(f"steps of {spec.name}", 0.5 * (k + i / len(todo)) / len(specs))
+    ]
+    samples: list[StepSample] = []
+    for i, k in enumerate(stream(request.seed, "calibrate", "order").permutation(len(todo))):
+        spec, point = todo[int(k)]
+        samples += measure_steps(engine, spec, point, text, pools[spec.name])
+        progress(f"steps of {spec.name}, {point.mode.name}, batch {point.rows}", 0.5 * i / len(todo))
     return samples
 
 

@@ -136,5 +136,5 @@ def _write_report(
         "versions": ", ".join(f"{k} {v}" for k, v in sorted(profile.facts.versions.items())),
         "parity": f"{sum(parity.values())} of {len(parity)} systems: same actions when live outcomes are replayed",
     }
-    facts["step_fit"] = {**cells, "caption": f"{len(cells['groups'])} cells, median of at least 3 steps each"}
+    facts["step_fit"] = {**cells, "caption": f"{len(cells['groups'])} cells, mean of at least 20 steps each"}
     demo_report(path, results, facts, profile.facts.premises, next_commands(out))

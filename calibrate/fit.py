@@ -8,6 +8,7 @@ steps equal the total measured, so that throughput is not biased by a skewed noi
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -23,6 +24,8 @@ from .measure import LoadSample, StepSample
 
 Array = npt.NDArray[np.float64]
 HOLD_OUT_SHARE = 5  # one cell in five
+CELL_STEPS = 20  # steps a cell needs to be scored: single steps of shared machines say little
+ROW_BINS = (0, 1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 
 
 def region_of(shape: StepShape) -> str:
@@ -38,9 +41,9 @@ def region_of(shape: StepShape) -> str:
 def cell_of(sample: StepSample) -> tuple[object, ...]:
     """Steps that should take the same time: mode, rows, padded context, layers and checks; prefill in coarse bins."""
     s = sample.shape
-    context = s.gathered // max(1, s.decode_rows) // 32
-    prefill = (s.prefill_rows, (s.tokens - s.decode_rows).bit_length()) if s.prefill_rows else (0, 0)
-    return (sample.mode, s.decode_rows, context, s.layers, s.checks, *prefill)
+    context = s.gathered // max(1, s.decode_rows) // 64
+    prefill = (min(s.prefill_rows, 3), (s.tokens - s.decode_rows).bit_length()) if s.prefill_rows else (0, 0)
+    return (sample.mode, bisect_left(ROW_BINS, s.decode_rows), context, s.layers, s.checks, *prefill)
 
 
 def is_held_out(cell: tuple[object, ...]) -> bool:
@@ -78,7 +81,7 @@ def fit_steps(samples: Sequence[StepSample], clock: str) -> CostFit:
     sane = y < 4 * usual
     held = np.zeros(len(y), dtype=bool)
     for cell, members in cells.items():
-        if is_held_out(cell) and len(members) >= 3:
+        if is_held_out(cell) and len(members) >= CELL_STEPS:
             held[members] = True
     train = sane & ~held
     holdout = _score(_unbiased(x[train], y[train]), x, y, samples, {c: m for c, m in cells.items() if held[m[0]]})
@@ -101,7 +104,7 @@ def _unbiased(x: Array, y: Array) -> Array:
 
 
 def fitted_cells(profile: Profile, clock: ClockName) -> dict[str, list[Any]]:
-    """Median measured and mean predicted seconds of every cell, with its region, from a profile's own table."""
+    """Mean measured and mean predicted seconds of every cell, with its region, from a profile's own table."""
     import pyarrow.parquet as pq
 
     names = [f.name for f in fields(StepShape)]
@@ -113,9 +116,9 @@ def fitted_cells(profile: Profile, clock: ClockName) -> dict[str, list[Any]]:
         cells.setdefault((row["model"], *cell_of(sample)), []).append(
             (sample.clocks[clock], predicted, region_of(shape))
         )
-    kept = [c for c in cells.values() if len(c) >= 3]
+    kept = [c for c in cells.values() if len(c) >= CELL_STEPS]
     return {
-        "measured_s": [float(np.median([m for m, _, _ in c])) for c in kept],
+        "measured_s": [float(np.mean([m for m, _, _ in c])) for c in kept],
         "predicted_s": [float(np.mean([p for _, p, _ in c])) for c in kept],
         "groups": [c[0][2] for c in kept],
     }
@@ -127,8 +130,7 @@ def _score(
     errors: list[float] = []
     regions: dict[str, list[float]] = {}
     for members in cells.values():
-        measured = float(np.median(y[members]))
-        error = float(np.mean(x[members] @ coefficients)) / measured - 1.0
+        error = float((x[members] @ coefficients).sum() / y[members].sum()) - 1.0
         errors.append(error)
         regions.setdefault(region_of(samples[members[0]].shape), []).append(abs(error))
     absolute = np.abs(errors) if errors else np.array([0.0])

@@ -8,7 +8,7 @@ timed outside it. Each step yields its shape and its seconds on both clocks.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from heliosim.costs import StepShape, load_terms, shape_of
@@ -60,28 +60,27 @@ def arrivals_of(point: Point, text: Sequence[int]) -> list[Arrival]:
 
 
 def measure_steps(
-    engine: object, spec: ModelSpec, points: Sequence[Point], text: Sequence[int], pool_bytes: int
-) -> Iterator[list[StepSample]]:
-    """Run every point through the live loop; yields the samples of each."""
-    for point in points:
-        controller = FixedPlacement(spec, point.mode.exits, point.mode.depth)
-        batcher = ContinuousBatcher(point.rows, point.token_budget)
-        server = Server(controller, batcher, MemoryPool(pool_bytes), {spec.name: spec}, TableRecorder())
-        walls: list[float] = []
-        done = serve_live(
-            server,
-            engine,  # type: ignore[arg-type]
-            OpenLoop(arrivals_of(point, text)),
-            "cpu",
-            on_progress=lambda _now, walls=walls: walls.append(time.perf_counter()),  # type: ignore[misc]
-        )
-        samples = []
-        for k in range(1, len(done.log)):
-            action, outcome = done.log[k]
-            if isinstance(action, Run):
-                clocks = {"cpu": outcome.seconds, "wall": walls[k] - walls[k - 1]}
-                samples.append(StepSample(spec.name, point.mode.name, shape_of(action, outcome, spec), clocks))
-        yield samples
+    engine: object, spec: ModelSpec, point: Point, text: Sequence[int], pool_bytes: int
+) -> list[StepSample]:
+    """Run one point through the live loop and return its steps."""
+    controller = FixedPlacement(spec, point.mode.exits, point.mode.depth)
+    batcher = ContinuousBatcher(point.rows, point.token_budget)
+    server = Server(controller, batcher, MemoryPool(pool_bytes), {spec.name: spec}, TableRecorder())
+    walls: list[float] = []
+    done = serve_live(
+        server,
+        engine,  # type: ignore[arg-type]
+        OpenLoop(arrivals_of(point, text)),
+        "cpu",
+        on_progress=lambda _now: walls.append(time.perf_counter()),
+    )
+    samples = []
+    for k in range(1, len(done.log)):  # the first action is the load
+        action, outcome = done.log[k]
+        if isinstance(action, Run):
+            clocks = {"cpu": outcome.seconds, "wall": walls[k] - walls[k - 1]}
+            samples.append(StepSample(spec.name, point.mode.name, shape_of(action, outcome, spec), clocks))
+    return samples
 
 
 def measure_loads(

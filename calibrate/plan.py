@@ -56,9 +56,7 @@ def points(
     sizes = sorted({min(b, max_rows) for b in (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, max_rows)})
     modes = modes_of(spec, threshold)
     todo = [(mode, rows, r) for r in range(rounds) for mode in modes for rows in (*sizes, None)]
-    order = stream(seed, "calibrate", spec.name, "order").permutation(len(todo))
-    for k in order:
-        mode, rows, r = todo[int(k)]
+    for mode, rows, r in todo:
         rng = stream(seed, "calibrate", spec.name, mode.name, rows or "largest", r)
         if rows is None:
             prompts = (max_context - LONGEST_OUTPUT,) * min(max_rows, 6)

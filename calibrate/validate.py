@@ -80,8 +80,8 @@ def run_validation(
         capacity = _saturated(bench, trace, repeats, evidence, progress, out)
         _loads(bench, trace, capacity, repeats, evidence, progress, out)
         if wall and profile.clock() != "wall":
-            _wall(bench, trace, capacity, repeats, evidence, progress)
-        _ablations(bench, trace, repeats, evidence, progress)
+            _wall(bench, trace, capacity, min(repeats, 3), evidence, progress)
+        _ablations(bench, trace, min(repeats, 3), evidence, progress)
     write_json(out / "validation.json", dataclasses.asdict(evidence))
     text = page(
         dataclasses.asdict(evidence), f"heliosim validate --requests {requests} --repeats {repeats} --seed {seed}"
@@ -100,7 +100,7 @@ def _profile(folder: Path, device: str, seed: int) -> Profile:
         console().print(f"going on with the profile in {folder} (delete the folder to measure again)")
         return load_profile(folder)
     request = Request(
-        models=("tiny-opt-s", "tiny-opt-l"), out=folder, device=device, max_batch=16, rounds=4, prompts_per_task=32,
+        models=("tiny-opt-s", "tiny-opt-l"), out=folder, device=device, max_batch=16, rounds=8, prompts_per_task=32,
         seed=seed, overwrite=True,
     )  # fmt: skip
     with progress_bar("Calibrating") as progress:

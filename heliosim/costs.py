@@ -19,8 +19,12 @@ TERMS: tuple[str, ...] = (
     "row",  # per row in the batch: host bookkeeping
     "token",  # per token computed: embedding, host lists
     "layer",  # per layer executed: launches
-    "layer_token",  # per layer and token: matrix products
+    "layer_many",  # per layer when there is more than one token: matrix instead of vector products
+    "layer_token",  # per layer and token, up to 16: matrix products
+    "layer_token_more",  # per layer and token beyond 16
+    "gathered",  # per KV token looked up for decoding (padded to the longest row): tables and mask
     "layer_decode",  # per layer when decode rows are present: attention launch
+    "layer_decode_many",  # per layer when there is more than one decode row: padding and mask
     "layer_decode_row",  # per layer and decode row
     "layer_decode_kv",  # per layer and KV token gathered (padded to the longest row)
     "layer_prefill_row",  # per layer and prefill chunk: attention launch
@@ -32,6 +36,9 @@ TERMS: tuple[str, ...] = (
     "started",  # per request that starts (or restarts) in the step
     "ended",  # per request that ends
 )
+
+FEW_TOKENS = 16
+"""Up to here a token more costs a matrix product something else than beyond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +67,12 @@ class StepShape:
             self.rows,
             self.tokens,
             layers,
-            layers * self.tokens,
+            layers * (self.tokens > 1),
+            layers * min(self.tokens, FEW_TOKENS),
+            layers * max(0, self.tokens - FEW_TOKENS),
+            self.gathered,
             layers * (self.decode_rows > 0),
+            layers * (self.decode_rows > 1),
             layers * self.decode_rows,
             layers * self.gathered,
             layers * self.prefill_rows,
