@@ -10,7 +10,7 @@ import typer
 
 from heliosim import __version__
 from heliosim.cli_trace import trace_app
-from heliosim.errors import HelioSimError
+from heliosim.errors import HelioSimError, InputError
 
 app = typer.Typer(
     name="heliosim",
@@ -137,6 +137,8 @@ def run(
         changes["allow_extrapolation"] = True
     loaded = loaded.model_copy(update=changes)
     target = out or Path("runs") / f"{loaded.name}-{'live' if live else 'simulated'}"
+    if target.exists() and not overwrite:  # said now, not after a long run
+        raise InputError(str(target), target.name, "already exists", "Choose another folder or pass --overwrite.")
     from heliosim.runs import last_arrival, run_live, run_simulated, save
 
     if live:
