@@ -185,7 +185,7 @@ def _measure_steps(
     samples: list[StepSample] = []
     for i, k in enumerate(stream(request.seed, "calibrate", "order").permutation(len(todo))):
         spec, point = todo[int(k)]
-        samples += measure_steps(engine, spec, point, text, pools[spec.name])
+        samples += measure_steps(engine, spec, point, text, pools[spec.name], visit=i)
         progress(f"steps of {spec.name}, {point.mode.name}, batch {point.rows}", 0.5 * i / len(todo))
     return samples
 
@@ -234,7 +234,13 @@ def _write_steps(samples: Sequence[StepSample], path: Path) -> None:
     import pyarrow.parquet as pq
 
     rows = [
-        {"model": s.model, "mode": s.mode, **asdict(s.shape), **{f"{c}_s": t for c, t in s.clocks.items()}}
+        {
+            "model": s.model,
+            "mode": s.mode,
+            "visit": s.visit,
+            **asdict(s.shape),
+            **{f"{c}_s": t for c, t in s.clocks.items()},
+        }
         for s in samples
     ]
     pq.write_table(pa.Table.from_pylist(rows), path, compression="zstd")

@@ -128,10 +128,16 @@ def _score(
     coefficients: Array, x: Array, y: Array, samples: Sequence[StepSample], cells: dict[tuple[object, ...], list[int]]
 ) -> HoldOut:
     errors: list[float] = []
+    repeats: list[float] = []
+    visit = np.array([s.visit for s in samples])
     regions: dict[str, list[float]] = {}
     for members in cells.values():
         error = float((x[members] @ coefficients).sum() / y[members].sum()) - 1.0
         errors.append(error)
+        even = visit[members] % 2 == 0
+        if min(even.sum(), (~even).sum()) >= CELL_STEPS // 2:
+            times = y[members]
+            repeats.append(abs(float(times[even].mean() / times[~even].mean()) - 1.0))
         regions.setdefault(region_of(samples[members[0]].shape), []).append(abs(error))
     absolute = np.abs(errors) if errors else np.array([0.0])
     return HoldOut(
@@ -139,6 +145,7 @@ def _score(
         median_abs_error=float(np.median(absolute)),
         p90_abs_error=float(np.percentile(absolute, 90)),
         mean_signed_error=float(np.mean(errors)) if errors else 0.0,
+        repeat_error=float(np.median(repeats)) if repeats else None,
         by_region={r: float(np.median(e)) for r, e in sorted(regions.items())},
     )
 

@@ -29,12 +29,13 @@ Clocks = Mapping[str, float]
 
 @dataclass(frozen=True, slots=True)
 class StepSample:
-    """One measured step. ``clocks``: seconds by clock name (``cpu``, ``wall``)."""
+    """One measured step. ``clocks``: seconds by clock name (``cpu``, ``wall``). ``visit``: which point it was of."""
 
     model: str
     mode: str
     shape: StepShape
     clocks: Clocks
+    visit: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ def arrivals_of(point: Point, text: Sequence[int]) -> list[Arrival]:
 
 
 def measure_steps(
-    engine: object, spec: ModelSpec, point: Point, text: Sequence[int], pool_bytes: int
+    engine: object, spec: ModelSpec, point: Point, text: Sequence[int], pool_bytes: int, visit: int = 0
 ) -> list[StepSample]:
     """Run one point through the live loop and return its steps."""
     controller = FixedPlacement(spec, point.mode.exits, point.mode.depth)
@@ -79,7 +80,7 @@ def measure_steps(
         action, outcome = done.log[k]
         if isinstance(action, Run):
             clocks = {"cpu": outcome.seconds, "wall": walls[k] - walls[k - 1]}
-            samples.append(StepSample(spec.name, point.mode.name, shape_of(action, outcome, spec), clocks))
+            samples.append(StepSample(spec.name, point.mode.name, shape_of(action, outcome, spec), clocks, visit))
     return samples
 
 

@@ -99,7 +99,7 @@ def _steps(e: Mapping[str, Any]) -> str:
             h = fit["holdout"]
             regions = ", ".join(f"{r} {100 * v:.1f} %" for r, v in h["by_region"].items())
             rows.append(
-                [model, clock, f"{fit['steps']:,}", str(h["cells"]), percent(fit["cell_spread"], False), percent(h["median_abs_error"], False),
+                [model, clock, f"{fit['steps']:,}", str(h["cells"]), percent(fit["cell_spread"], False), percent(h["repeat_error"], False), percent(h["median_abs_error"], False),
                  percent(h["p90_abs_error"], False), percent(h["mean_signed_error"]), regions]
             )  # fmt: skip
     header = [
@@ -108,6 +108,7 @@ def _steps(e: Mapping[str, Any]) -> str:
         "steps",
         "held-out cells",
         "spread inside a cell",
+        "two halves of a cell differ by",
         "median error",
         "p90 error",
         "signed mean",

@@ -59,14 +59,25 @@ def show_profile(profile: Profile) -> None:
         )  # fmt: skip
     out.print(sizes)
     fits = Table(title="Step times: fit and error on held-out cells", title_justify="left")
-    for column in ("model", "clock", "steps", "cell spread", "median |error|", "p90 |error|", "signed mean", "range"):
+    for column in (
+        "model",
+        "clock",
+        "steps",
+        "cell spread",
+        "halves differ",
+        "median |error|",
+        "p90 |error|",
+        "signed mean",
+        "range",
+    ):
         fits.add_column(column, justify="left" if column in ("model", "clock", "range") else "right")
     for model, m in facts.models.items():
         for clock, fit in m.step.items():
             h = fit.holdout
             limits = f"batch ≤ {fit.max_rows}, context ≤ {fit.max_context}, {fit.max_tokens} tok/step"
             fits.add_row(
-                model, clock, f"{fit.steps:,}", f"{fit.cell_spread:.1%}", f"{h.median_abs_error:.1%}",
+                model, clock, f"{fit.steps:,}", f"{fit.cell_spread:.1%}",
+                "–" if h.repeat_error is None else f"{h.repeat_error:.1%}", f"{h.median_abs_error:.1%}",
                 f"{h.p90_abs_error:.1%}", f"{h.mean_signed_error:+.1%}", limits,
             )  # fmt: skip
     out.print(fits)

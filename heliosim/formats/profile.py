@@ -36,6 +36,9 @@ class HoldOut(Strict):
     median_abs_error: float
     p90_abs_error: float
     mean_signed_error: float
+    repeat_error: float | None = Field(
+        default=None, description="median difference of a cell's mean between its even and odd visits: the noise floor"
+    )
     by_region: dict[str, float] = Field(description="median absolute relative error by region")
 
 
