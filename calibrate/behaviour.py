@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from heliosim.behaviour import source_name
+from heliosim.errors import InputError
 from heliosim.live import serve_live
 from heliosim.recorder import TableRecorder
 from heliosim.serving.batcher import ContinuousBatcher
@@ -172,5 +173,8 @@ def prompts_from_tasks(
                 kept.append(Prompt(f"{task}-{len(kept):03d}", task, ids))
             if len(kept) == each or k > 50 * each:
                 break
+        if len(kept) < each:
+            remedy = f"Raise it, or ask for fewer than {each} prompts."
+            raise InputError("--max-context", longest, f"only {len(kept)} prompts of task {task!r} fit", remedy)
         found += kept
     return found

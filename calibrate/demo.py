@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from heliosim.console import console, progress_bar
 from heliosim.errors import UnknownNameError
+from heliosim.formats.checkpoint import checkpoint_path, inspect_checkpoint
 from heliosim.formats.profile import Profile, load_profile
 from heliosim.metrics import SystemResult
 from heliosim.profile_view import show_premises
 
 from .calibrate import Request, calibrate
+from .device import resolve_device
 from .experiment import Bench, Measured, saturated, save_all, workload, write_workload
 from .fit import fitted_cells
 
@@ -31,8 +33,10 @@ def run_demo(out: Path, *, pair: str, requests: int, repeats: int, device: str, 
         raise UnknownNameError("--pair", pair, PAIRS)
     began = time.perf_counter()
     say = console().print
-    if (out / "report.html").exists():
-        shutil.rmtree(out)
+    if (out / "report.html").exists():  # finished earlier: make its parts anew, leave everything else alone
+        for part in ("profile", "runs"):
+            shutil.rmtree(out / part, ignore_errors=True)
+        (out / "report.html").unlink()
     say(f"[bold]1 · Calibrate[/] {' and '.join(PAIRS[pair])} inside the real serving loop")
     profile = _profile(out / "profile", pair, device, seed)
     show_premises(profile)
@@ -90,7 +94,7 @@ def _profile(folder: Path, pair: str, device: str, seed: int) -> Profile:
     """Calibrate, or take up the profile an interrupted demo left complete."""
     if (folder / "profile.json").exists():
         profile = load_profile(folder)
-        if tuple(sorted(profile.facts.models)) == tuple(sorted(PAIRS[pair])):
+        if is_reusable(profile, PAIRS[pair], device, seed):
             console().print(f"  going on with the profile in {folder} (delete the folder to measure again)")
             return profile
     request = Request(
@@ -105,6 +109,19 @@ def _profile(folder: Path, pair: str, device: str, seed: int) -> Profile:
     )
     with progress_bar("Calibrating") as progress:
         return calibrate(request, progress)
+
+
+def is_reusable(profile: Profile, models: Sequence[str], device: str, seed: int) -> bool:
+    """Whether a profile found where one should go is of these models, weights, device and seed."""
+    facts = profile.facts
+    if sorted(facts.models) != sorted(models) or facts.seed != seed:
+        return False
+    if facts.device.get("device") != resolve_device(device):
+        return False
+    return all(
+        inspect_checkpoint(checkpoint_path(n), m.dtype).weights_sha256() == m.weights_sha256
+        for n, m in facts.models.items()
+    )
 
 
 def _execute(

@@ -137,7 +137,8 @@ def _score(
         even = visit[members] % 2 == 0
         if min(even.sum(), (~even).sum()) >= CELL_STEPS // 2:
             times = y[members]
-            repeats.append(abs(float(times[even].mean() / times[~even].mean()) - 1.0))
+            # two half-means differ by twice the standard error of the whole mean
+            repeats.append(abs(float(times[even].mean() / times[~even].mean()) - 1.0) / 2)
         regions.setdefault(region_of(samples[members[0]].shape), []).append(abs(error))
     absolute = np.abs(errors) if errors else np.array([0.0])
     return HoldOut(

@@ -16,6 +16,7 @@ from heliosim.formats.profile import Profile, load_profile
 from heliosim.metrics import Summary, compare_summaries, summarise
 
 from .calibrate import Request, calibrate
+from .demo import PAIRS, is_reusable
 from .experiment import Bench, Measured, saturated, save_all, workload, write_workload
 from .validation_page import page
 
@@ -50,6 +51,9 @@ class Evidence:
     """Everything the page is made of, as plain data."""
 
     profile: dict[str, Any]
+    clock: str
+    step_bar: float
+    exit_bars: dict[str, float]
     requests: int
     repeats: int
     seed: int
@@ -73,7 +77,8 @@ def run_validation(
     trace = out / "workload.jsonl"
     write_workload(trace, profile, requests, seed)
     bench = Bench(profile, seed, device)
-    evidence = Evidence(_profile_facts(profile), requests, repeats, seed)
+    exit_bars = {"drawn": EXIT_BAR_DRAWN, "replayed": EXIT_BAR_REPLAYED}
+    evidence = Evidence(_profile_facts(profile), profile.clock(), STEP_BAR, exit_bars, requests, repeats, seed)
     with progress_bar("Validating") as progress:
         progress("warming up", 0.0)
         bench.warm_up(trace)
@@ -97,10 +102,12 @@ def run_validation(
 
 def _profile(folder: Path, device: str, seed: int) -> Profile:
     if (folder / "profile.json").exists():
-        console().print(f"going on with the profile in {folder} (delete the folder to measure again)")
-        return load_profile(folder)
+        profile = load_profile(folder)
+        if is_reusable(profile, PAIRS["opt"], device, seed):
+            console().print(f"going on with the profile in {folder} (delete the folder to measure again)")
+            return profile
     request = Request(
-        models=("tiny-opt-s", "tiny-opt-l"), out=folder, device=device, max_batch=16, rounds=8, prompts_per_task=32,
+        models=PAIRS["opt"], out=folder, device=device, max_batch=16, rounds=8, prompts_per_task=32,
         seed=seed, overwrite=True,
     )  # fmt: skip
     with progress_bar("Calibrating") as progress:

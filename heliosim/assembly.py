@@ -14,6 +14,7 @@ from heliosim.serving.kinds import Context
 from heliosim.serving.memory import MemoryPool
 from heliosim.serving.repository import Repository
 from heliosim.serving.server import Server, require_placeable
+from heliosim.types import ExitBatching
 
 
 def build_server(scenario: Scenario, profile: Profile, recorder: Recorder) -> Server:
@@ -31,11 +32,10 @@ def build_server(scenario: Scenario, profile: Profile, recorder: Recorder) -> Se
     return Server(controller, batcher, MemoryPool(scenario.memory.budget_bytes), models, recorder)
 
 
-def _repository(scenario: Scenario, profile: Profile, clock: ClockName) -> Callable[[float], Repository]:
+def _repository(scenario: Scenario, profile: Profile, clock: ClockName) -> Callable[[float, ExitBatching], Repository]:
     @cache
-    def at(threshold: float) -> Repository:
-        return build_repository(
-            profile, scenario.models, clock, scenario.memory.budget_bytes, scenario.batcher.max_batch, threshold
-        )
+    def at(threshold: float, batching: ExitBatching) -> Repository:
+        budget, max_batch = scenario.memory.budget_bytes, scenario.batcher.max_batch
+        return build_repository(profile, scenario.models, clock, budget, max_batch, threshold, batching)
 
     return at

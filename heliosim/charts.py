@@ -364,7 +364,7 @@ def _series(steps: pd.DataFrame) -> pd.DataFrame:
     values = steps.rename(columns={"start_s": "time_s", "kv_used_bytes": "kv_bytes"})[["time_s", *_SERIES]]
     following = steps["start_s"].shift(-1)
     idle = steps[(following > steps["end_s"]) | following.isna()]
-    rest = values.loc[idle.index].assign(time_s=idle["end_s"], rows=0)
+    rest = values.loc[idle.index].assign(time_s=idle["end_s"], rows=0, kv_bytes=0)
     return pd.concat([values, rest]).sort_values("time_s", kind="stable").reset_index(drop=True)
 
 

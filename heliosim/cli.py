@@ -235,17 +235,27 @@ def _need_live() -> None:
 
 def main() -> None:
     """Entry point: one line for anything a user can correct (exit code 2), and a way on after an interruption (130)."""
+    usage_error: Any = typer.BadParameter.__mro__[2]  # click's base of them all, wherever typer keeps its click
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)
     except HelioSimError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+        _fail(str(error))
+    except usage_error as error:
+        error.show()
+        sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
-    except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted; nothing half-written was left. Run the same command to start again.\n")
+    except OSError as error:
+        _fail(f"{error.filename or 'file'}: {error.strerror or error}. Check the path, its permissions and free space.")
+    except (KeyboardInterrupt, typer.Abort):
+        sys.stderr.write("\ninterrupted. No half-written file was left; run the same command to go on.\n")
         sys.exit(130)
+
+
+def _fail(line: str) -> None:
+    sys.stderr.write(f"error: {line}\n")
+    sys.exit(2)
 
 
 if __name__ == "__main__":

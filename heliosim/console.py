@@ -145,6 +145,9 @@ def print_comparison(folders: Sequence[Path], report: Path | None) -> None:
         if len(simulated) > 1:
             remedy = "Give one simulated run per scenario, or rename scenarios."
             raise InputError("runs", name, f"{len(simulated)} simulated runs of one scenario", remedy)
+        if len({(run.info.scenario_hash, run.info.profile_hash) for run in (*simulated, *live)}) > 1:
+            remedy = "Compare runs of one scenario, seed, clock and profile, or rename the scenario that differs."
+            raise InputError("runs", name, "runs of this name differ in scenario, seed, clock or profile", remedy)
         clocks = {run.info.clock for run in live}
         if len(clocks) > 1:
             raise InputError(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from heliosim.types import BLOCK_TOKENS, Load, ModelSpec, Outcome, Run, Seconds, blocks_for
+from heliosim.types import BLOCK_TOKENS, Load, ModelSpec, Outcome, Run, Seconds, Tokens, blocks_for
 
 TERMS: tuple[str, ...] = (
     "step",  # once per step: host loop, scheduling
@@ -84,6 +84,16 @@ class StepShape:
             self.started,
             self.ended,
         )
+
+
+def layers_run(run: Run, tokens: Tokens) -> int:
+    """Deepest layer a step executes: a batch waits for its deepest token, and a prefill chunk needs every layer."""
+    if run.exits.kind != "threshold" or run.exits.batching == "full":
+        return run.placement.depth
+    batch = run.batch
+    if any(n != 1 or not e or s == 0 for s, n, e in zip(batch.starts, batch.counts, batch.emits, strict=True)):
+        return run.placement.depth
+    return max(tokens.exit_layers)
 
 
 def shape_of(run: Run, outcome: Outcome, spec: ModelSpec) -> StepShape:

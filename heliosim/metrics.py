@@ -392,10 +392,13 @@ def _steps(steps: pa.Table, window: tuple[Seconds, Seconds] | None, after_s: Sec
     busy = np.clip(np.minimum(start + seconds, b) - np.maximum(start, a), 0, None)
     held = np.clip(np.minimum(held_until, b) - np.maximum(start, a), 0, None)
     found["utilisation"] = float(busy.sum()) / (b - a)
+    running = _column(steps, "running", np.int64)
     for name, column in (("weights", "weights_bytes"), ("kv", "kv_used_bytes")):
         value = _column(steps, column, np.int64)
         if held.sum() > 0:
-            found[f"mean_{name}_bytes"] = float((value * held).sum() / held.sum())
+            # KV in use is what a step held; once nobody runs any more, nothing is held until the next one
+            lasting = held if name == "weights" else np.where(running == 0, busy, held)
+            found[f"mean_{name}_bytes"] = float((value * lasting).sum() / held.sum())
             found[f"peak_{name}_bytes"] = int(value[held > 0].max())
     return found
 

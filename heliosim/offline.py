@@ -12,14 +12,20 @@ import math
 from collections.abc import Sequence
 
 from heliosim.behaviour import Behaviour, source_name
-from heliosim.costs import StepCost, load_seconds, load_terms, shape_of
+from heliosim.costs import StepCost, layers_run, load_seconds, load_terms, shape_of
 from heliosim.formats.profile import ClockName, Profile
 from heliosim.serving.repository import Candidate, Performance, Repository
-from heliosim.types import Batch, ExitRule, Load, ModelSpec, Outcome, Placement, Run, Tokens, blocks_for
+from heliosim.types import Batch, ExitBatching, ExitRule, Load, ModelSpec, Outcome, Placement, Run, Tokens, blocks_for
 
 
 def build_repository(
-    profile: Profile, names: Sequence[str], clock: ClockName, budget_bytes: int, max_batch: int, threshold: float
+    profile: Profile,
+    names: Sequence[str],
+    clock: ClockName,
+    budget_bytes: int,
+    max_batch: int,
+    threshold: float,
+    batching: ExitBatching = "wait-for-deepest",
 ) -> Repository:
     """Candidates with offline figures, and the expected cost of changing placement."""
     specs = {name: profile.spec(name) for name in names}
@@ -38,7 +44,7 @@ def build_repository(
             profile.step_cost(name, clock),
             budget_bytes,
             max_batch,
-            threshold,
+            ExitRule("threshold", threshold, batching),
             profile.busy_watts,
         )
         for name in names
@@ -52,10 +58,11 @@ def _candidate(
     cost: StepCost,
     budget: int,
     max_batch: int,
-    threshold: float,
+    full_rule: ExitRule,
     watts: float | None,
 ) -> Candidate:
-    full_source = source_name(Placement(spec.name, spec.layers), ExitRule("threshold", threshold), spec.layers)
+    threshold = full_rule.threshold
+    full_source = source_name(Placement(spec.name, spec.layers), full_rule, spec.layers)
     shares = behaviour.exit_shares(spec.name, full_source, threshold)
     prompt = _mean([t.prompt_tokens for t in behaviour.texts.values()])
     output = _mean([t.tokens for t in behaviour.texts.values()])
@@ -68,7 +75,7 @@ def _candidate(
         else:
             rows = (budget - spec.weights_bytes(depth)) // (spec.block_bytes(depth) * blocks_for(context))
         rows = max(1, min(rows, max_batch, cost.max_rows))
-        rule = ExitRule("threshold" if is_full else "greedy", threshold)
+        rule = full_rule if is_full else ExitRule("greedy", threshold)
         source = source_name(Placement(spec.name, depth), rule, spec.layers)
         decode = _decode_seconds(spec, cost, depth, rule, shares, rows, context)
         prefill = _prefill_seconds(spec, cost, depth, rule, prompt)
@@ -122,5 +129,4 @@ def _step_seconds(
     run = Run(Placement(spec.name, depth), rule, batch)
     ones = (1.0,) * len(ids)
     tokens = Tokens(ids, tuple(exits), ones, ones, (False,) * len(ids))
-    deepest = depth if rule.kind != "threshold" or counts[0] > 1 else max(exits)
-    return cost.seconds(shape_of(run, Outcome(0.0, tokens, deepest), spec))
+    return cost.seconds(shape_of(run, Outcome(0.0, tokens, layers_run(run, tokens)), spec))

@@ -64,7 +64,7 @@ def show_profile(profile: Profile) -> None:
         "clock",
         "steps",
         "cell spread",
-        "halves differ",
+        "noise floor",
         "median |error|",
         "p90 |error|",
         "signed mean",

@@ -94,8 +94,11 @@ def make_engine(
                 "Calibrate again, or give the checkpoint of the profile.",
             )
         folders[name] = folder
-    if device == "auto":
-        device = str(profile.facts.device.get("device") or "cpu")
+    measured_on = str(profile.facts.device.get("device") or "cpu")
+    if device not in ("auto", measured_on):
+        remedy = f"Use --device {measured_on}, or calibrate on {device}."
+        raise InputError("--device", device, f"the profile was measured on {measured_on}", remedy)
+    device = measured_on
     return TorchEngine(
         folders,
         device=device,
@@ -127,6 +130,7 @@ def run_live(
     if engine is None:
         engine = make_engine(scenario, profile, device=device)
         _warm_up(scenario, profile, engine)
+    engine.reset()
     recorder = TableRecorder()
     server = build_server(scenario, profile, recorder)
     cpu, wall = time.process_time(), time.perf_counter()

@@ -80,6 +80,13 @@ class Scenario(Strict):
     slo: Slo | None = None
     allow_extrapolation: bool = False
 
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        if not value or "/" in value or value.startswith("."):
+            raise ValueError("a name must not be empty, hold '/' or start with '.': it names the run's folder")
+        return value
+
     @field_validator("models")
     @classmethod
     def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:

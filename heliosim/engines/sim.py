@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from heliosim.behaviour import Behaviour, Text, source_name
-from heliosim.costs import StepCost, load_seconds, load_terms, shape_of
+from heliosim.costs import StepCost, layers_run, load_seconds, load_terms, shape_of
 from heliosim.errors import OutOfRangeError
 from heliosim.types import Arrival, Content, Load, ModelSpec, Outcome, Placement, Request, Run, Tokens, tick
 
@@ -133,13 +133,3 @@ class SimEngine:
                 f"tokens per step <= {cost.max_tokens})",
                 "Calibrate a wider range, lower the batcher's limits, or pass --allow-extrapolation.",
             )
-
-
-def layers_run(run: Run, tokens: Tokens) -> int:
-    """Deepest layer a step executes: a batch waits for its deepest token, and a prefill chunk needs every layer."""
-    if run.exits.kind != "threshold" or run.exits.batching == "full":
-        return run.placement.depth
-    batch = run.batch
-    if any(n != 1 or not e or s == 0 for s, n, e in zip(batch.starts, batch.counts, batch.emits, strict=True)):
-        return run.placement.depth
-    return max(tokens.exit_layers)

@@ -143,6 +143,12 @@ class TorchEngine:
         self._sequences.pop(request_id, None)
         self._release((request_id,))
 
+    def reset(self) -> None:
+        """Hold nothing: no weights, no KV, no requests, no outputs. The next run starts as on an empty device."""
+        self._clear()
+        self._sequences.clear()
+        self.outputs.clear()
+
     # --- what it holds ----------------------------------------------------------------------------------------------
 
     def generated(self, request_id: RequestId) -> list[int]:

@@ -29,7 +29,7 @@ ClockName = Literal["cpu", "wall"]
 
 class HoldOut(Strict):
     """Relative errors of predicted against measured step times on cells the fit never saw. A cell's measured time is
-    the median of its repeats.
+    the mean of its steps, which is what throughput rests on.
     """
 
     cells: int
@@ -37,7 +37,8 @@ class HoldOut(Strict):
     p90_abs_error: float
     mean_signed_error: float
     repeat_error: float | None = Field(
-        default=None, description="median difference of a cell's mean between its even and odd visits: the noise floor"
+        default=None,
+        description="half the median difference of a cell's mean between even and odd visits",
     )
     by_region: dict[str, float] = Field(description="median absolute relative error by region")
 

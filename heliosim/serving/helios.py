@@ -76,6 +76,8 @@ class HeliosParameters:
             if getattr(self, name) < smallest:
                 problem = f"must be at least {smallest}"
                 raise InputError(f"controller.{name}", getattr(self, name), problem, "Correct the value.")
+        if not 0 <= self.tie_tolerance < 10:
+            raise InputError("controller.tie_tolerance", self.tie_tolerance, "must be 0 or a share", "Try 0.01.")
         for name in ("threshold", "coverage"):
             if not 0 <= getattr(self, name) <= 1:
                 problem = "must lie between 0 and 1"
@@ -86,7 +88,7 @@ class HeliosParameters:
         for name in self.candidates:
             if name not in context.models:
                 raise UnknownNameError("controller.candidates", name, context.models)
-        return Helios(context.repository(self.threshold), self)
+        return Helios(context.repository(self.threshold, self.batching), self)
 
 
 class BreachCounter:
@@ -178,8 +180,9 @@ class Helios:
         )
 
     def observe(self, now: Seconds, run: Run, outcome: Outcome, served: Sequence[Served], started: int) -> None:
-        self._served_since += sum(1 for s in served if self.parameters.probes_count or not s.is_probe)
-        self._tokens_since += len(outcome.tokens)
+        counted = [s for s in served if self.parameters.probes_count or not s.is_probe]
+        self._served_since += len(counted)
+        self._tokens_since += sum(s.output_tokens for s in counted)
         if self._evaluating is not None:
             self._observe_probe(run, outcome, served, started)
             return
@@ -295,8 +298,9 @@ class Helios:
         p = self.parameters
         for confidence in outcome.tokens.confidences:
             self.counter.add(confidence < p.threshold)
-        if self.counter.count > p.max_breaches:
-            self._react()
+            if self.counter.count > p.max_breaches:
+                self._react()
+                return
 
     def _react(self) -> None:
         """Load more layers or switch to another candidate's partial model, whichever is expected to cost less."""

@@ -20,11 +20,11 @@ class Context:
     """What a controller may be built from: sizes of the models, and the repository's offline facts (made when asked
     for).
 
-    ``repository(threshold)`` gives offline performance with early exit at that threshold.
+    ``repository(threshold, batching)`` gives offline performance with early exit at that threshold and batch rule.
     """
 
     models: Mapping[str, ModelSpec]
-    repository: Callable[[float], Repository]
+    repository: Callable[[float, ExitBatching], Repository]
 
     def model(self, name: str) -> ModelSpec:
         if name not in self.models:
@@ -56,6 +56,9 @@ class EarlyExit:
     threshold: float = 0.8
     batching: ExitBatching = "wait-for-deepest"
 
+    def __post_init__(self) -> None:
+        _check_threshold(self.threshold)
+
     def build(self, context: Context) -> Controller:
         return early_exit(context.model(self.model), self.threshold, self.batching)
 
@@ -68,6 +71,9 @@ class Fixed:
     depth: int
     threshold: float = 0.8
 
+    def __post_init__(self) -> None:
+        _check_threshold(self.threshold)
+
     def build(self, context: Context) -> Controller:
         spec = context.model(self.model)
         if self.depth not in spec.exits:
@@ -78,3 +84,8 @@ class Fixed:
                 f"Exits: {', '.join(map(str, spec.exits))}.",
             )
         return FixedPlacement(spec, ExitRule("greedy", self.threshold), self.depth)
+
+
+def _check_threshold(threshold: float) -> None:
+    if not 0 <= threshold <= 1:  # NaN fails too
+        raise InputError("controller.threshold", threshold, "must lie between 0 and 1", "Confidence is a probability.")

@@ -80,10 +80,8 @@ class Repository:
             and c.spec.weights_bytes(c.spec.layers) + c.spec.block_bytes(c.spec.layers) <= self.budget_bytes
         ]
         ranked = sorted(fits, key=lambda c: (c.offline[c.spec.layers].cost(objective), c.spec.name))
-        same = [c for c in ranked if c.spec.vocabulary == ranked[0].spec.vocabulary]
-        if names:
-            same = [next(c for c in same if c.spec.name == n) for n in names if any(c.spec.name == n for c in same)]
-        return [c.spec.name for c in same[:count]]
+        best = [c.spec.name for c in ranked if c.spec.vocabulary == ranked[0].spec.vocabulary][:count]
+        return [n for n in names if n in best] or best
 
 
 @dataclass(slots=True)

@@ -8,6 +8,7 @@ clock.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from heliosim.errors import MemoryBudgetError
 from heliosim.recorder import Recorder
@@ -103,7 +104,7 @@ class Server:
         kv_used = self.pool.kv_used_bytes  # before ended requests give theirs back: what the step really held
         ended = self.batcher.settle(action.batch, outcome.tokens, self.pool, now)
         served = [self._served(seq, now, "finished", "") for seq in ended]
-        self.controller.observe(now, action, outcome, served, self._started)
+        self.controller.observe(now, action, _as_seen_live(outcome), served, self._started)
         self._started = 0
         self.recorder.tokens(now, action, outcome)
         for record in served:
@@ -228,6 +229,13 @@ class Server:
                 energy_j=outcome.energy_j,
             )
         )
+
+
+def _as_seen_live(outcome: Outcome) -> Outcome:
+    """An outcome without what only a simulated engine knows: whether the full model would have agreed."""
+    if outcome.tokens.agrees is None:
+        return outcome
+    return replace(outcome, tokens=replace(outcome.tokens, agrees=None))
 
 
 def require_placeable(spec: ModelSpec, depth: int, budget_bytes: int) -> None:

@@ -96,8 +96,12 @@ def test_terms_are_what_the_shape_says() -> None:
         "row": 2,
         "token": 9,
         "layer": 6,
+        "layer_many": 6,
         "layer_token": 54,
+        "layer_token_more": 0,
+        "gathered": 32,
         "layer_decode": 6,
+        "layer_decode_many": 0,
         "layer_decode_row": 6,
         "layer_decode_kv": 6 * 32,
         "layer_prefill_row": 6,
@@ -109,6 +113,13 @@ def test_terms_are_what_the_shape_says() -> None:
         "started": 1,
         "ended": 1,
     }
+
+
+def test_many_tokens_and_rows_have_terms_of_their_own() -> None:
+    got = shape(batch((30, 1, True), (5, 1, True), (0, 20, True)), GREEDY, outcome((6, 6, 6), 6))
+    terms = dict(zip(TERMS, got.terms(), strict=True))
+    assert (terms["layer_many"], terms["layer_token"], terms["layer_token_more"]) == (6, 6 * 16, 6 * 6)
+    assert (terms["layer_decode_many"], terms["gathered"]) == (6, 64)
 
 
 def test_a_cost_is_the_sum_of_its_terms() -> None:

@@ -84,13 +84,13 @@ def test_noisy_samples_give_terms_within_a_few_percent() -> None:
 
 
 def test_the_hold_out_error_is_reported_and_of_the_size_of_the_noise() -> None:
-    quiet = fit_steps(samples(2, 400, noise=0.02), "cpu").holdout
-    loud = fit_steps(samples(2, 400, noise=0.2), "cpu").holdout
-    assert quiet.cells > 20
+    quiet = fit_steps(samples(2, 8000, noise=0.02), "cpu").holdout
+    loud = fit_steps(samples(2, 8000, noise=0.2), "cpu").holdout
+    assert quiet.cells > 5
     assert 0 < quiet.median_abs_error < 0.03
     assert quiet.median_abs_error < loud.median_abs_error < 0.2
     assert quiet.p90_abs_error > quiet.median_abs_error
-    assert set(quiet.by_region) <= {region_of(s) for s in shapes(2, 400)}
+    assert set(quiet.by_region) <= {region_of(s) for s in shapes(2, 8000)}
 
 
 def test_outliers_do_not_bias() -> None:

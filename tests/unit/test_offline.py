@@ -52,13 +52,15 @@ def test_one_decode_step_by_hand(profile: Profile) -> None:
         s["step"]
         + rows * (s["row"] + s["token"] + s["check_row"])
         + s["check"]
-        + layers * (s["layer"] + s["layer_decode"])
+        + rows * 48 * s["gathered"]
+        + layers * (s["layer"] + s["layer_many"] + s["layer_decode"] + s["layer_decode_many"])
         + layers * rows * (s["layer_token"] + s["layer_decode_row"] + 48 * s["layer_decode_kv"])
     )
     figures = build(profile).candidates["small"].offline[2]
     assert figures.throughput_tok_per_s == pytest.approx(rows / by_hand)
     prefill = s["step"] + s["row"] + 25 * s["token"] + s["check"] + s["check_row"] + s["started"]
-    prefill += layers * (s["layer"] + 25 * s["layer_token"] + s["layer_prefill_row"] + 625 * s["layer_prefill_kv"])
+    prefill += layers * (s["layer"] + s["layer_many"] + 16 * s["layer_token"] + 9 * s["layer_token_more"])
+    prefill += layers * (s["layer_prefill_row"] + 625 * s["layer_prefill_kv"])
     assert figures.ttft_s == pytest.approx(prefill)
 
 

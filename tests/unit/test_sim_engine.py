@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from heliosim.costs import load_seconds, load_terms, shape_of
-from heliosim.engines.sim import SimEngine, layers_run
+from heliosim.costs import layers_run, load_seconds, load_terms, shape_of
+from heliosim.engines.sim import SimEngine
 from heliosim.errors import OutOfRangeError, UnknownNameError
 from heliosim.formats.profile import Profile
 from heliosim.runs import sim_engine
