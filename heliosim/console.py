@@ -167,6 +167,7 @@ def print_doctor() -> int:
     """What is installed and what this machine can do; 0 if at least the simulator works."""
     from importlib import metadata
 
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title="HelioSim doctor", title_justify="left")
@@ -186,7 +187,7 @@ def print_doctor() -> int:
         try:
             table.add_row(package, metadata.version(package), purpose, "")
         except metadata.PackageNotFoundError:
-            table.add_row(package, "[yellow]absent[/]", purpose, remedy)
+            table.add_row(package, "[yellow]absent[/]", purpose, escape(remedy))
             missing.append(package)
     table.add_row("CPU cores", str(os.cpu_count()), "", "")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
