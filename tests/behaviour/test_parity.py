@@ -148,8 +148,7 @@ class Bench:
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     torch = pytest.importorskip("torch")
     for name in PAIR:
-        if not (Path(__file__).parents[2] / "heliosim" / "checkpoints" / name / "model.safetensors").exists():
-            pytest.skip(f"the checkpoint {name} is not here")
+        assert (Path(__file__).parents[2] / "heliosim" / "checkpoints" / name / "model.safetensors").exists()
     from heliosim_calibrate import calibrate as calibration
     from heliosim_calibrate.experiment import write_workload
 

@@ -173,8 +173,7 @@ def test_a_corrupt_profile(cli: Cli, plain: dict[str, Any], tmp_path: Path, dama
 def test_a_profile_of_other_weights(cli: Cli, plain: dict[str, Any], tmp_path: Path) -> None:
     """The names agree, the digests of the weights do not."""
     pytest.importorskip("torch")
-    if not CHECKPOINT.is_dir():
-        pytest.skip("the checkpoint tiny-opt-s is not here")
+    assert CHECKPOINT.is_dir()
     folder = write_synthetic_profile(tmp_path / "p", checkpoints={"small": "tiny-opt-s"}).folder
     plain |= {"profile": str(folder), "models": ["small"], "controller": {"kind": "vanilla", "model": "small"}}
     line = refused(cli, tmp_path, "run", write(tmp_path, plain), "--live", "--out", "run")
