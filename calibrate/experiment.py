@@ -60,17 +60,24 @@ def saturated(trace: Path) -> WorkloadSpec:
 
 @dataclass
 class Measured:
-    """One system at one load: predicted, executed, and (where replayed) simulated with the live run's own exits."""
+    """One system at one load: predicted, executed, and (where replayed) simulated with the live run's own exits.
+
+    ``draws``: the same prediction under the profile's recorded step-time noise, from several random places of it.
+    """
 
     name: str
     scenario: Scenario
     simulated: RunResults
     live: list[LiveRun] = field(default_factory=list)
     replayed: RunResults | None = None
+    draws: list[RunResults] = field(default_factory=list)
 
     @property
     def predicted(self) -> Summary:
         return summarise(self.simulated, slo=self.scenario.slo)
+
+    def predicted_draws(self) -> list[Summary]:
+        return [summarise(run, slo=self.scenario.slo) for run in self.draws]
 
     def measured(self) -> list[Summary]:
         return [summarise(run.results, slo=self.scenario.slo) for run in self.live]
@@ -94,9 +101,19 @@ class Bench:
             load = workload(trace, 1000.0).model_copy(update={"requests": 24})
             run_live(self.scenario(name, load), self.profile, engine=self.engine, score_agreement=False)
 
-    def predict(self, name: str, load: WorkloadSpec, **controller: Any) -> Measured:
+    def predict(self, name: str, load: WorkloadSpec, *, draws: int = 0, **controller: Any) -> Measured:
         scenario = self.scenario(name, load, **controller)
-        return Measured(name, scenario, run_simulated(scenario, self.profile))
+        return self.predict_scenario(name, scenario, draws)
+
+    def predict_scenario(self, name: str, scenario: Scenario, draws: int = 0) -> Measured:
+        """Simulate a scenario with expected step times, and ``draws`` times under recorded noise."""
+        noisy = [scenario.model_copy(update={"step_noise": k}) for k in range(draws)]
+        return Measured(
+            name,
+            scenario,
+            run_simulated(scenario, self.profile),
+            draws=[run_simulated(s, self.profile) for s in noisy],
+        )
 
     def execute(self, item: Measured, repeats: int, on_run: Callable[[int], None] = lambda _k: None) -> None:
         """Live repeats; the first one's tokens are scored against the full model."""

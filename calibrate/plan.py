@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from heliosim.streams import stream
@@ -10,6 +10,9 @@ from heliosim.types import ExitRule, ModelSpec
 
 LONGEST_OUTPUT = 48
 """Tokens a measured request generates at most."""
+
+VISITS: Mapping[int, int] = {1: 4, 2: 3, 4: 2}
+"""Visits per round of small batch sizes; others have one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +50,17 @@ def modes_of(spec: ModelSpec, threshold: float) -> list[Mode]:
 def points(
     spec: ModelSpec, threshold: float, max_rows: int, token_budget: int, max_context: int, rounds: int, seed: int
 ) -> Iterator[Point]:
-    """Every mode at every batch size, ``rounds`` times with fresh lengths, in shuffled order so that drift hits all
-    alike.
+    """Every mode at every batch size, ``rounds`` times with fresh lengths; small batches more often, because their
+    steps are short, few and the noisiest.
 
     Prompt lengths, chunk sizes and arrivals vary from point to point; one point of each mode holds the largest batch,
     the longest prompts and the full token budget, so that the calibrated range is the one asked for.
     """
     sizes = sorted({min(b, max_rows) for b in (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, max_rows)})
     modes = modes_of(spec, threshold)
-    todo = [(mode, rows, r) for r in range(rounds) for mode in modes for rows in (*sizes, None)]
+    todo = [
+        (mode, rows, r) for mode in modes for rows in (*sizes, None) for r in range(rounds * VISITS.get(rows or 0, 1))
+    ]
     for mode, rows, r in todo:
         rng = stream(seed, "calibrate", spec.name, mode.name, rows or "largest", r)
         if rows is None:

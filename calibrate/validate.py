@@ -8,16 +8,18 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from heliosim.console import console, progress_bar
 from heliosim.formats.files import write_json, write_text
 from heliosim.formats.profile import Profile, load_profile
-from heliosim.metrics import Summary, compare_summaries, summarise
+from heliosim.metrics import Summary, summarise
+from heliosim.workload import WorkloadSpec
 
 from .calibrate import Request, calibrate
 from .demo import PAIRS, is_reusable
 from .experiment import Bench, Measured, saturated, save_all, workload, write_workload
+from .machine import MachineProbe
 from .validation_page import page
 
 BARS = {
@@ -30,6 +32,8 @@ BARS = {
 """Largest relative error of a prediction, by metric; inside the spread of the live repeats it passes too."""
 
 LOADS = (0.5, 0.8)
+NOISE_DRAWS = 5
+"""Draws of the recorded step-time noise a prediction is the mean of, at least."""
 EXIT_BAR_REPLAYED, EXIT_BAR_DRAWN = 0.02, 0.05
 STEP_BAR = 0.05
 
@@ -63,6 +67,7 @@ class Evidence:
     transitions: list[dict[str, Any]] = field(default_factory=list)
     parity: list[dict[str, Any]] = field(default_factory=list)
     ablations: list[dict[str, Any]] = field(default_factory=list)
+    machine: list[dict[str, Any]] = field(default_factory=list)
 
 
 def run_validation(
@@ -78,23 +83,25 @@ def run_validation(
     write_workload(trace, profile, requests, seed)
     bench = Bench(profile, seed, device)
     exit_bars = {"drawn": EXIT_BAR_DRAWN, "replayed": EXIT_BAR_REPLAYED}
-    evidence = Evidence(_profile_facts(profile), profile.clock(), STEP_BAR, exit_bars, requests, repeats, seed)
+    facts, clock = _profile_facts(profile), profile.clock()
+    evidence = Evidence(facts, clock, STEP_BAR, exit_bars, requests, repeats, seed)
     with progress_bar("Validating") as progress:
         progress("warming up", 0.0)
         bench.warm_up(trace)
-        capacity = _saturated(bench, trace, repeats, evidence, progress, out)
-        _loads(bench, trace, capacity, repeats, evidence, progress, out)
-        if wall and profile.clock() != "wall":
-            _wall(bench, trace, capacity, min(repeats, 3), evidence, progress)
-        _ablations(bench, trace, min(repeats, 3), evidence, progress)
-    write_json(out / "validation.json", dataclasses.asdict(evidence))
+        probe = MachineProbe() if clock == "cpu" else None
+        v = Validation(bench, trace, repeats, evidence, progress, out, probe)
+        capacity = _saturated(v)
+        _loads(v, capacity)
+        if wall and clock != "wall":
+            _wall(v, capacity)
+        _ablations(v)
+    v.save_evidence()
     text = page(
         dataclasses.asdict(evidence), f"heliosim validate --requests {requests} --repeats {repeats} --seed {seed}"
     )
     write_text(out / "validation.md", text)
     if doc is not None:
         write_text(doc, text)
-    clock = profile.clock()
     judged = [r["passes"] for r in evidence.rows if r["clock"] == clock and r["passes"] is not None]
     met = f"{sum(judged)} of {len(judged)} predictions on the {clock} clock meet their bars"
     say(f"{met}; see {doc or out / 'validation.md'}")
@@ -107,7 +114,7 @@ def _profile(folder: Path, device: str, seed: int) -> Profile:
             console().print(f"going on with the profile in {folder} (delete the folder to measure again)")
             return profile
     request = Request(
-        models=PAIRS["opt"], out=folder, device=device, max_batch=16, rounds=8, prompts_per_task=32,
+        models=PAIRS["opt"], out=folder, device=device, max_batch=16, rounds=12, prompts_per_task=32,
         seed=seed, overwrite=True,
     )  # fmt: skip
     with progress_bar("Calibrating") as progress:
@@ -133,102 +140,137 @@ def _profile_facts(profile: Profile) -> dict[str, Any]:
 Report = Callable[[str, float], None]
 
 
-def _saturated(
-    bench: Bench, trace: Path, repeats: int, evidence: Evidence, progress: Report, out: Path
-) -> dict[str, float]:
+@dataclass
+class Validation:
+    """The parts one validation works with."""
+
+    bench: Bench
+    trace: Path
+    repeats: int
+    evidence: Evidence
+    progress: Report
+    out: Path
+    probe: MachineProbe | None = None
+
+    def predict(self, name: str, load: WorkloadSpec, clock: Literal["cpu", "wall"] | None = None) -> Measured:
+        scenario = self.bench.scenario(name, load)
+        if clock is not None:
+            scenario = scenario.model_copy(update={"clock": clock})
+        return self.bench.predict_scenario(name, scenario, max(NOISE_DRAWS, self.repeats))
+
+    def run_interleaved(
+        self, items: Mapping[tuple[str, str], Measured], repeats: int, what: str, start: float, share: float
+    ) -> None:
+        """Every item once per repeat, so that a drift of the machine meets all alike. Keys: load, what it is called."""
+        total = repeats * len(items)
+        for k in range(total):
+            (load, name), item = list(items.items())[k % len(items)]
+            text = f"{what}: {name} {load}, repeat {k // len(items) + 1} of {repeats}"
+            self.progress(text, start + share * k / total)
+            before = self.probe.read() if self.probe else None
+            self.bench.execute(item, 1)
+            if self.probe and before:
+                self._note_machine(item, load, before, self.probe.read())
+
+    def _note_machine(self, item: Measured, load: str, before: Mapping[str, float], after: Mapping[str, float]) -> None:
+        found: dict[str, Any] = {k: (before[k] + after[k]) / 2 for k in before}
+        live, expected = summarise(item.live[-1].results).value("mean_tpot_ms"), item.predicted.value("mean_tpot_ms")
+        ratio = live / expected if live and expected else None
+        found |= {"system": item.name, "load": load, "clock": item.scenario.clock, "tpot_ratio": ratio}
+        self.evidence.machine.append(found)
+
+    def save_evidence(self) -> None:
+        """What is known so far, so that an interruption loses no measurement."""
+        write_json(self.out / "validation.json", dataclasses.asdict(self.evidence))
+
+
+def _saturated(v: Validation) -> dict[str, float]:
     """Predict and measure every system with everything waiting; returns measured requests per second."""
-    items = [bench.predict(name, saturated(trace)) for name in bench.systems]
-    _run_interleaved(bench, items, repeats, progress, "capacity", 0.0, 0.2)
+    items = {("saturated", name): v.predict(name, saturated(v.trace)) for name in v.bench.systems}
+    v.run_interleaved(items, v.repeats, "capacity", 0.0, 0.2)
     capacity = {}
-    for item in items:
+    for item in items.values():
         measured = item.measured()
         capacity[item.name] = _mean([m.request_throughput for m in measured])
-        evidence.capacity.append({"system": item.name, **_quality(item, measured)})
-        _judge(evidence, item, "saturated", item.scenario.clock)
-        _replays(bench, evidence, item, "saturated")
-    save_all(items, out / "runs" / "saturated")
+        v.evidence.capacity.append({"system": item.name, **_quality(item, measured)})
+    _close(v, items)
     return capacity
 
 
-def _loads(
-    bench: Bench,
-    trace: Path,
-    capacity: Mapping[str, float],
-    repeats: int,
-    evidence: Evidence,
-    progress: Report,
-    out: Path,
-) -> None:
-    for k, load in enumerate(LOADS):
-        label = f"{load:.0%}"
-        items = [bench.predict(name, workload(trace, load * capacity[name])) for name in bench.systems]
-        _run_interleaved(bench, items, repeats, progress, f"{label} load", 0.2 + 0.2 * k, 0.2)
-        for item in items:
-            _judge(evidence, item, label, item.scenario.clock)
-            _replays(bench, evidence, item, label)
-        save_all(items, out / "runs" / label.replace("%", "pct"))
+def _loads(v: Validation, capacity: Mapping[str, float]) -> None:
+    items = {
+        (f"{load:.0%}", name): v.predict(name, workload(v.trace, load * capacity[name]))
+        for load in LOADS
+        for name in v.bench.systems
+    }
+    v.run_interleaved(items, v.repeats, "load", 0.2, 0.4)
+    _close(v, items)
 
 
-def _wall(
-    bench: Bench, trace: Path, capacity: Mapping[str, float], repeats: int, evidence: Evidence, progress: Report
-) -> None:
+def _wall(v: Validation, capacity: Mapping[str, float]) -> None:
     """The same loads on the wall clock, for its spread; the rates are those of the cpu clock."""
-    from heliosim.runs import run_simulated
-
-    for k, load in enumerate(LOADS):
-        items = []
-        for name in bench.systems:
-            item = bench.predict(name, workload(trace, load * capacity[name]))
-            item.scenario = item.scenario.model_copy(update={"clock": "wall"})
-            item.simulated = run_simulated(item.scenario, bench.profile)
-            items.append(item)
-        _run_interleaved(bench, items, repeats, progress, f"wall, {load:.0%} load", 0.6 + 0.1 * k, 0.1)
-        for item in items:
-            _judge(evidence, item, f"{load:.0%}", "wall")
+    items = {
+        (f"{load:.0%}", name): v.predict(name, workload(v.trace, load * capacity[name]), "wall")
+        for load in LOADS
+        for name in v.bench.systems
+    }
+    v.run_interleaved(items, min(v.repeats, 3), "wall clock", 0.6, 0.2)
+    for (load, _), item in items.items():
+        _judge(v.evidence, item, load)
 
 
-def _ablations(bench: Bench, trace: Path, repeats: int, evidence: Evidence, progress: Report) -> None:
+def _close(v: Validation, items: Mapping[tuple[str, str], Measured]) -> None:
+    """Judge, replay and save what was run at some loads."""
+    for (load, _), item in items.items():
+        _judge(v.evidence, item, load)
+        _replays(v.bench, v.evidence, item, load)
+    for load in dict.fromkeys(load for load, _ in items):
+        save_all([i for (at, _), i in items.items() if at == load], v.out / "runs" / load.replace("%", "pct"))
+    v.save_evidence()
+
+
+def _ablations(v: Validation) -> None:
     """HELIOS with each mechanism off, saturated: what it is worth here, measured and simulated."""
-    items = [bench.predict("HELIOS", saturated(trace), **changes) for changes in ABLATIONS.values()]
-    _run_interleaved(bench, items, repeats, progress, "ablations", 0.8, 0.2)
-    for label, item in zip(ABLATIONS, items, strict=True):
-        evidence.ablations.append({"variant": label, **_quality(item, item.measured())})
+    load = saturated(v.trace)
+    items = {("saturated", label): v.bench.predict("HELIOS", load, **changes) for label, changes in ABLATIONS.items()}
+    v.run_interleaved(items, min(v.repeats, 3), "ablations", 0.8, 0.2)
+    for (_, label), item in items.items():
+        v.evidence.ablations.append({"variant": label, **_quality(item, item.measured())})
 
 
-def _run_interleaved(
-    bench: Bench, items: Sequence[Measured], repeats: int, progress: Report, what: str, start: float, share: float
-) -> None:
-    """Each system once per repeat, so that a drift of the machine meets all alike."""
-    for k in range(repeats):
-        for i, item in enumerate(items):
-            progress(
-                f"{what}: {item.name}, repeat {k + 1} of {repeats}",
-                start + share * (k * len(items) + i) / (repeats * len(items)),
-            )
-            bench.execute(item, 1)
+def _judge(evidence: Evidence, item: Measured, load: str) -> None:
+    """One row per metric: predicted, measured, both spreads, signed error, and whether it meets its bar.
+
+    The prediction is the mean over draws of the recorded step-time noise; ``without_noise`` is what expected step times
+    alone give.
+    """
+    draws, measured = item.predicted_draws(), item.measured()
+    for metric, bar in BARS.items():
+        plain, drawn = item.predicted.value(metric), [d.value(metric) for d in draws]
+        seen = [x for x in (m.value(metric) for m in measured) if x is not None]
+        row: dict[str, Any] = {
+            "system": item.name,
+            "load": load,
+            "clock": item.scenario.clock,
+            "metric": metric,
+            "bar": bar,
+            "without_noise": plain,
+            **_spread("predicted", drawn),
+            **_spread("measured", seen),
+        }
+        guess, truth = row["predicted"], row["measured"]
+        row["error"] = None if guess is None or not truth else guess / truth - 1
+        row["inside_spread"] = bool(seen) and guess is not None and min(seen) <= guess <= max(seen)
+        row["passes"] = None if row["error"] is None else abs(row["error"]) <= bar or row["inside_spread"]
+        evidence.rows.append(row)
 
 
-def _judge(evidence: Evidence, item: Measured, load: str, clock: str) -> None:
-    """One row per metric: predicted, measured, spread, signed error, and whether it meets its bar."""
-    for row in compare_summaries(item.predicted, item.measured(), tuple(BARS)):
-        bar = BARS[row.metric]
-        passes = None if row.relative_error is None else abs(row.relative_error) <= bar or bool(row.is_inside_spread)
-        evidence.rows.append(
-            {
-                "system": item.name,
-                "load": load,
-                "clock": clock,
-                "metric": row.metric,
-                "predicted": row.simulated,
-                "measured": row.measured_mean,
-                "least": row.measured_min,
-                "most": row.measured_max,
-                "error": row.relative_error,
-                "bar": bar,
-                "inside_spread": row.is_inside_spread,
-                "passes": passes,
-            }
-        )
+def _spread(name: str, values: Sequence[float | None]) -> dict[str, float | None]:
+    """Mean, least and most of the values that are known."""
+    known = [v for v in values if v is not None]
+    if not known:
+        return {name: None, f"{name}_min": None, f"{name}_max": None}
+    return {name: sum(known) / len(known), f"{name}_min": min(known), f"{name}_max": max(known)}
 
 
 def _replays(bench: Bench, evidence: Evidence, item: Measured, load: str) -> None:

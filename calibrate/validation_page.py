@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +27,7 @@ def page(evidence: Mapping[str, Any], command: str) -> str:
         if rows:
             parts.append(_errors(title, rows, clock))
     parts += [
+        _machine(evidence),
         _exits(evidence),
         _transitions(evidence),
         _speed(evidence),
@@ -32,7 +35,7 @@ def page(evidence: Mapping[str, Any], command: str) -> str:
         _premises(evidence),
         READING,
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(p for p in parts if p) + "\n"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: int = 1) -> str:
@@ -66,7 +69,7 @@ Measured on {name}, {device.get("threads")} thread(s) of {device.get("host_cores
 {versions.get("heliosim")}, float32, models tiny-opt-s and tiny-opt-l, {e["requests"]} requests in four consecutive task blocks, {e["repeats"]} live
 repeats, seed {e["seed"]}, profile `{e["profile"]["hash"][:12]}`. Order of work: the profile is calibrated inside the real serving loop,
 then each scenario is simulated, and only then run live. Loads are shares of each system's own capacity, measured with everything waiting
-(`saturated`). Errors are signed: (simulated − measured mean) / measured mean. {where}"""
+(`saturated`). Errors are signed: (predicted − measured mean) / measured mean. {where}"""
 
 
 def _verdict(e: Mapping[str, Any]) -> str:
@@ -118,15 +121,49 @@ def _verdict(e: Mapping[str, Any]) -> str:
 
 def _noise(e: Mapping[str, Any]) -> str:
     """How much the machine itself varied, from the repeats: the first thing to know about any error here."""
-    tpot = [r for r in e["rows"] if r["clock"] == e["clock"] and r["metric"] == "mean_tpot_ms" and r["least"]]
-    spans = sorted(r["most"] / r["least"] - 1 for r in tpot)
+    tpot = [r for r in e["rows"] if r["clock"] == e["clock"] and r["metric"] == "mean_tpot_ms" and r["measured_min"]]
+    live, drawn = (sorted(r[f"{x}_max"] / r[f"{x}_min"] - 1 for r in tpot) for x in ("measured", "predicted"))
     inside = max(fits[e["clock"]]["cell_spread"] for fits in e["profile"]["fits"].values())
     return (
-        f"How steady was the machine? Among {e['repeats']} identical live runs the slowest mean TPOT was {percent(spans[len(spans) // 2], False)} above the "
-        f"fastest (median over systems and loads; largest {percent(spans[-1], False)}), and the same step varied by {percent(inside, False)} (interquartile "
-        "range) while it was calibrated. Differences of that size between a calibration and runs minutes later are the machine's, and no profile "
-        "can predict them; what is the model's own shows in the exit mix, in the replays, and on a machine whose repeats agree."
+        f"How steady was the machine? Among {e['repeats']} identical live runs the slowest mean TPOT was {percent(live[len(live) // 2], False)} above the "
+        f"fastest (median over systems and loads; largest {percent(live[-1], False)}; among the simulated draws of recorded noise "
+        f"{percent(drawn[len(drawn) // 2], False)}), and the same step varied by {percent(inside, False)} (interquartile range) while it was calibrated."
     )
+
+
+def _machine(e: Mapping[str, Any]) -> str:
+    """The probes read beside every live run: what varied on this machine, and whether errors go with it."""
+    readings = e["machine"]
+    if not readings:
+        return ""
+    rows = []
+    for key, label in (("near_s", "near: 0.8 MB of weights"), ("far_s", "far: 9.4 MB of weights")):
+        low, mid, high = _percentiles([m[key] for m in readings])
+        rows.append([label, *(f"{1e3 * x:.3f}" for x in (low, mid, high)), f"{high / low:.2f}"])
+    told = [(m["far_s"] / m["near_s"], m["tpot_ratio"]) for m in readings if m["tpot_ratio"] and m["clock"] == "cpu"]
+    correlation = _correlation([math.log(far) for far, _ in told], [math.log(ratio) for _, ratio in told])
+    return (
+        "## How steady the machine was\n\nBefore and behind each live run, two probes do the same arithmetic (one row through 72 matrices) on weights "
+        "that fit a core's own cache and on weights that live in the cache shared with other tenants of the processor, or beyond it. CPU milliseconds "
+        f"over {len(readings)} runs:\n\n"
+        + table(["probe", "10th percentile", "median", "90th percentile", "90th / 10th"], rows)
+        + "\n\nWhere far varies and near does not, the memory traffic of neighbours sets the time of a step; the models here have 5.5 and 10.3 MB of "
+        f"weights. The logarithm of far / near correlates by {correlation:.2f} with that of measured / predicted TPOT over {len(told)} runs on the CPU "
+        "clock. docs/calibrating.md says what else was tried as the cause and excluded."
+    )
+
+
+def _percentiles(values: Sequence[float]) -> tuple[float, float, float]:
+    ordered = sorted(values)
+    return tuple(ordered[min(len(ordered) - 1, int(q * len(ordered)))] for q in (0.1, 0.5, 0.9))  # type: ignore[return-value]
+
+
+def _correlation(xs: Sequence[float], ys: Sequence[float]) -> float:
+    """Pearson's; NaN where one of the two does not vary."""
+    try:
+        return statistics.correlation(xs, ys)
+    except statistics.StatisticsError:
+        return math.nan
 
 
 def _steps(e: Mapping[str, Any]) -> str:
@@ -166,16 +203,28 @@ def _steps(e: Mapping[str, Any]) -> str:
 
 def _errors(title: str, rows: Sequence[Mapping[str, Any]], clock: str) -> str:
     cells = [
-        [r["system"], r["load"], LABELS[r["metric"]], number(r["predicted"]), number(r["measured"]),
-         f"{number(r['least'])} … {number(r['most'])}", percent(r["error"]), "–" if r["passes"] is None else "yes" if r["passes"] else "**no**"]
+        [r["system"], r["load"], LABELS[r["metric"]], number(r["without_noise"]), number(r["predicted"]),
+         f"{number(r['predicted_min'])} … {number(r['predicted_max'])}", number(r["measured"]),
+         f"{number(r['measured_min'])} … {number(r['measured_max'])}", percent(r["error"]), "–" if r["passes"] is None else "yes" if r["passes"] else "**no**"]
         for r in rows
     ]  # fmt: skip
     note = (
         "Wall time on a shared machine carries whatever else ran; these figures stand here for their spread."
         if clock == "wall"
-        else "Bars: 7 % for throughput, mean TPOT and mean E2E; 12 % for p99 E2E and mean TTFT; or inside the spread of the repeats."
+        else "*Predicted* is the mean over draws of the profile's recorded step-time noise, *expected step times* is one simulation without it. Bars: 7 % for throughput, mean TPOT and mean E2E; 12 % for p99 E2E and mean TTFT; or inside the spread of the repeats."
     )
-    header = ["system", "load", "metric", "simulated", "measured", "live repeats", "error", "meets bar"]
+    header = [
+        "system",
+        "load",
+        "metric",
+        "expected step times",
+        "predicted",
+        "its draws",
+        "measured",
+        "live repeats",
+        "error",
+        "meets bar",
+    ]
     return f"## {title}\n\n{note}\n\n" + table(header, cells, 3)
 
 

@@ -17,9 +17,11 @@ from heliosim.engines.sim import SimEngine
 from heliosim.errors import InputError
 from heliosim.formats.profile import Profile
 from heliosim.formats.results import RunClock, RunInfo, RunResults, save_run
+from heliosim.noise import NoisePlayer
 from heliosim.profile_view import open_profile
 from heliosim.recorder import NullRecorder, TableRecorder
 from heliosim.scenario import Scenario
+from heliosim.streams import stream
 from heliosim.types import Arrival, Content, Request
 from heliosim.workload import OpenLoop, build, build_arrivals, contents
 
@@ -48,7 +50,14 @@ def sim_engine(scenario: Scenario, profile: Profile, behaviour: Behaviour | None
         seed=scenario.seed,
         allow_extrapolation=scenario.allow_extrapolation,
         watts=profile.busy_watts,
+        noise=_noise(scenario, profile),
     )
+
+
+def _noise(scenario: Scenario, profile: Profile) -> NoisePlayer | None:
+    if scenario.step_noise is None:
+        return None
+    return profile.noise(scenario.clock).player(stream(scenario.seed, "step noise", scenario.step_noise))
 
 
 def run_simulated(

@@ -64,7 +64,8 @@ class BatcherSpec(Strict):
 
 class Scenario(Strict):
     """One run. ``controller``: ``kind`` and that kind's parameters. ``clock``: whose costs a simulation uses, which
-    clock a live run keeps.
+    clock a live run keeps. ``step_noise``: None gives every simulated step its expected time; k >= 0 replays the
+    step-time noise of the profile from its k-th random place.
     """
 
     schema_version: Literal[1] = 1
@@ -79,6 +80,7 @@ class Scenario(Strict):
     clock: Literal["cpu", "wall"] = "cpu"
     slo: Slo | None = None
     allow_extrapolation: bool = False
+    step_noise: int | None = Field(default=None, ge=0)
 
     @field_validator("name")
     @classmethod

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from heliosim.behaviour import Behaviour, Text, source_name
 from heliosim.costs import StepCost, layers_run, load_seconds, load_terms, shape_of
 from heliosim.errors import OutOfRangeError
+from heliosim.noise import NoisePlayer
 from heliosim.types import Arrival, Content, Load, ModelSpec, Outcome, Placement, Request, Run, Tokens, tick
 
 
@@ -33,6 +34,7 @@ class SimEngine:
 
     ``allow_extrapolation``: answer outside the calibrated batch, context or chunk range instead of refusing;
     ``extrapolated_steps`` counts such steps. ``watts``: mean power while busy; None: energy is unavailable.
+    ``noise``: scales each step's expected time; None: every step takes it exactly.
     """
 
     def __init__(
@@ -44,9 +46,10 @@ class SimEngine:
         seed: int,
         allow_extrapolation: bool = False,
         watts: float | None = None,
+        noise: NoisePlayer | None = None,
     ) -> None:
         self.models, self.costs, self.loads, self.behaviour, self.seed = models, costs, loads, behaviour, seed
-        self.allow_extrapolation, self.watts = allow_extrapolation, watts
+        self.allow_extrapolation, self.watts, self.noise = allow_extrapolation, watts, noise
         self.extrapolated_steps = 0
         self._going: dict[int, _Going] = {}
         self._resident: Placement | None = None
@@ -80,6 +83,8 @@ class SimEngine:
         if shape.rows > cost.max_rows or shape.longest > cost.max_context or shape.tokens > cost.max_tokens:
             self._out_of_range(spec.name, shape.rows, shape.longest, shape.tokens, cost)
         seconds = cost.seconds(shape)
+        if self.noise is not None:
+            seconds *= self.noise.factor(seconds)
         return Outcome(tick(seconds), tokens, outcome.layers_run, self._energy_j(seconds))
 
     def _emit(self, run: Run, spec: ModelSpec) -> Tokens:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from heliosim.engines.allocator import keep_freed_memory
 from heliosim.engines.models.host import HostModel, Resident
 from heliosim.engines.models.paged import PagedKV, Pass, Row
 from heliosim.errors import InputError, MemoryBudgetError, UnknownNameError
@@ -91,6 +92,7 @@ class TorchEngine:
         self.device = _device(device)
         if self.device.type == "cpu":
             torch.set_num_threads(threads)
+            keep_freed_memory()
         chosen = exits or {}
         infos = {
             name: inspect_checkpoint(checkpoint_path(folder), dtype, name=name, exits=chosen.get(name))

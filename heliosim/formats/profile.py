@@ -9,7 +9,7 @@ about later.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -18,9 +18,10 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from heliosim.behaviour import Behaviour, Text
-from heliosim.costs import LOAD_TERMS, TERMS, StepCost
+from heliosim.costs import LOAD_TERMS, TERMS, StepCost, StepShape
 from heliosim.errors import InputError, UnknownNameError
 from heliosim.formats.files import Strict, read_json, sha256_of, validate, write_json
+from heliosim.noise import RecordedNoise
 from heliosim.types import ModelSpec
 
 SCHEMA_VERSION = 1
@@ -214,6 +215,26 @@ class Profile:
                 f"Use one of: {', '.join(fits)}.",
             )
         return fits[clock]
+
+    def noise(self, clock: ClockName) -> RecordedNoise:
+        """The step-time noise of the calibration, in the order it was measured. Raises InputError for a bad table."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = self.folder / "steps.parquet"
+        try:
+            table = pq.read_table(path)
+            measured = table[f"{clock}_s"].to_pylist()
+            shapes = [table[f.name].to_pylist() for f in fields(StepShape)]
+            models = table["model"].to_pylist()
+        except (OSError, KeyError, pa.ArrowInvalid) as error:
+            raise InputError(str(path), path.name, f"no step times to replay: {error}", "Calibrate again.") from None
+        costs = {name: self.step_cost(name, clock) for name in self.facts.models}
+        expected = [costs[m].seconds(StepShape(*s)) for m, s in zip(models, zip(*shapes, strict=True), strict=True)]
+        known = [(m / e, e) for m, e in zip(measured, expected, strict=True) if m > 0 and e > 0]
+        if not known:
+            raise InputError(str(path), path.name, "holds no step to replay noise from", "Calibrate again.")
+        return RecordedNoise(*zip(*known, strict=True))
 
     @cached_property
     def behaviour(self) -> Behaviour:
