@@ -52,7 +52,7 @@ class Request:
     max_batch: int = 32
     max_context: int = 256
     token_budget: int = 256
-    rounds: int = 3
+    rounds: int = 4
     tasks: Sequence[str] = field(default_factory=tuple)
     prompts_per_task: int = 24
     tokens_per_text: int = 48

@@ -102,7 +102,7 @@ def _profile(folder: Path, pair: str, device: str, seed: int) -> Profile:
         out=folder,
         device=device,
         max_batch=16,
-        rounds=2,
+        rounds=3,
         prompts_per_task=24,
         seed=seed,
         overwrite=True,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from heliosim.streams import stream
 from heliosim.types import ExitRule, ModelSpec
 
-LONGEST_OUTPUT = 48
+LONGEST_OUTPUT = 24
 """Tokens a measured request generates at most."""
 
 VISITS: Mapping[int, int] = {1: 4, 2: 3, 4: 2}

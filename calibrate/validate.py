@@ -114,7 +114,7 @@ def _profile(folder: Path, device: str, seed: int) -> Profile:
             console().print(f"going on with the profile in {folder} (delete the folder to measure again)")
             return profile
     request = Request(
-        models=PAIRS["opt"], out=folder, device=device, max_batch=16, rounds=12, prompts_per_task=32,
+        models=PAIRS["opt"], out=folder, device=device, max_batch=16, rounds=20, prompts_per_task=32,
         seed=seed, overwrite=True,
     )  # fmt: skip
     with progress_bar("Calibrating") as progress:

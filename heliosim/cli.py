@@ -71,7 +71,7 @@ def calibrate(
     max_batch: Annotated[int, typer.Option(min=1, help="Largest batch to measure.")] = 32,
     max_context: Annotated[int, typer.Option(min=64, help="Longest context to measure, tokens.")] = 256,
     token_budget: Annotated[int, typer.Option(min=16, help="Largest tokens per step to measure.")] = 256,
-    rounds: Annotated[int, typer.Option(min=1, help="Repeats of every measured situation.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Repeats of every measured situation.")] = 4,
     prompts: Annotated[int, typer.Option(min=2, help="Prompts per task for behaviour.")] = 24,
     threshold: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Confidence threshold of recorded policies.")
