@@ -17,8 +17,10 @@ from heliosim.serving.server import Server, require_placeable
 from heliosim.types import ExitBatching
 
 
-def build_server(scenario: Scenario, profile: Profile, recorder: Recorder) -> Server:
+def build_server(scenario: Scenario, profile: Profile, recorder: Recorder, max_stride: int = 1) -> Server:
     """A server for a scenario. Sizes come from the profile, so simulated and live books are the same.
+
+    ``max_stride``: decode steps an engine may do in one action.
 
     Raises InputError for unknown models, UnknownNameError for unknown controllers, MemoryBudgetError if not even one
     layer fits.
@@ -29,7 +31,7 @@ def build_server(scenario: Scenario, profile: Profile, recorder: Recorder) -> Se
     context = Context(models, _repository(scenario, profile, scenario.clock))
     controller = scenario.controller_kind().build(context)
     batcher = ContinuousBatcher(scenario.batcher.max_batch, scenario.batcher.token_budget, scenario.batcher.watermark)
-    return Server(controller, batcher, MemoryPool(scenario.memory.budget_bytes), models, recorder)
+    return Server(controller, batcher, MemoryPool(scenario.memory.budget_bytes), models, recorder, max_stride)
 
 
 def _repository(scenario: Scenario, profile: Profile, clock: ClockName) -> Callable[[float, ExitBatching], Repository]:

@@ -43,6 +43,19 @@ class Text:
     observed: Mapping[int, tuple[Placement, int, float]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """How the tokens of a text leave under one placement and rule, by position modulo the text's length, [tokens] each.
+
+    ``exit_layers``, ``confidences``, natural-log ``logprobs``, and ``agrees`` with the model's last layer.
+    """
+
+    exit_layers: npt.NDArray[np.int64]
+    confidences: npt.NDArray[np.float64]
+    logprobs: npt.NDArray[np.float64]
+    agrees: npt.NDArray[np.bool_]
+
+
 @dataclass(frozen=True)
 class Behaviour:
     """Texts by sequence and source. ``sequences``: by task, the prompts there are; ``exits``: exits of each model.
@@ -74,24 +87,24 @@ class Behaviour:
             raise UnknownNameError("profile behaviour source", source, known)
         return found
 
-    def token(
-        self, text: Text, position: int, placement: Placement, rule: ExitRule, layers: int
-    ) -> tuple[int, float, bool]:
-        """Exit layer, confidence and agreement of one token. Positions beyond the recorded text wrap around."""
-        at = position % text.tokens
-        seen = text.observed.get(position)
-        depth = placement.depth
+    def walk(self, text: Text, placement: Placement, rule: ExitRule) -> Walk:
+        """Exit layer, confidence and agreement of every token. Positions beyond the recorded text wrap around."""
+        model = placement.model
+        exits = [placement.depth]
         if rule.kind == "threshold":
-            for exit_layer in self.exits[placement.model]:
-                if exit_layer >= depth:
-                    break
-                if text.confidence[f"{placement.model}@{exit_layer}"][at] >= rule.threshold:
-                    depth = exit_layer
-                    break
-        if seen is not None and seen[0] == placement:
-            return seen[1], seen[2], bool(text.agrees[f"{placement.model}@{seen[1]}"][at])
-        key = f"{placement.model}@{depth}"
-        return depth, float(text.confidence[key][at]), bool(text.agrees[key][at])
+            exits = [e for e in self.exits[model] if e < placement.depth] + exits
+        seen = np.stack([text.confidence[f"{model}@{e}"] for e in exits])
+        is_enough = seen >= rule.threshold
+        is_enough[-1] = True
+        first = is_enough.argmax(axis=0)
+        at = np.arange(seen.shape[1])
+        layers, confidences = np.asarray(exits)[first], seen[first, at].astype(np.float64)
+        agrees = np.stack([text.agrees[f"{model}@{e}"] for e in exits])[first, at]
+        for position, (where, layer, confidence) in text.observed.items():
+            if where == placement and position < len(at):
+                layers[position], confidences[position] = layer, confidence
+                agrees[position] = text.agrees[f"{model}@{layer}"][position]
+        return Walk(layers, confidences, np.log(np.maximum(confidences, 1e-12)), agrees)
 
     def exit_shares(self, model: str, source: str, threshold: float) -> dict[int, float]:
         """Share of tokens by exit of the full model under a threshold, over all texts of a source."""

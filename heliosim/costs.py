@@ -90,8 +90,7 @@ def layers_run(run: Run, tokens: Tokens) -> int:
     """Deepest layer a step executes: a batch waits for its deepest token, and a prefill chunk needs every layer."""
     if run.exits.kind != "threshold" or run.exits.batching == "full":
         return run.placement.depth
-    batch = run.batch
-    if any(n != 1 or not e or s == 0 for s, n, e in zip(batch.starts, batch.counts, batch.emits, strict=True)):
+    if not all(c.is_decode for c in run.batch.chunks):
         return run.placement.depth
     return max(tokens.exit_layers)
 
@@ -103,19 +102,22 @@ def shape_of(run: Run, outcome: Outcome, spec: ModelSpec) -> StepShape:
     a threshold each exit up to the last one needed checks the rows that have not left yet.
     """
     batch = run.batch
-    decode_rows = longest_decode = prefill_rows = products = started = longest = 0
-    for start, count, emits in zip(batch.starts, batch.counts, batch.emits, strict=True):
-        end = start + count
+    decode_rows = len(batch.decoding)
+    longest_decode = longest = batch.ticks + max(batch.offsets) + 1 if decode_rows else 0
+    prefill_rows = products = started = 0
+    for chunk in batch.chunks:
+        end = chunk.start + chunk.count
         longest = max(longest, end)
-        started += start == 0
-        if count == 1 and emits and start > 0:
+        started += chunk.start == 0
+        if chunk.is_decode:
             decode_rows += 1
             longest_decode = max(longest_decode, end)
         else:
             prefill_rows += 1
-            products += count * end
+            products += chunk.count * end
     exit_layers = outcome.tokens.exit_layers
-    checks, checked = (1, len(exit_layers)) if exit_layers else (0, 0)
+    emitted = len(outcome.tokens)
+    checks, checked = (1, emitted) if emitted else (0, 0)
     filled = 0
     if run.exits.kind == "threshold" and exit_layers:
         checks = checked = 0
@@ -129,7 +131,7 @@ def shape_of(run: Run, outcome: Outcome, spec: ModelSpec) -> StepShape:
         filled = run.placement.depth - outcome.layers_run
     return StepShape(
         rows=len(batch),
-        tokens=sum(batch.counts),
+        tokens=batch.tokens,
         decode_rows=decode_rows,
         gathered=decode_rows * blocks_for(longest_decode) * BLOCK_TOKENS,
         prefill_rows=prefill_rows,

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 
-from heliosim.types import Load, Outcome, Placement, RequestId, Run, Seconds, Served, StepRecord
+from heliosim.types import Load, Outcome, Placement, RequestId, Run, Seconds, Served, StepRecord, StrideRecord
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,6 +25,7 @@ class Recorder(Protocol):
     """Listens to a server. ``now`` is the time an action ended, in seconds on the driver's clock."""
 
     def step(self, record: StepRecord) -> None: ...
+    def stride(self, record: StrideRecord) -> None: ...
     def tokens(self, now: Seconds, action: Run | Load, outcome: Outcome) -> None: ...
     def served(self, record: Served) -> None: ...
     def event(self, now: Seconds, kind: str, detail: dict[str, Any]) -> None: ...
@@ -33,6 +35,7 @@ class NullRecorder:
     """Keeps nothing."""
 
     def step(self, record: StepRecord) -> None: ...
+    def stride(self, record: StrideRecord) -> None: ...
     def tokens(self, now: Seconds, action: Run | Load, outcome: Outcome) -> None: ...
     def served(self, record: Served) -> None: ...
     def event(self, now: Seconds, kind: str, detail: dict[str, Any]) -> None: ...
@@ -51,13 +54,16 @@ class Tables:
 class TableRecorder:
     """Keeps everything in memory, in the order it was told.
 
-    ``tokens`` of a step belong to the step recorded next: a server reports the tokens first. A step of kind
+    ``keep_tokens``: whether to keep a row per token, which long simulations may not want. ``tokens`` of a step belong to
+    the step recorded next: a server reports the tokens first; a stride brings its own. A step of kind
     ``load`` also becomes an event ``transition`` at the load's start, with the placements before and after
     it, the reason, and the seconds it took.
     """
 
-    def __init__(self) -> None:
-        self._steps: list[StepRecord] = []
+    def __init__(self, keep_tokens: bool = True) -> None:
+        self.keep_tokens = keep_tokens
+        self._steps: list[StepRecord | StrideRecord] = []
+        self._step_count = 0
         self._served: list[Served] = []
         self._events: list[tuple[Seconds, str, str]] = []
         self._placement: Placement | None = None
@@ -73,17 +79,37 @@ class TableRecorder:
 
     def step(self, record: StepRecord) -> None:
         self._steps.append(record)
+        self._step_count += 1
         if record.kind == "load":
             self._transition(record)
 
+    def stride(self, record: StrideRecord) -> None:
+        self._steps.append(record)
+        stride, rows = record.stride, len(record.requests)
+        if self.keep_tokens and stride.exit_layers is not None:
+            assert stride.confidences is not None
+            assert stride.logprobs is not None
+            steps = len(stride)
+            now = record.start_s
+            for k, seconds in enumerate(stride.seconds):
+                now += seconds
+                self._emitting.append((rows, now, self._step_count + k, record.model, record.depth, record.is_probe))
+            self._request.extend(record.requests * steps)
+            self._exit_layer.extend(stride.exit_layers.ravel().tolist())
+            self._confidence.extend(stride.confidences.ravel().tolist())
+            self._logprob.extend(stride.logprobs.ravel().tolist())
+            self._token_id.extend((None,) * (steps * rows))
+            self._agrees.extend((None,) * (steps * rows) if stride.agrees is None else stride.agrees.ravel().tolist())
+        self._step_count += len(stride)
+
     def tokens(self, now: Seconds, action: Run | Load, outcome: Outcome) -> None:
         tokens = outcome.tokens
-        count = len(tokens.requests)
-        if not count:
+        count = len(tokens.confidences)
+        if not count or not self.keep_tokens:
             return
         placement = action.placement
         is_probe = isinstance(action, Run) and action.is_probe
-        self._emitting.append((count, now, len(self._steps), placement.model, placement.depth, is_probe))
+        self._emitting.append((count, now, self._step_count, placement.model, placement.depth, is_probe))
         self._request.extend(tokens.requests)
         self._exit_layer.extend(tokens.exit_layers)
         self._confidence.extend(tokens.confidences)
@@ -122,10 +148,12 @@ class TableRecorder:
         self.event(record.start_s, "transition", detail)
 
     def _step_columns(self) -> dict[str, list[Any]]:
-        columns: dict[str, list[Any]] = {"step": list(range(len(self._steps)))}
-        for field in fields(StepRecord):
-            columns[field.name] = [getattr(record, field.name) for record in self._steps]
-        return columns
+        columns: dict[str, list[Any]] = {field.name: [] for field in fields(StepRecord)}
+        for record in self._steps:
+            rows = _step_row(record) if isinstance(record, StepRecord) else _stride_rows(record)
+            for name, values in rows.items():
+                columns[name].extend(values)
+        return {"step": list(range(self._step_count)), **columns}
 
     def _request_columns(self, tasks: Mapping[RequestId, str]) -> dict[str, list[Any]]:
         rows = self._served
@@ -168,6 +196,39 @@ class TableRecorder:
             "agrees": self._agrees,
             "is_probe": spread(5, np.bool_),
         }
+
+
+def _step_row(record: StepRecord) -> dict[str, Sequence[Any]]:
+    return {field.name: (getattr(record, field.name),) for field in fields(StepRecord)}
+
+
+def _stride_rows(record: StrideRecord) -> dict[str, Sequence[Any]]:
+    """A stride's steps as they would have been recorded one by one."""
+    stride, steps, rows = record.stride, len(record.stride), len(record.requests)
+    same: dict[str, Any] = {
+        "kind": "run",
+        "reason": "",
+        "model": record.model,
+        "depth": record.depth,
+        "rows": rows,
+        "decode_rows": rows,
+        "prefill_tokens": 0,
+        "tokens_out": rows,
+        "waiting": record.waiting,
+        "weights_bytes": record.weights_bytes,
+        "kv_total_bytes": record.kv_total_bytes,
+        "is_probe": record.is_probe,
+    }
+    starts = list(accumulate(stride.seconds[:-1], initial=record.start_s))
+    return {name: (value,) * steps for name, value in same.items()} | {
+        "start_s": starts,
+        "seconds": stride.seconds,
+        "layers_run": stride.layers_run,
+        "running": record.running,
+        "kv_used_bytes": record.kv_used_bytes,
+        "breaches": record.breaches,
+        "energy_j": (None,) * steps if stride.energy_j is None else stride.energy_j,
+    }
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from heliosim.engines.torch import TorchEngine
 
 OnProgress = Callable[[float], None]
+ANY_STRIDE = 2**30
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,19 @@ def run_simulated(
     engine: Engine | None = None,
     behaviour: Behaviour | None = None,
     on_progress: OnProgress | None = None,
+    max_stride: int = ANY_STRIDE,
 ) -> RunResults:
-    """Simulate a scenario. ``engine`` and ``behaviour`` replace the profile's (replays of recorded runs)."""
+    """Simulate a scenario. ``engine`` and ``behaviour`` replace the profile's (replays of recorded runs).
+
+    ``max_stride``: decode steps the simulated engine may do at once; it changes how long the answer takes, never what
+    it is. Other engines do one.
+    """
     from heliosim.simulate import simulate_server
 
     profile = profile or open_profile(scenario.profile)
     recorder = TableRecorder()
-    server = build_server(scenario, profile, recorder)
     engine = engine or sim_engine(scenario, profile, behaviour)
+    server = build_server(scenario, profile, recorder, max_stride if isinstance(engine, SimEngine) else 1)
     cpu, wall = time.process_time(), time.perf_counter()
     simulate_server(server, engine, build(scenario.workload, scenario.seed), on_progress)
     host = {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}

@@ -28,7 +28,7 @@ def serve(
     """One server as a SimPy process; ends when the source is exhausted and the server empty."""
     while True:
         feed(source, engine, server, env.now)
-        action = server.next_action(env.now)
+        action = server.next_action(env.now, source.next_s)
         settle_refused(source, engine, server, env.now)
         if isinstance(action, Idle):
             if source.next_s is None:

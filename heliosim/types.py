@@ -7,9 +7,17 @@ durations show the same clock to the last bit, in whatever order the additions w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float64]
+    Ints = npt.NDArray[np.int64]
+    Bools = npt.NDArray[np.bool_]
 
 Seconds = float
 Bytes = int
@@ -94,7 +102,8 @@ class ExitRule:
 class Directive:
     """A controller's answer: what should be resident, how tokens leave, and what to do with requests in flight.
 
-    ``admit``: how many waiting requests may still start under this directive (None: any number).
+    ``admit``: how many waiting requests may still start under this directive (None: any number). ``max_steps``: how many
+    steps may be done before the controller is asked again (None: until something happens); ``guard``: what must happen.
     """
 
     placement: Placement
@@ -103,29 +112,120 @@ class Directive:
     admit: int | None = None
     is_probe: bool = False
     reason: str = "serve"
+    max_steps: int | None = None
+    guard: Guard | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """The rows of one step, as parallel tuples of length B.
+class Chunk:
+    """A row that reads ``count`` tokens of ``request`` behind the ``start`` in its KV; ``emits``: the last yields one."""
 
-    Row i computes ``counts[i]`` tokens of ``requests[i]`` behind the ``starts[i]`` tokens already in its KV; if
-    ``emits[i]`` the last of them yields a new token. A decode row has count 1; a prefill chunk may have many.
+    request: RequestId
+    start: int
+    count: int
+    emits: bool
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether it is like a decode row: one token, behind others, that yields the next."""
+        return self.count == 1 and self.emits and self.start > 0
+
+
+class Batch:
+    """The rows of one step: decode rows, then prefill chunks.
+
+    ``decoding``: requests that compute their newest token and yield the next; the k-th has ``ticks + offsets[k]`` tokens
+    in its KV. Decoding requests move on together, so a long run of steps changes ``ticks`` and nothing else. As parallel
+    tuples of length B: row i computes ``counts[i]`` tokens of ``requests[i]`` behind the ``starts[i]`` tokens already in
+    its KV; if ``emits[i]`` the last of them yields a new token.
     """
 
-    requests: tuple[RequestId, ...]
-    starts: tuple[int, ...]
-    counts: tuple[int, ...]
-    emits: tuple[bool, ...]
+    __slots__ = ("chunks", "decoding", "offsets", "ticks")
+
+    def __init__(
+        self,
+        requests: tuple[RequestId, ...] = (),
+        starts: tuple[int, ...] = (),
+        counts: tuple[int, ...] = (),
+        emits: tuple[bool, ...] = (),
+    ) -> None:
+        rows = [Chunk(*row) for row in zip(requests, starts, counts, emits, strict=True)]
+        split = next((k for k, row in enumerate(rows) if not row.is_decode), len(rows))
+        self.decoding = tuple(requests[:split])
+        self.offsets = tuple(starts[:split])
+        self.ticks = 0
+        self.chunks = tuple(rows[split:])
+
+    @classmethod
+    def of(
+        cls, decoding: tuple[RequestId, ...], offsets: tuple[int, ...], ticks: int, chunks: tuple[Chunk, ...] = ()
+    ) -> Batch:
+        """A batch from what a batcher keeps, without touching a row."""
+        batch = cls.__new__(cls)
+        batch.decoding, batch.offsets, batch.ticks, batch.chunks = decoding, offsets, ticks, chunks
+        return batch
+
+    @property
+    def requests(self) -> tuple[RequestId, ...]:
+        return self.decoding + tuple(c.request for c in self.chunks)
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        return tuple(o + self.ticks for o in self.offsets) + tuple(c.start for c in self.chunks)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        return (1,) * len(self.decoding) + tuple(c.count for c in self.chunks)
+
+    @property
+    def emits(self) -> tuple[bool, ...]:
+        return (True,) * len(self.decoding) + tuple(c.emits for c in self.chunks)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens computed."""
+        return len(self.decoding) + sum(c.count for c in self.chunks)
+
+    @property
+    def decode_rows(self) -> int:
+        """Rows that compute one token behind others and yield the next."""
+        return len(self.decoding) + sum(c.is_decode for c in self.chunks)
+
+    @property
+    def emitting(self) -> tuple[RequestId, ...]:
+        """Requests that yield a token, in row order."""
+        return self.decoding + tuple(c.request for c in self.chunks if c.emits)
 
     def __len__(self) -> int:
-        return len(self.requests)
+        return len(self.decoding) + len(self.chunks)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Batch):
+            return NotImplemented
+        return all(getattr(self, n) == getattr(other, n) for n in ("requests", "starts", "counts", "emits"))
+
+    def __hash__(self) -> int:
+        return hash((self.requests, self.starts))
+
+    def __repr__(self) -> str:
+        return f"Batch({self.requests}, {self.starts}, {self.counts}, {self.emits})"
+
+
+class Guard(Protocol):
+    """A controller's wish to be asked again: when, within a run of steps, it must decide."""
+
+    def first_trip(self, confidences: Floats) -> int | None:
+        """Index of the first step behind which to stop; None: none of them. confidences: [steps, rows]."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Perform one step of ``batch`` on ``placement``. ``evicted``: requests whose KV was given up since the last
-    action.
+    """Perform ``batch`` on ``placement``. ``evicted``: requests whose KV was given up since the last action.
+
+    A batch of decode rows alone may run up to ``max_steps`` times, one token further each time, and ends early behind
+    the first step that ends a request, that lasts to ``within_s`` from its start (an arrival), or that trips the guard.
+    An engine may always do fewer steps.
     """
 
     placement: Placement
@@ -133,6 +233,9 @@ class Run:
     batch: Batch
     evicted: tuple[RequestId, ...] = ()
     is_probe: bool = False
+    max_steps: int = 1
+    within_s: Seconds | None = None
+    guard: Guard | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,14 +283,40 @@ class Tokens:
         return len(self.requests)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Stride:
+    """Several steps of one batch of B decode rows, done in one go; n of them.
+
+    ``seconds``, ``layers_run``, ``energy_j``: [n], of each step; ``exit_layers``, ``confidences``, ``logprobs``,
+    ``agrees``: [n, B], in batch order, or None from an engine that knows of no behaviour.
+    """
+
+    seconds: Sequence[Seconds]
+    layers_run: Sequence[int]
+    energy_j: Sequence[float] | None = None
+    exit_layers: Ints | None = None
+    confidences: Floats | None = None
+    logprobs: Floats | None = None
+    agrees: Bools | None = None
+
+    def __len__(self) -> int:
+        return len(self.seconds)
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What an action did. ``seconds`` is on the driver's clock; ``layers_run`` the deepest layer the step executed."""
+    """What an action did. ``seconds`` is on the driver's clock; ``layers_run`` the deepest layer the step executed.
+
+    ``stride``: the steps, if there were several; ``tokens`` then are those of the last one, ``seconds`` and ``energy_j``
+    sums over all. ``logprob_sums``: of the requests that ended, where the engine keeps count.
+    """
 
     seconds: Seconds
     tokens: Tokens = field(default_factory=Tokens)
     layers_run: int = 0
     energy_j: float | None = None
+    stride: Stride | None = None
+    logprob_sums: Mapping[RequestId, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,3 +408,21 @@ class StepRecord:
     breaches: int
     is_probe: bool
     energy_j: float | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StrideRecord:
+    """Rows of steps.parquet, and of tokens.parquet, for the n steps of a stride; the lists have n entries each."""
+
+    start_s: Seconds
+    stride: Stride
+    requests: tuple[RequestId, ...]
+    model: str
+    depth: int
+    waiting: int
+    running: Sequence[int]
+    weights_bytes: Bytes
+    kv_used_bytes: Sequence[Bytes]
+    kv_total_bytes: Bytes
+    breaches: Sequence[int]
+    is_probe: bool

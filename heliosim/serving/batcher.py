@@ -4,21 +4,28 @@ Order is first come, first served. Each step gives one token of budget to every 
 those still reading their prompt, then starts waiting requests while rows, budget and KV blocks last. KV for a prompt is
 taken when it starts, KV for a generated token when it is needed; if none is left the request that started last gives
 its KV up and is recomputed later (vLLM's recompute preemption).
+
+Decoding requests move in step with each other, so what changes with every token is one counter (``ticks``) for all of
+them: a request knows when it joined, and its own counts are brought up to date when somebody asks.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from heliosim.serving.memory import MemoryPool
-from heliosim.types import Batch, Request, RequestId, Seconds, Tokens, blocks_for
+from heliosim.types import BLOCK_TOKENS, Batch, Chunk, Request, RequestId, Seconds, Tokens, blocks_for
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Sequence:
-    """A request on its way through the server. ``computed``: tokens whose KV exists; ``known``: prompt + generated."""
+    """A request on its way through the server. ``computed``: tokens whose KV exists; ``known``: prompt + generated.
+
+    ``since``: the batcher's tick up to which these counts are true, while it decodes; None otherwise.
+    """
 
     request: Request
     generated: int = 0
@@ -28,6 +35,15 @@ class Sequence:
     preemptions: int = 0
     logprob_sum: float = 0.0
     is_probe: bool = False
+    since: int | None = None
+
+    def catch_up(self, ticks: int) -> None:
+        """Count the tokens generated since the counts were last true."""
+        if self.since is not None:
+            behind = ticks - self.since
+            self.generated += behind
+            self.computed += behind
+            self.since = ticks
 
     @property
     def known(self) -> int:
@@ -41,9 +57,13 @@ class Sequence:
 
 @dataclass(slots=True)
 class Planned:
-    """What a batcher wants to run next, with the requests it gave up on the way."""
+    """What a batcher wants to run next, with the requests it gave up on the way.
+
+    ``max_steps``: how often the batch may run, one token further each time, before memory needs a decision.
+    """
 
     batch: Batch | None
+    max_steps: int = 1
     evicted: list[RequestId] = field(default_factory=list)
     refused: list[tuple[Sequence, str]] = field(default_factory=list)
     started: int = 0
@@ -60,13 +80,27 @@ class Batcher(Protocol):
     def interrupted(self) -> int: ...
     def add(self, request: Request) -> None: ...
     def next_batch(self, pool: MemoryPool, *, now: Seconds, admit: int | None, is_probe: bool = False) -> Planned: ...
-    def settle(self, batch: Batch, tokens: Tokens, pool: MemoryPool, now: Seconds) -> list[Sequence]: ...
+    def settle(
+        self,
+        batch: Batch,
+        tokens: Tokens,
+        pool: MemoryPool,
+        now: Seconds,
+        *,
+        steps: int = 1,
+        logprob_sums: Mapping[RequestId, float] | None = None,
+    ) -> list[Sequence]: ...
+    def blocks_over(self, pool: MemoryPool, steps: int) -> list[int]: ...
     def preempt(self, pool: MemoryPool, keep: int = 0) -> list[RequestId]: ...
     def in_kv(self) -> list[tuple[RequestId, int]]: ...
 
 
 class ContinuousBatcher:
-    """``max_batch`` rows and ``token_budget`` tokens per step; ``watermark``: share of blocks kept free."""
+    """``max_batch`` rows and ``token_budget`` tokens per step; ``watermark``: share of blocks kept free.
+
+    Running requests are those that decode, then those that still read: a request is read to its end before the next,
+    so this is also the order in which they started.
+    """
 
     def __init__(self, max_batch: int, token_budget: int, watermark: float = 0.01) -> None:
         if max_batch < 1:
@@ -74,8 +108,16 @@ class ContinuousBatcher:
         if token_budget < max_batch:
             raise ValueError(f"token_budget ({token_budget}) must be at least max_batch ({max_batch})")
         self.max_batch, self.token_budget, self.watermark = max_batch, token_budget, watermark
+        self.ticks = 0
         self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []
+        self._reading: list[Sequence] = []
+        # Decoding requests, in parallel lists: themselves, their ids, and tokens in KV less ticks.
+        self._decoding: list[Sequence] = []
+        self._ids: list[RequestId] = []
+        self._offsets: list[int] = []
+        # How many of them take a new block at a tick, by that tick's remainder.
+        self._block_due = [0] * BLOCK_TOKENS
+        self._is_due_booked = False
 
     @property
     def waiting(self) -> int:
@@ -83,7 +125,7 @@ class ContinuousBatcher:
 
     @property
     def running(self) -> int:
-        return len(self._running)
+        return len(self._decoding) + len(self._reading)
 
     @property
     def interrupted(self) -> int:
@@ -98,54 +140,78 @@ class ContinuousBatcher:
     def add(self, request: Request) -> None:
         self._waiting.append(Sequence(request))
 
+    # -- planning -------------------------------------------------------------------------------------------------
+
     def next_batch(self, pool: MemoryPool, *, now: Seconds, admit: int | None, is_probe: bool = False) -> Planned:
         """The next step's rows. ``admit``: how many waiting requests may start (None: any number)."""
         plan = Planned(batch=None)
-        chosen: list[tuple[Sequence, int]] = []
-        budget = self._decode_rows(pool, chosen, plan)
-        budget = self._prefill_rows(chosen, budget)
-        self._start_waiting(pool, chosen, budget, plan, now=now, admit=admit, is_probe=is_probe)
-        if chosen:
-            plan.batch = Batch(
-                requests=tuple(s.request.id for s, _ in chosen),
-                starts=tuple(s.computed for s, _ in chosen),
-                counts=tuple(n for _, n in chosen),
-                emits=tuple(s.computed + n == s.known for s, n in chosen),
-            )
+        self._take_due_blocks(pool, plan)
+        chunks: list[Chunk] = []
+        budget = self._read_on(chunks, self.token_budget - len(self._decoding))
+        if self._waiting and not (plan.evicted and (self._decoding or chunks)):  # else the evicted would come back
+            self._start_waiting(pool, chunks, budget, plan, now=now, admit=admit, is_probe=is_probe)
+        if self._decoding or chunks:
+            plan.batch = Batch.of(tuple(self._ids), tuple(self._offsets), self.ticks, tuple(chunks))
+            if not chunks:
+                plan.max_steps = self._steps_that_fit(pool.free_blocks)
         return plan
 
-    def _decode_rows(self, pool: MemoryPool, chosen: list[tuple[Sequence, int]], plan: Planned) -> int:
-        """One token for each request that only needs its next one; the youngest gives way when KV runs out."""
-        budget = self.token_budget
+    def _take_due_blocks(self, pool: MemoryPool, plan: Planned) -> None:
+        """KV for the token each decoding request computes next; the youngest gives way when KV runs out."""
+        if self._is_due_booked:
+            return
+        if not pool.grow(self._block_due[self.ticks % BLOCK_TOKENS]):
+            self._make_room(pool, plan)
+        self._is_due_booked = True
+
+    def _make_room(self, pool: MemoryPool, plan: Planned) -> None:
+        for seq in self._decoding:
+            seq.catch_up(self.ticks)
+            pool.attribute(seq.request.id, blocks_for(seq.computed))
         i = 0
-        while i < len(self._running):
-            seq = self._running[i]
+        while i < len(self._decoding):
+            seq = self._decoding[i]
             i += 1
-            if seq.known - seq.computed != 1:
-                continue
             while not pool.take(seq.request.id, blocks_for(seq.known)):
-                victim = self._running[-1]
-                plan.evicted.append(self._give_up(victim, pool))
+                victim = self._reading[-1] if self._reading else self._decoding[-1]
+                plan.evicted.append(self._give_up(victim, pool, pool.holds(victim.request.id)))
                 if victim is seq:
                     break
-            else:
-                chosen.append((seq, 1))
-                budget -= 1
-        return budget
 
-    def _prefill_rows(self, chosen: list[tuple[Sequence, int]], budget: int) -> int:
-        for seq in self._running:
+    def _steps_that_fit(self, free_blocks: int) -> int:
+        """Steps from this one on for which KV is sure to last: whole rounds of a block for every row, or one by one."""
+        rows = len(self._decoding)
+        if free_blocks >= rows:
+            return 1 + BLOCK_TOKENS * (free_blocks // rows)
+        steps = 1
+        while steps <= BLOCK_TOKENS:
+            free_blocks -= self._block_due[(self.ticks + steps) % BLOCK_TOKENS]
+            if free_blocks < 0:
+                break
+            steps += 1
+        return steps
+
+    def blocks_over(self, pool: MemoryPool, steps: int) -> list[int]:
+        """Blocks in use during each of the next ``steps`` runs of the batch that was planned."""
+        used = [pool.used_blocks]
+        for further in range(1, steps):
+            used.append(used[-1] + self._block_due[(self.ticks + further) % BLOCK_TOKENS])
+        return used
+
+    def _read_on(self, chunks: list[Chunk], budget: int) -> int:
+        for seq in self._reading:
+            if budget <= 0:
+                break
             left = seq.known - seq.computed
-            if left > 1 and budget > 0:
-                count = min(left, budget)
-                chosen.append((seq, count))
-                budget -= count
+            count = min(left, budget)
+            chunks.append(Chunk(seq.request.id, seq.computed, count, count == left))
+            budget -= count
         return budget
 
     def _start_waiting(
         self,
         pool: MemoryPool,
-        chosen: list[tuple[Sequence, int]],
+        chunks: list[Chunk],
         budget: int,
         plan: Planned,
         *,
@@ -154,10 +220,8 @@ class ContinuousBatcher:
         is_probe: bool,
     ) -> None:
         """Start waiting requests in order until rows, budget, KV or permission end."""
-        if plan.evicted and chosen:
-            return  # what was just given up would be taken again
-        reserve = int(pool.total_blocks * self.watermark) if self._running else 0
-        while self._waiting and budget > 0 and len(self._running) < self.max_batch:
+        reserve = int(pool.total_blocks * self.watermark) if self.running else 0
+        while self._waiting and budget > 0 and self.running < self.max_batch:
             seq = self._waiting[0]
             is_new = seq.admitted_s is None
             if is_new and admit is not None and plan.started >= admit:
@@ -171,52 +235,117 @@ class ContinuousBatcher:
                 return
             pool.take(seq.request.id, need)
             self._waiting.popleft()
-            self._running.append(seq)
+            self._reading.append(seq)
             if is_new:
                 seq.admitted_s = now
                 seq.is_probe = is_probe
                 plan.started += 1
             count = min(seq.known, budget)
-            chosen.append((seq, count))
+            chunks.append(Chunk(seq.request.id, 0, count, count == seq.known))
             budget -= count
             reserve = int(pool.total_blocks * self.watermark)
 
-    def settle(self, batch: Batch, tokens: Tokens, pool: MemoryPool, now: Seconds) -> list[Sequence]:
-        """Book what a step did; returns the requests that ended, their KV released."""
-        by_id = {seq.request.id: seq for seq in self._running}
-        for request_id, count in zip(batch.requests, batch.counts, strict=True):
-            by_id[request_id].computed += count
-        ended: list[Sequence] = []
-        for request_id, logprob, is_last in zip(tokens.requests, tokens.logprobs, tokens.lasts, strict=True):
-            seq = by_id[request_id]
-            assert seq.computed == seq.known, f"request {request_id} emitted a token before its prompt was read"
-            seq.generated += 1
-            seq.logprob_sum += logprob
-            if seq.first_token_s is None:
-                seq.first_token_s = now
-            if is_last:
-                ended.append(seq)
-        if ended:
-            gone = {seq.request.id for seq in ended}
-            self._running = [seq for seq in self._running if seq.request.id not in gone]
-            for seq in ended:
-                pool.release(seq.request.id)
+    # -- settling -------------------------------------------------------------------------------------------------
+
+    def settle(
+        self,
+        batch: Batch,
+        tokens: Tokens,
+        pool: MemoryPool,
+        now: Seconds,
+        *,
+        steps: int = 1,
+        logprob_sums: Mapping[RequestId, float] | None = None,
+    ) -> list[Sequence]:
+        """Book what ``steps`` runs of a batch did; returns the requests that ended, their KV released.
+
+        ``tokens``: those of the last run. ``logprob_sums``: of the requests that ended, where the engine kept count.
+        """
+        for further in range(1, steps):
+            fits = pool.grow(self._block_due[(self.ticks + further) % BLOCK_TOKENS])
+            assert fits, "an engine ran more steps than there was memory for"
+        if logprob_sums is None:
+            self._add_logprobs(tokens)
+        self.ticks += steps
+        self._is_due_booked = False
+        if batch.chunks:
+            self._settle_chunks(batch, now)
+        ended = [self._leave(request, pool) for request, is_last in zip(tokens.requests, tokens.lasts, strict=True) if is_last]
+        for seq in ended:
+            if logprob_sums is not None:
+                seq.logprob_sum = logprob_sums[seq.request.id]
         return ended
+
+    def _add_logprobs(self, tokens: Tokens) -> None:
+        by_id = {seq.request.id: seq for seq in (*self._decoding, *self._reading)}
+        for request, logprob in zip(tokens.requests, tokens.logprobs, strict=True):
+            by_id[request].logprob_sum += logprob
+
+    def _settle_chunks(self, batch: Batch, now: Seconds) -> None:
+        """Chunks are those of the first reading requests, in order; who has read all begins to decode."""
+        done = 0
+        for seq, chunk in zip(self._reading, batch.chunks, strict=False):
+            assert seq.request.id == chunk.request, f"request {chunk.request} is not the one that reads"
+            seq.computed += chunk.count
+            if chunk.emits:
+                assert seq.computed == seq.known, f"request {chunk.request} emitted a token before its prompt was read"
+                seq.generated += 1
+                if seq.first_token_s is None:
+                    seq.first_token_s = now
+                self._join(seq)
+                done += 1
+        del self._reading[:done]
+
+    def _join(self, seq: Sequence) -> None:
+        seq.since = self.ticks
+        offset = seq.computed - self.ticks
+        self._decoding.append(seq)
+        self._ids.append(seq.request.id)
+        self._offsets.append(offset)
+        self._block_due[-offset % BLOCK_TOKENS] += 1
+
+    def _leave(self, request: RequestId, pool: MemoryPool) -> Sequence:
+        """Take a decoding request out, its counts brought up to date and its KV released."""
+        k = self._ids.index(request)
+        seq = self._drop(k)
+        pool.release(request, blocks_for(seq.computed))
+        return seq
+
+    def _drop(self, k: int) -> Sequence:
+        seq = self._decoding.pop(k)
+        del self._ids[k]
+        self._block_due[-self._offsets.pop(k) % BLOCK_TOKENS] -= 1
+        seq.catch_up(self.ticks)
+        seq.since = None
+        return seq
+
+    # -- giving up ------------------------------------------------------------------------------------------------
 
     def preempt(self, pool: MemoryPool, keep: int = 0) -> list[RequestId]:
         """Let running requests but the first ``keep`` give up their KV; they wait at the head, in their old order."""
         given_up: list[RequestId] = []
-        while len(self._running) > keep:
-            given_up.append(self._give_up(self._running[-1], pool))
+        while self.running > keep:
+            if self._reading:
+                given_up.append(self._give_up(self._reading[-1], pool, None))
+            else:
+                seq = self._decoding[-1]
+                seq.catch_up(self.ticks)
+                due = self._is_due_booked  # the block of the token that was to come next is held already
+                given_up.append(self._give_up(seq, pool, blocks_for(seq.computed + due)))
         return given_up
 
     def in_kv(self) -> list[tuple[RequestId, int]]:
         """Running requests and their tokens in KV, in order of admission."""
-        return [(seq.request.id, seq.computed) for seq in self._running]
+        for seq in self._decoding:
+            seq.catch_up(self.ticks)
+        return [(seq.request.id, seq.computed) for seq in (*self._decoding, *self._reading)]
 
-    def _give_up(self, seq: Sequence, pool: MemoryPool) -> RequestId:
-        self._running.remove(seq)
-        pool.release(seq.request.id)
+    def _give_up(self, seq: Sequence, pool: MemoryPool, blocks: int | None) -> RequestId:
+        if seq.since is not None:
+            self._drop(self._decoding.index(seq))
+        else:
+            self._reading.remove(seq)
+        pool.release(seq.request.id, blocks)
         seq.computed = 0
         seq.preemptions += 1
         self._waiting.appendleft(seq)

@@ -36,6 +36,10 @@ class Controller(Protocol):
         """Confidence breaches now on the counter (0 for controllers that keep none)."""
         ...
 
+    def breaches_over(self, steps: int) -> Sequence[int]:
+        """The counter behind each of the last ``steps`` steps observed."""
+        ...
+
     def decide(self, now: Seconds, status: Status) -> Directive: ...
     def observe(self, now: Seconds, run: Run, outcome: Outcome, served: Sequence[Served], started: int) -> None: ...
     def take_notes(self) -> list[Note]: ...
@@ -52,10 +56,13 @@ class FixedPlacement:
 
     def __post_init__(self) -> None:
         self.depth = self.model.layers if self.depth is None else self.depth
+        self._directive = Directive(Placement(self.model.name, self.depth), self.exits)
+
+    def breaches_over(self, steps: int) -> Sequence[int]:
+        return [0] * steps
 
     def decide(self, now: Seconds, status: Status) -> Directive:
-        assert self.depth is not None
-        return Directive(Placement(self.model.name, self.depth), self.exits)
+        return self._directive
 
     def observe(self, now: Seconds, run: Run, outcome: Outcome, served: Sequence[Served], started: int) -> None:
         """Nothing to learn."""

@@ -7,10 +7,11 @@ lists them. The controller sees outcomes only: no true length, no future exit, n
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
 
 from heliosim.errors import InputError, UnknownNameError
 from heliosim.serving.controller import Controller, Note
@@ -27,7 +28,11 @@ from heliosim.types import (
     Seconds,
     Served,
     Status,
+    Stride,
 )
+
+if TYPE_CHECKING:
+    from heliosim.types import Bools, Floats, Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,22 +103,65 @@ class BreachCounter:
 
     def __init__(self, kind: Literal["sliding", "tumbling", "none"], tokens: int) -> None:
         self.kind, self.tokens = kind, tokens
-        self._window: deque[bool] = deque()
+        self.reset()
+
+    def reset(self) -> None:
+        self._window = np.zeros(0, dtype=np.int64)
         self.count = 0
 
     def add(self, is_breach: bool) -> None:
-        if self.kind == "tumbling" and len(self._window) == self.tokens:
-            self.reset()
-        self.count += is_breach
+        self.add_all(np.array([is_breach]))
+
+    def add_all(self, breaches: Bools, limit: int | None = None) -> int | None:
+        """Count tokens in order, [n], and stop behind the first that makes the count exceed ``limit``: its index."""
+        counts = self.counts(breaches)
+        stop = None
+        if limit is not None and (over := counts > limit).any():
+            stop = int(over.argmax())
+            breaches, counts = breaches[: stop + 1], counts[: stop + 1]
+        if len(counts):
+            self.count = int(counts[-1])
+        self._remember(breaches)
+        return stop
+
+    def counts(self, breaches: Bools) -> Ints:
+        """What the counter would say behind each of these tokens, [n]; nothing changes."""
+        new = breaches.astype(np.int64)
+        if self.kind == "none":
+            return self.count + np.cumsum(new)
+        everything = np.concatenate((self._window, new))
+        total = np.cumsum(everything)
+        known = len(self._window)
+        if self.kind == "tumbling":
+            starts = np.arange(len(everything)) // self.tokens * self.tokens
+            before = np.where(starts > 0, total[np.maximum(starts, 1) - 1], 0)
+            return np.asarray((total - before)[known:])
+        gone = np.zeros_like(total)
+        gone[self.tokens :] = total[: -self.tokens] if len(total) > self.tokens else 0
+        return np.asarray((total - gone)[known:])
+
+    def _remember(self, breaches: Bools) -> None:
         if self.kind == "none":
             return
-        self._window.append(is_breach)
-        if self.kind == "sliding" and len(self._window) > self.tokens:
-            self.count -= self._window.popleft()
+        everything = np.concatenate((self._window, breaches.astype(np.int64)))
+        if self.kind == "sliding":
+            self._window = everything[-self.tokens :]
+        else:  # the group that is not yet full; a full one lasts until the next token
+            self._window = everything[(max(0, len(everything) - 1) // self.tokens) * self.tokens :]
 
-    def reset(self) -> None:
-        self._window.clear()
-        self.count = 0
+
+@dataclass(frozen=True)
+class BreachGuard:
+    """Trips at the step in which the counter, as it stands now, would exceed its limit."""
+
+    counter: BreachCounter
+    threshold: float
+    limit: int
+
+    def first_trip(self, confidences: Floats) -> int | None:
+        """confidences: [steps, rows]."""
+        over = self.counter.counts((confidences < self.threshold).ravel()) > self.limit
+        return int(over.argmax()) // confidences.shape[1] if over.any() else None
 
 
 @dataclass
@@ -143,6 +191,8 @@ class Helios:
             )
         self.table: dict[str, tuple[PhtRow, PhtRow]] = {}
         self.counter = BreachCounter(p.window, p.window_tokens)
+        self._guard = BreachGuard(self.counter, p.threshold, p.max_breaches)
+        self._trail: list[int] = []
         self._notes: list[Note] = []
         self._evaluating: int | None = None
         self._evaluation = Evaluation()
@@ -163,6 +213,9 @@ class Helios:
     def breaches(self) -> int:
         return self.counter.count
 
+    def breaches_over(self, steps: int) -> Sequence[int]:
+        return [*self._trail, *[self.counter.count] * (steps - len(self._trail))]
+
     def decide(self, now: Seconds, status: Status) -> Directive:
         if self._evaluating is None:
             return self._directive
@@ -177,19 +230,24 @@ class Helios:
             admit=0 if self._is_draining else self.parameters.probe_requests - self._probes_started,
             is_probe=not self._is_draining,
             reason="evaluate",
+            max_steps=1,
         )
 
     def observe(self, now: Seconds, run: Run, outcome: Outcome, served: Sequence[Served], started: int) -> None:
+        self._trail = []
         counted = [s for s in served if self.parameters.probes_count or not s.is_probe]
         self._served_since += len(counted)
         self._tokens_since += sum(s.output_tokens for s in counted)
         if self._evaluating is not None:
             self._observe_probe(run, outcome, served, started)
             return
+        is_counting = run.placement == self._directive.placement and run.exits.kind == "greedy"
+        if is_counting and outcome.stride is not None:
+            self._count_stride(outcome.stride)
         if self._is_reassessment_due():
             self._start_evaluation()
             return
-        if run.placement == self._directive.placement and run.exits.kind == "greedy":
+        if is_counting:
             self._count_breaches(outcome)
 
     def take_notes(self) -> list[Note]:
@@ -288,6 +346,7 @@ class Helios:
             exits=ExitRule(kind, self.parameters.threshold, self.parameters.batching),
             in_flight=self.parameters.in_flight,
             reason=reason,
+            guard=self._guard if is_partial else None,
         )
         self.counter.reset()
         self._note(reason, placement=str(placement))
@@ -295,12 +354,22 @@ class Helios:
     # -- step 5: breach -------------------------------------------------------------------------------------------
 
     def _count_breaches(self, outcome: Outcome) -> None:
-        p = self.parameters
-        for confidence in outcome.tokens.confidences:
-            self.counter.add(confidence < p.threshold)
-            if self.counter.count > p.max_breaches:
-                self._react()
-                return
+        """Tokens of one step; of a stride the last, those before it being counted already."""
+        stride = outcome.stride
+        seen = outcome.tokens.confidences if stride is None else stride.confidences[-1]  # type: ignore[index]
+        breaches = np.asarray(seen) < self.parameters.threshold
+        if self.counter.add_all(breaches, self.parameters.max_breaches) is not None:
+            self._react()
+
+    def _count_stride(self, stride: Stride) -> None:
+        """All steps of a stride but the last: the guard saw to it that none of them needs a reaction."""
+        assert stride.confidences is not None
+        before = stride.confidences[:-1] < self.parameters.threshold
+        if not len(before):
+            return
+        counts = self.counter.counts(before.ravel()).reshape(before.shape)
+        self._trail = [int(c) for c in counts[:, -1]]
+        self.counter.add_all(before.ravel())
 
     def _react(self) -> None:
         """Load more layers or switch to another candidate's partial model, whichever is expected to cost less."""

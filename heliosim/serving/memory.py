@@ -1,6 +1,7 @@
 """One pool of device memory for weights and KV, whose books balance.
 
-The pool counts; it holds nothing. Engines allocate what the pool grants, and tests compare the two.
+The pool counts; it holds nothing. Engines allocate what the pool grants, and tests compare the two. Decoding requests
+grow together, a block each every 16 steps: their growth is booked in one sum and settled when a request leaves.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ class MemoryPool:
         self.weights_bytes: Bytes = 0
         self.block_bytes: Bytes = 0
         self._held: dict[RequestId, int] = {}
+        self._grown = 0
         self.used_blocks = 0
 
     @property
@@ -62,6 +64,7 @@ class MemoryPool:
     def clear(self) -> None:
         """Give up the weights (a server that stops). Every request must have been released."""
         assert not self._held, f"requests still hold KV: {sorted(self._held)[:5]}"
+        assert not self._grown, f"{self._grown} blocks of growth are nobody's"
         self.weights_bytes = 0
 
     def holds(self, request: RequestId) -> int:
@@ -81,13 +84,30 @@ class MemoryPool:
         self.used_blocks += more
         return True
 
-    def release(self, request: RequestId) -> None:
-        """Give back every block of a request; nothing if it holds none."""
-        self.used_blocks -= self._held.pop(request, 0)
+    def grow(self, blocks: int) -> bool:
+        """Let the requests that hold KV hold ``blocks`` more between them. False, and nothing changed, if too many."""
+        if blocks > self.free_blocks:
+            return False
+        self._grown += blocks
+        self.used_blocks += blocks
+        return True
+
+    def attribute(self, request: RequestId, blocks: int) -> None:
+        """Book as one request's own what it holds of the common growth: ``blocks`` in all."""
+        self._grown -= blocks - self._held[request]
+        self._held[request] = blocks
+
+    def release(self, request: RequestId, blocks: int | None = None) -> None:
+        """Give back every block of a request; nothing if it holds none. ``blocks``: what it holds with its growth."""
+        held = self._held.pop(request, 0)
+        total = held if blocks is None else blocks
+        self._grown -= total - held
+        self.used_blocks -= total
 
     def check(self) -> None:
         """Raise AssertionError if the books do not balance."""
-        assert self.used_blocks == sum(self._held.values()), (self.used_blocks, self._held)
+        assert self.used_blocks == sum(self._held.values()) + self._grown, (self.used_blocks, self._grown, self._held)
+        assert self._grown >= 0, self._grown
         assert self.used_blocks >= 0
         assert self.weights_bytes + self.kv_used_bytes <= self.total_bytes, (
             f"{self.weights_bytes} + {self.kv_used_bytes} > {self.total_bytes}"

@@ -7,12 +7,13 @@ clock.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from heliosim.errors import MemoryBudgetError
 from heliosim.recorder import Recorder
-from heliosim.serving.batcher import Batcher, Planned, Sequence
+from heliosim.serving.batcher import Batcher, Planned
+from heliosim.serving.batcher import Sequence as Going
 from heliosim.serving.controller import Controller
 from heliosim.serving.memory import MemoryPool
 from heliosim.types import (
@@ -29,11 +30,16 @@ from heliosim.types import (
     Served,
     Status,
     StepRecord,
+    Stride,
+    StrideRecord,
 )
 
 
+_IDLE = Idle()
+
+
 class Server:
-    """``models`` are the sizes of every model a controller may name."""
+    """``models`` are the sizes of every model a controller may name. ``max_stride``: steps an engine may do per action."""
 
     def __init__(
         self,
@@ -42,6 +48,7 @@ class Server:
         pool: MemoryPool,
         models: Mapping[str, ModelSpec],
         recorder: Recorder,
+        max_stride: int = 1,
     ) -> None:
         self.controller, self.batcher, self.pool, self.models, self.recorder = (
             controller,
@@ -50,6 +57,7 @@ class Server:
             models,
             recorder,
         )
+        self.max_stride = max_stride
         self.placement: Placement | None = None
         self.max_context = min(spec.max_context for spec in models.values())
         self._directive: Directive | None = None
@@ -73,43 +81,56 @@ class Server:
     def submit(self, request: Request, now: Seconds) -> None:
         """Take a request. One that no context window holds is refused at once (see ``take_refused``)."""
         if request.prompt_tokens + request.max_tokens > self.max_context:
-            self._refuse(Sequence(request), "longer than the context window", now)
+            self._refuse(Going(request), "longer than the context window", now)
             return
         self.batcher.add(request)
 
-    def next_action(self, now: Seconds) -> Action:
-        """What to do now. A wanted change of placement waits for running requests, or takes their KV, as directed."""
+    def next_action(self, now: Seconds, next_arrival_s: Seconds | None = None) -> Action:
+        """What to do now. A wanted change of placement waits for running requests, or takes their KV, as directed.
+
+        ``next_arrival_s``: when the driver must speak again, known to it alone; a stride of steps ends there.
+        """
         if self._is_empty and self.placement is not None:
-            return Idle()
+            return _IDLE
         directive = self.controller.decide(now, self.status(now))
         self._take_notes(now)
+        within = None if next_arrival_s is None else next_arrival_s - now
         if directive.placement != self.placement:
             if self.batcher.running and directive.in_flight == "boundary" and self._directive is not None:
-                action = self._run(self._directive, now, admit=0)
+                action = self._run(self._directive, now, within, admit=0)
                 if action is not None:
                     return action
             return self._load(directive, now)
         self._directive = directive
         refused = len(self._refused)
-        action = self._run(directive, now, admit=directive.admit)
+        action = self._run(directive, now, within, admit=directive.admit)
         if action is None and len(self._refused) > refused:
-            return self.next_action(now)  # those the controller waited for may be the ones just refused
-        return action or Idle()
+            return self.next_action(now, next_arrival_s)  # the controller may have waited for those just refused
+        return action or _IDLE
 
     def complete(self, action: Run | Load, outcome: Outcome, now: Seconds) -> list[Served]:
         """Book an action that ended at ``now``; returns the requests that ended with it."""
         if isinstance(action, Load):
-            self._record(action, outcome, now, self.pool.kv_used_bytes)
+            self._record_step(action, outcome, now, self.pool.kv_used_bytes)
             return []
-        kv_used = self.pool.kv_used_bytes  # before ended requests give theirs back: what the step really held
-        ended = self.batcher.settle(action.batch, outcome.tokens, self.pool, now)
+        stride = outcome.stride
+        steps = 1 if stride is None else len(stride)
+        # What each step really held: before ended requests give theirs back.
+        kv_used = [b * self.pool.block_bytes for b in self.batcher.blocks_over(self.pool, steps)]
+        ended = self.batcher.settle(
+            action.batch, outcome.tokens, self.pool, now, steps=steps, logprob_sums=outcome.logprob_sums
+        )
         served = [self._served(seq, now, "finished", "") for seq in ended]
         self.controller.observe(now, action, _as_seen_live(outcome), served, self._started)
         self._started = 0
-        self.recorder.tokens(now, action, outcome)
+        if stride is None:
+            self.recorder.tokens(now, action, outcome)
         for record in served:
             self.recorder.served(record)
-        self._record(action, outcome, now, kv_used)
+        if stride is None:
+            self._record_step(action, outcome, now, kv_used[0])
+        else:
+            self._record_stride(action, outcome, stride, now, kv_used, self.controller.breaches_over(steps))
         self._take_notes(now)
         return served
 
@@ -129,13 +150,21 @@ class Server:
     def _is_empty(self) -> bool:
         return not self.batcher.waiting and not self.batcher.running
 
-    def _run(self, directive: Directive, now: Seconds, *, admit: int | None) -> Run | None:
+    def _run(
+        self, directive: Directive, now: Seconds, within_s: Seconds | None, *, admit: int | None
+    ) -> Run | None:
         plan = self.batcher.next_batch(self.pool, now=now, admit=admit, is_probe=directive.is_probe)
         self._book(plan, now)
         if plan.batch is None:
             return None
         assert self.placement is not None
-        return Run(self.placement, directive.exits, plan.batch, self._take_evicted(), directive.is_probe)
+        evicted = self._take_evicted() if self._evicted else ()
+        steps = min(plan.max_steps, self.max_stride, directive.max_steps or plan.max_steps)
+        if steps == 1:
+            return Run(self.placement, directive.exits, plan.batch, evicted, directive.is_probe)
+        return Run(
+            self.placement, directive.exits, plan.batch, evicted, directive.is_probe, steps, within_s, directive.guard
+        )
 
     def _book(self, plan: Planned, now: Seconds) -> None:
         self._evicted += plan.evicted
@@ -171,12 +200,12 @@ class Server:
         evicted, self._evicted = tuple(self._evicted), []
         return evicted
 
-    def _refuse(self, seq: Sequence, reason: str, now: Seconds) -> None:
+    def _refuse(self, seq: Going, reason: str, now: Seconds) -> None:
         record = self._served(seq, now, "refused", reason)
         self._refused.append(record)
         self.recorder.served(record)
 
-    def _served(self, seq: Sequence, now: Seconds, status: str, refusal: str) -> Served:
+    def _served(self, seq: Going, now: Seconds, status: str, refusal: str) -> Served:
         return Served(
             id=seq.request.id,
             arrival_s=seq.request.arrival_s,
@@ -198,26 +227,21 @@ class Server:
         for note in self.controller.take_notes():
             self.recorder.event(now, note.kind, dict(note.detail))
 
-    def _record(self, action: Run | Load, outcome: Outcome, now: Seconds, kv_used: int) -> None:
-        rows = action.batch if isinstance(action, Run) else None
-        decode = 0
-        if rows is not None:
-            decode = sum(
-                1 for s, n, e in zip(rows.starts, rows.counts, rows.emits, strict=True) if s > 0 and n == 1 and e
-            )
-        tokens = sum(rows.counts) if rows else 0
+    def _record_step(self, action: Run | Load, outcome: Outcome, now: Seconds, kv_used: int) -> None:
+        batch = action.batch if isinstance(action, Run) else None
+        decode = batch.decode_rows if batch is not None else 0
         self.recorder.step(
             StepRecord(
                 start_s=now - outcome.seconds,
                 seconds=outcome.seconds,
-                kind="run" if isinstance(action, Run) else "load",
+                kind="run" if batch is not None else "load",
                 reason=action.reason if isinstance(action, Load) else "",
                 model=action.placement.model,
                 depth=action.placement.depth,
                 layers_run=outcome.layers_run,
-                rows=len(rows) if rows else 0,
+                rows=len(batch) if batch is not None else 0,
                 decode_rows=decode,
-                prefill_tokens=tokens - decode,
+                prefill_tokens=batch.tokens - decode if batch is not None else 0,
                 tokens_out=len(outcome.tokens),
                 waiting=self.batcher.waiting,
                 running=self.batcher.running,
@@ -230,12 +254,36 @@ class Server:
             )
         )
 
+    def _record_stride(
+        self, action: Run, outcome: Outcome, stride: Stride, now: Seconds, kv_used: list[int], breaches: Sequence[int]
+    ) -> None:
+        rows = len(action.batch)
+        self.recorder.stride(
+            StrideRecord(
+                start_s=now - outcome.seconds,
+                stride=stride,
+                requests=action.batch.decoding,
+                model=action.placement.model,
+                depth=action.placement.depth,
+                waiting=self.batcher.waiting,
+                running=[rows] * (len(stride) - 1) + [self.batcher.running],
+                weights_bytes=self.pool.weights_bytes,
+                kv_used_bytes=kv_used,
+                kv_total_bytes=self.pool.kv_total_bytes,
+                breaches=breaches,
+                is_probe=action.is_probe,
+            )
+        )
+
 
 def _as_seen_live(outcome: Outcome) -> Outcome:
     """An outcome without what only a simulated engine knows: whether the full model would have agreed."""
-    if outcome.tokens.agrees is None:
-        return outcome
-    return replace(outcome, tokens=replace(outcome.tokens, agrees=None))
+    tokens, stride = outcome.tokens, outcome.stride
+    if tokens.agrees is not None:
+        outcome = replace(outcome, tokens=replace(tokens, agrees=None))
+    if stride is not None and stride.agrees is not None:
+        outcome = replace(outcome, stride=replace(stride, agrees=None))
+    return outcome
 
 
 def require_placeable(spec: ModelSpec, depth: int, budget_bytes: int) -> None:

@@ -48,39 +48,39 @@ def test_source_names(placement: Placement, kind: str, expected: str) -> None:
     assert source_name(placement, ExitRule(kind), 6) == expected  # type: ignore[arg-type]
 
 
+def leave(t: Text, placement: Placement, rule: ExitRule) -> list[tuple[int, float, bool]]:
+    """Exit layer, confidence and agreement of each token."""
+    walk = behaviour().walk(t, placement, rule)
+    assert walk.logprobs == pytest.approx(np.log(walk.confidences))
+    return list(zip(walk.exit_layers.tolist(), walk.confidences.tolist(), walk.agrees.tolist(), strict=True))
+
+
 def test_a_token_leaves_at_the_first_confident_exit() -> None:
-    b, t, rule = behaviour(), text(), ExitRule("threshold", 0.8)
-    left = [b.token(t, k, FULL, rule, 6) for k in range(4)]
+    left = leave(text(), FULL, ExitRule("threshold", 0.8))
     assert [e for e, _, _ in left] == [2, 4, 6, 2]
     assert [c for _, c, _ in left] == pytest.approx([0.9, 0.85, 0.7, 0.8])
     assert [a for _, _, a in left] == [True, True, True, True]
 
 
 def test_a_token_never_leaves_below_the_resident_depth_unconfident() -> None:
-    left = [behaviour().token(text(), k, PARTIAL, ExitRule("threshold", 0.8), 6) for k in range(4)]
+    left = leave(text(), PARTIAL, ExitRule("threshold", 0.8))
     assert [e for e, _, _ in left] == [2, 4, 4, 2]
     assert left[2][1] == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize("kind", ["none", "greedy"])
 def test_without_a_threshold_every_token_leaves_at_the_depth(kind: str) -> None:
-    left = [behaviour().token(text(), k, PARTIAL, ExitRule(kind), 6) for k in range(4)]  # type: ignore[arg-type]
+    left = leave(text(), PARTIAL, ExitRule(kind))  # type: ignore[arg-type]
     assert [e for e, _, _ in left] == [4] * 4
     assert [a for _, _, a in left] == AGREES["m@4"]
-
-
-def test_positions_beyond_the_text_wrap_around() -> None:
-    rule = ExitRule("threshold", 0.8)
-    assert behaviour().token(text(), 9, FULL, rule, 6) == behaviour().token(text(), 1, FULL, rule, 6)
 
 
 def test_what_a_run_observed_goes_before_the_scores_under_its_own_placement_only() -> None:
     seen = text(observed={1: (FULL, 6, 0.33)})
     rule = ExitRule("threshold", 0.8)
-    assert behaviour().token(seen, 1, FULL, rule, 6) == (6, 0.33, True)
-    assert behaviour().token(seen, 1, PARTIAL, rule, 6)[0] == 4
-    assert behaviour().token(seen, 0, FULL, rule, 6)[0] == 2
-    assert behaviour().token(seen, 5, FULL, rule, 6)[0] == 4, "a wrapped position was never observed"
+    assert leave(seen, FULL, rule)[1] == (6, 0.33, True)
+    assert leave(seen, PARTIAL, rule)[1][0] == 4
+    assert leave(seen, FULL, rule)[0][0] == 2
 
 
 def test_a_request_meets_one_prompt_of_its_task_whatever_else_changes() -> None:

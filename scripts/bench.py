@@ -1,0 +1,228 @@
+"""How fast the simulator is: CPU seconds, memory and start-up of whole processes, beside a bare SimPy loop.
+
+The workload: Poisson arrivals at 10 requests/s, prompts of 512 tokens, outputs uniform on 128 to 256, one replica of a
+7B model on an A100-80GB (a roofline, not a measurement), batches of up to 128 rows, 512 tokens per step with chunked
+prefill, per-request metrics and per-step records on. ``exits`` adds a second model, per-token exits and HELIOS.
+
+    python scripts/bench.py [--sizes 1000,16000] [--json FILE]
+
+Times are machine-dependent; the ratios to the bare loop, which runs in turn with the rest, are what to compare.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+RATE_PER_S, PROMPT_TOKENS, OUTPUT_TOKENS = 10.0, 512, (128, 256)
+MAX_BATCH, TOKEN_BUDGET = 128, 512
+CASES = ("bare-simpy", "no-exits", "exits")
+TEXT_TOKENS, TEXTS = 256, 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--sizes", default="1000,16000,100000", help="numbers of requests")
+    parser.add_argument("--json", type=Path, default=None, help="write the figures here too")
+    parser.add_argument("--case", choices=CASES, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--requests", type=int, default=0, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.case:
+        print(json.dumps(run_case(given.case, given.requests)))
+        return
+    rows = [measure(case, int(size)) for size in given.sizes.split(",") for case in CASES]
+    print_rows(rows)
+    if given.json:
+        given.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def measure(case: str, requests: int) -> dict[str, float | str]:
+    """One case in a process of its own: what it reports, its CPU seconds and its peak memory."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, __file__, "--case", case, "--requests", str(requests)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        sys.exit(done.stderr)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    found = json.loads(done.stdout)
+    cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return {"case": case, "requests": requests, "process_cpu_s": cpu, **found}
+
+
+def run_case(case: str, requests: int) -> dict[str, float]:
+    run = {"bare-simpy": bare_simpy, "no-exits": no_exits, "exits": with_exits}[case]
+    started = time.process_time()
+    counts = run(requests)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"start_up_cpu_s": counts.pop("ready_s"), "run_cpu_s": time.process_time() - started, "peak_bytes": peak} | counts
+
+
+def bare_simpy(requests: int) -> dict[str, float]:
+    """The same arrivals and lengths; every step is one timeout and a few additions. No memory, no records, no exits."""
+    import numpy as np
+    import simpy
+
+    ready = time.process_time()
+    rng = np.random.default_rng(0)
+    times = np.cumsum(rng.exponential(1 / RATE_PER_S, requests)).tolist()
+    lengths = rng.integers(*OUTPUT_TOKENS, requests, endpoint=True).tolist()
+    env = simpy.Environment()
+    counted = {"steps": 0, "tokens": 0}
+
+    def serve() -> object:
+        at, ends, tick, context = 0, [], 0, 0
+        while at < requests or ends:
+            if not ends and times[at] > env.now:
+                yield env.timeout(times[at] - env.now)
+            budget = TOKEN_BUDGET - len(ends)
+            while at < requests and times[at] <= env.now and len(ends) < MAX_BATCH and budget > 0:
+                ends.append(tick + 2 + lengths[at])
+                context += PROMPT_TOKENS
+                budget -= PROMPT_TOKENS
+                at += 1
+            tick += 1
+            context += len(ends)
+            yield env.timeout(0.0075 + 2.6e-7 * context)
+            counted["steps"] += 1
+            counted["tokens"] += len(ends)
+            ends = [end for end in ends if end > tick]
+
+    env.process(serve())
+    env.run()
+    return {"ready_s": ready, **counted}
+
+
+def model(name: str, layers: int, hidden: int, exits: tuple[int, ...]):  # type: ignore[no-untyped-def]
+    from heliosim.types import ModelSpec
+
+    return ModelSpec(
+        name=name, layers=layers, exits=exits, kind="anywhere", layer_bytes=24 * hidden * hidden,
+        base_bytes=4 * 32_000 * hidden, kv_bytes_per_token_layer=4 * hidden, hidden_bytes=2 * hidden,
+        max_context=4096, vocabulary="llama",
+    )  # fmt: skip
+
+
+def roofline(spec):  # type: ignore[no-untyped-def]
+    """Step cost of a model on 2.0 TB/s and 190 TFLOP/s: weights once per step, arithmetic per token, KV per context."""
+    from heliosim.costs import TERMS, StepCost
+
+    seconds = dict.fromkeys(TERMS, 0.0) | {
+        "step": 1e-3,
+        "row": 2e-6,
+        "layer": spec.layer_bytes / 2.0e12,
+        "layer_token_more": spec.layer_bytes / 190e12,
+        "layer_decode_kv": spec.kv_bytes_per_token_layer / 2.0e12,
+        "layer_prefill_kv": spec.kv_bytes_per_token_layer / 100e12,
+        "check": 1.5e-4,
+    }
+    return StepCost(tuple(seconds[t] for t in TERMS), 4096, 4096, 8192)
+
+
+def arrivals(requests: int):  # type: ignore[no-untyped-def]
+    from heliosim.streams import stream
+    from heliosim.types import Arrival, Content, Request, tick
+
+    times = stream(0, "arrivals").exponential(1 / RATE_PER_S, requests).cumsum().tolist()
+    lengths = stream(0, "lengths").integers(*OUTPUT_TOKENS, requests, endpoint=True).tolist()
+    return [
+        Arrival(Request(k, tick(t), PROMPT_TOKENS, OUTPUT_TOKENS[1]), Content("", None, n))
+        for k, (t, n) in enumerate(zip(times, lengths, strict=True))
+    ]
+
+
+def no_exits(requests: int) -> dict[str, float]:
+    """Vanilla decoding of one model; no behaviour, so no token is recorded."""
+    from heliosim.serving.controller import vanilla
+
+    spec = model("7b", 32, 4096, (8, 16, 24, 32))
+    return simulate(requests, vanilla(spec), {spec.name: spec}, None)
+
+
+def with_exits(requests: int) -> dict[str, float]:
+    """HELIOS over a 7B and a 3B model with per-token exits replayed from made-up texts."""
+    import numpy as np
+
+    from heliosim.behaviour import Behaviour, Text
+    from heliosim.serving.helios import Helios, HeliosParameters
+    from heliosim.serving.repository import Candidate, Performance, Repository
+
+    specs = {s.name: s for s in (model("7b", 32, 4096, (8, 16, 24, 32)), model("3b", 28, 3072, (7, 14, 21, 28)))}
+    rng = np.random.default_rng(1)
+    texts = {}
+    for name, spec in specs.items():
+        for source in (f"{name}:threshold", f"{name}:full", *(f"{name}:greedy@{e}" for e in spec.exits[:-1])):
+            for k in range(TEXTS):
+                hard = rng.random(TEXT_TOKENS)
+                confidence = {
+                    f"{n}@{e}": np.clip(1.15 - hard * (1.2 - e / s.layers), 0, 1).astype(np.float32)
+                    for n, s in specs.items() for e in s.exits
+                }  # fmt: skip
+                agrees = {key: c > 0.5 for key, c in confidence.items()}
+                texts[f"text-{k}", source] = Text("", PROMPT_TOKENS, TEXT_TOKENS, None, confidence, agrees)
+    behaviour = Behaviour(texts, {"": [f"text-{k}" for k in range(TEXTS)]}, {n: s.exits for n, s in specs.items()})
+    offline = {
+        n: {e: Performance(1000.0 * s.layers / e, 0.1, 1.5 + (s.layers - e) / 100, None) for e in s.exits}
+        for n, s in specs.items()
+    }
+    shares = {n: behaviour.exit_shares(n, f"{n}:threshold", 0.8) for n in specs}
+    candidates = {n: Candidate(s, offline[n], shares[n]) for n, s in specs.items()}
+    repository = Repository(candidates, 80 * 10**9, lambda _old, _new: 0.5)
+    return simulate(requests, Helios(repository, HeliosParameters()), specs, behaviour)
+
+
+def simulate(requests: int, controller, specs, behaviour) -> dict[str, float]:  # type: ignore[no-untyped-def]
+    from heliosim.costs import LOAD_TERMS
+    from heliosim.engines.sim import SimEngine
+    from heliosim.formats.results import RunInfo, RunResults
+    from heliosim.metrics import summarise
+    from heliosim.recorder import TableRecorder
+    from heliosim.runs import ANY_STRIDE
+    from heliosim.serving.batcher import ContinuousBatcher
+    from heliosim.serving.memory import MemoryPool
+    from heliosim.serving.server import Server
+    from heliosim.simulate import simulate_server
+    from heliosim.workload import OpenLoop
+
+    ready = time.process_time()
+    costs = {n: roofline(s) for n, s in specs.items()}
+    loads = {n: dict.fromkeys(LOAD_TERMS, 0.0) | {"weights_byte": 1 / 20e9} for n in specs}
+    engine = SimEngine(specs, costs, loads, behaviour, seed=0)
+    recorder = TableRecorder(keep_tokens=False)
+    batcher = ContinuousBatcher(MAX_BATCH, TOKEN_BUDGET)
+    server = Server(controller, batcher, MemoryPool(72 * 10**9), specs, recorder, ANY_STRIDE)
+    simulate_server(server, engine, OpenLoop(arrivals(requests)))
+    info = RunInfo(
+        name="bench", mode="simulated", clock="simulated", seed=0, scenario_hash="", profile_hash="", versions={}
+    )
+    summary = summarise(RunResults.of(recorder, info, "", tasks={}, host={}))
+    return {"ready_s": ready, "steps": summary.steps, "tokens": summary.total_output_tokens}
+
+
+def print_rows(rows: list[dict[str, float | str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Simulator speed, whole processes")
+    for name in ("case", "requests", "CPU s", "of the bare loop", "start-up, CPU s", "requests per CPU s", "steps per CPU s",
+                 "tokens per CPU s", "kB per request"):  # fmt: skip
+        table.add_column(name, justify="left" if name == "case" else "right")
+    least = {case: min(float(r["peak_bytes"]) for r in rows if r["case"] == case) for case in CASES}
+    for row in rows:
+        bare = next(float(r["process_cpu_s"]) for r in rows if (r["case"], r["requests"]) == (CASES[0], row["requests"]))
+        cpu, requests = float(row["process_cpu_s"]), float(row["requests"])
+        table.add_row(
+            str(row["case"]), f"{requests:,.0f}", f"{cpu:.2f}", f"{cpu / bare:.2f}x", f"{float(row['start_up_cpu_s']):.2f}",
+            f"{requests / cpu:,.0f}", f"{float(row['steps']) / cpu:,.0f}", f"{float(row['tokens']) / cpu:,.0f}",
+            f"{(float(row['peak_bytes']) - least[str(row['case'])]) / requests / 1e3:.1f}",
+        )  # fmt: skip
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    main()
