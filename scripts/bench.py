@@ -46,7 +46,9 @@ def measure(case: str, requests: int) -> dict[str, float | str]:
     """One case in a process of its own: what it reports, its CPU seconds and its peak memory."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, __file__, "--case", case, "--requests", str(requests)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     if done.returncode:
         sys.exit(done.stderr)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -60,7 +62,11 @@ def run_case(case: str, requests: int) -> dict[str, float]:
     started = time.process_time()
     counts = run(requests)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"start_up_cpu_s": counts.pop("ready_s"), "run_cpu_s": time.process_time() - started, "peak_bytes": peak} | counts
+    return {
+        "start_up_cpu_s": counts.pop("ready_s"),
+        "run_cpu_s": time.process_time() - started,
+        "peak_bytes": peak,
+    } | counts
 
 
 def bare_simpy(requests: int) -> dict[str, float]:
@@ -214,7 +220,9 @@ def print_rows(rows: list[dict[str, float | str]]) -> None:
         table.add_column(name, justify="left" if name == "case" else "right")
     least = {case: min(float(r["peak_bytes"]) for r in rows if r["case"] == case) for case in CASES}
     for row in rows:
-        bare = next(float(r["process_cpu_s"]) for r in rows if (r["case"], r["requests"]) == (CASES[0], row["requests"]))
+        bare = next(
+            float(r["process_cpu_s"]) for r in rows if (r["case"], r["requests"]) == (CASES[0], row["requests"])
+        )
         cpu, requests = float(row["process_cpu_s"]), float(row["requests"])
         table.add_row(
             str(row["case"]), f"{requests:,.0f}", f"{cpu:.2f}", f"{cpu / bare:.2f}x", f"{float(row['start_up_cpu_s']):.2f}",

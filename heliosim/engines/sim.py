@@ -232,7 +232,9 @@ class SimEngine:
         key = (going.sequence, placement, exits)
         found = self._walks.get(key)
         if found is None:
-            text = self.behaviour.text(going.sequence, source_name(placement, exits, self.models[placement.model].layers))
+            text = self.behaviour.text(
+                going.sequence, source_name(placement, exits, self.models[placement.model].layers)
+            )
             found = self._walks[key] = (text, self.behaviour.walk(text, placement, exits))
         text, going.walk = found
         going.length = limit if going.content.output_tokens or text.end is None else min(limit, text.end)
@@ -340,7 +342,13 @@ class SimEngine:
         if grid is not None:
             cut = slice(0, steps)
             stride = Stride(
-                seconds, layers, energies, grid.exit_layers[cut], grid.confidences[cut], grid.logprobs[cut], grid.agrees[cut]
+                seconds,
+                layers,
+                energies,
+                grid.exit_layers[cut],
+                grid.confidences[cut],
+                grid.logprobs[cut],
+                grid.agrees[cut],
             )
         energy = None if energies is None else sum(energies)
         return Outcome(total, tokens, layers[-1], energy, stride, ended)

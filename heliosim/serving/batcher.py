@@ -270,7 +270,11 @@ class ContinuousBatcher:
         self._is_due_booked = False
         if batch.chunks:
             self._settle_chunks(batch, now)
-        ended = [self._leave(request, pool) for request, is_last in zip(tokens.requests, tokens.lasts, strict=True) if is_last]
+        ended = [
+            self._leave(request, pool)
+            for request, is_last in zip(tokens.requests, tokens.lasts, strict=True)
+            if is_last
+        ]
         for seq in ended:
             if logprob_sums is not None:
                 seq.logprob_sum = logprob_sums[seq.request.id]

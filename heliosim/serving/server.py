@@ -34,7 +34,6 @@ from heliosim.types import (
     StrideRecord,
 )
 
-
 _IDLE = Idle()
 
 
@@ -150,9 +149,7 @@ class Server:
     def _is_empty(self) -> bool:
         return not self.batcher.waiting and not self.batcher.running
 
-    def _run(
-        self, directive: Directive, now: Seconds, within_s: Seconds | None, *, admit: int | None
-    ) -> Run | None:
+    def _run(self, directive: Directive, now: Seconds, within_s: Seconds | None, *, admit: int | None) -> Run | None:
         plan = self.batcher.next_batch(self.pool, now=now, admit=admit, is_probe=directive.is_probe)
         self._book(plan, now)
         if plan.batch is None:

@@ -45,7 +45,9 @@ def test_serving_imports_only_the_standard_library_numpy_and_its_own_layer(path:
     allowed = ("heliosim.types", "heliosim.errors", "heliosim.recorder", "heliosim.serving")
     for name in imported(path.read_text(encoding="utf-8")):
         is_ours = name.partition(".")[0] == "heliosim"
-        assert name.startswith(allowed) if is_ours else name.partition(".")[0] in (*sys.stdlib_module_names, "numpy"), name
+        assert name.startswith(allowed) if is_ours else name.partition(".")[0] in (*sys.stdlib_module_names, "numpy"), (
+            name
+        )
 
 
 def test_serving_never_asks_the_time() -> None:
