@@ -54,8 +54,8 @@ class Tables:
 class TableRecorder:
     """Keeps everything in memory, in the order it was told.
 
-    ``keep_tokens``: whether to keep a row per token, which long simulations may not want. ``tokens`` of a step belong to
-    the step recorded next: a server reports the tokens first; a stride brings its own. A step of kind
+    ``keep_tokens``: whether to keep a row per token, which long simulations may not want. ``tokens`` of a step belong
+    to the step recorded next: a server reports the tokens first; a stride brings its own. A step of kind
     ``load`` also becomes an event ``transition`` at the load's start, with the placements before and after
     it, the reason, and the seconds it took.
     """

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -141,7 +142,7 @@ def is_saturated(
         return False
     order = np.argsort(np.asarray(arrival_s, dtype=np.float64), kind="stable")
     quarters = [float(q.mean()) for q in np.array_split(np.asarray(delay_s, dtype=np.float64)[order], 4)]
-    return all(later > earlier for earlier, later in zip(quarters, quarters[1:], strict=False))
+    return all(later > earlier for earlier, later in pairwise(quarters))
 
 
 @dataclass(frozen=True)

@@ -102,8 +102,9 @@ class ExitRule:
 class Directive:
     """A controller's answer: what should be resident, how tokens leave, and what to do with requests in flight.
 
-    ``admit``: how many waiting requests may still start under this directive (None: any number). ``max_steps``: how many
-    steps may be done before the controller is asked again (None: until something happens); ``guard``: what must happen.
+    ``admit``: how many waiting requests may still start under this directive (None: any number). ``max_steps``: how
+    many steps may be done before the controller is asked again (None: until something happens); ``guard``: what must
+    happen.
     """
 
     placement: Placement
@@ -118,7 +119,7 @@ class Directive:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A row that reads ``count`` tokens of ``request`` behind the ``start`` in its KV; ``emits``: the last yields one."""
+    """A row that reads ``count`` tokens behind the ``start`` in its KV; ``emits``: the last of them yields a new one."""
 
     request: RequestId
     start: int
@@ -134,10 +135,11 @@ class Chunk:
 class Batch:
     """The rows of one step: decode rows, then prefill chunks.
 
-    ``decoding``: requests that compute their newest token and yield the next; the k-th has ``ticks + offsets[k]`` tokens
-    in its KV. Decoding requests move on together, so a long run of steps changes ``ticks`` and nothing else. As parallel
-    tuples of length B: row i computes ``counts[i]`` tokens of ``requests[i]`` behind the ``starts[i]`` tokens already in
-    its KV; if ``emits[i]`` the last of them yields a new token.
+    ``decoding``: requests that compute their newest token and yield the next; the k-th has ``ticks + offsets[k]``
+    tokens in its KV. Decoding requests move on together, so a long run of steps changes ``ticks`` and nothing else.
+
+    As parallel tuples of length B: row i computes ``counts[i]`` tokens of ``requests[i]`` behind the ``starts[i]``
+    tokens already in its KV; if ``emits[i]`` the last of them yields a new token.
     """
 
     __slots__ = ("chunks", "decoding", "offsets", "ticks")
@@ -307,8 +309,8 @@ class Stride:
 class Outcome:
     """What an action did. ``seconds`` is on the driver's clock; ``layers_run`` the deepest layer the step executed.
 
-    ``stride``: the steps, if there were several; ``tokens`` then are those of the last one, ``seconds`` and ``energy_j``
-    sums over all. ``logprob_sums``: of the requests that ended, where the engine keeps count.
+    ``stride``: the steps, if there were several; ``tokens`` then are those of the last one, ``seconds`` and
+    ``energy_j`` sums over all. ``logprob_sums``: of the requests that ended, where the engine keeps count.
     """
 
     seconds: Seconds

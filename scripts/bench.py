@@ -215,20 +215,19 @@ def print_rows(rows: list[dict[str, float | str]]) -> None:
     from rich.table import Table
 
     table = Table(title="Simulator speed, whole processes")
-    for name in ("case", "requests", "CPU s", "of the bare loop", "start-up, CPU s", "requests per CPU s", "steps per CPU s",
-                 "tokens per CPU s", "kB per request"):  # fmt: skip
+    headers: tuple[str, ...] = ("case", "requests", "CPU s", "of the bare loop", "start-up, CPU s")
+    headers += ("requests per CPU s", "steps per CPU s", "tokens per CPU s", "kB per request")
+    for name in headers:
         table.add_column(name, justify="left" if name == "case" else "right")
     least = {case: min(float(r["peak_bytes"]) for r in rows if r["case"] == case) for case in CASES}
     for row in rows:
-        bare = next(
-            float(r["process_cpu_s"]) for r in rows if (r["case"], r["requests"]) == (CASES[0], row["requests"])
-        )
+        bare = next(r for r in rows if (r["case"], r["requests"]) == (CASES[0], row["requests"]))
         cpu, requests = float(row["process_cpu_s"]), float(row["requests"])
-        table.add_row(
-            str(row["case"]), f"{requests:,.0f}", f"{cpu:.2f}", f"{cpu / bare:.2f}x", f"{float(row['start_up_cpu_s']):.2f}",
-            f"{requests / cpu:,.0f}", f"{float(row['steps']) / cpu:,.0f}", f"{float(row['tokens']) / cpu:,.0f}",
-            f"{(float(row['peak_bytes']) - least[str(row['case'])]) / requests / 1e3:.1f}",
-        )  # fmt: skip
+        memory = (float(row["peak_bytes"]) - least[str(row["case"])]) / requests
+        ratio, start_up = cpu / float(bare["process_cpu_s"]), float(row["start_up_cpu_s"])
+        rates = [f"{float(count) / cpu:,.0f}" for count in (requests, row["steps"], row["tokens"])]
+        cells = [f"{requests:,.0f}", f"{cpu:.2f}", f"{ratio:.2f}x", f"{start_up:.2f}", *rates, f"{memory / 1e3:.1f}"]
+        table.add_row(str(row["case"]), *cells)
     Console(width=140).print(table)
 
 

@@ -38,7 +38,7 @@ _IDLE = Idle()
 
 
 class Server:
-    """``models`` are the sizes of every model a controller may name. ``max_stride``: steps an engine may do per action."""
+    """``models``: sizes of every model a controller may name. ``max_stride``: steps an engine may do per action."""
 
     def __init__(
         self,

@@ -121,5 +121,5 @@ def test_the_rule_stops_when_all_are_narrow_or_the_limit_is_reached() -> None:
 
 @pytest.mark.parametrize("bad", [{"least": 1}, {"least": 5, "most": 4}, {"relative_half_width": 0.0}])
 def test_rules_that_make_no_sense_are_refused(bad: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="least|relative"):
+    with pytest.raises(ValueError, match=r"least|relative"):
         StoppingRule(**bad)  # type: ignore[arg-type]
