@@ -119,7 +119,7 @@ class Directive:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A row that reads ``count`` tokens behind the ``start`` in its KV; ``emits``: the last of them yields a new one."""
+    """A row that reads ``count`` tokens behind the ``start`` in its KV; ``emits``: the last of them yields another."""
 
     request: RequestId
     start: int
