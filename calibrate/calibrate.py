@@ -228,8 +228,6 @@ def _largest_batches(engine: Any, spec: ModelSpec, budgets: Sequence[int], conte
 
 def _write_steps(samples: Sequence[StepSample], path: Path) -> None:
     """Every measured step: model, mode, shape, seconds on each clock."""
-    from dataclasses import asdict
-
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -238,7 +236,7 @@ def _write_steps(samples: Sequence[StepSample], path: Path) -> None:
             "model": s.model,
             "mode": s.mode,
             "visit": s.visit,
-            **asdict(s.shape),
+            **s.shape._asdict(),
             **{f"{c}_s": t for c, t in s.clocks.items()},
         }
         for s in samples

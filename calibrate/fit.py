@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -108,7 +107,7 @@ def fitted_cells(profile: Profile, clock: ClockName) -> dict[str, list[Any]]:
     """Mean measured and mean predicted seconds of every cell, with its region, from a profile's own table."""
     import pyarrow.parquet as pq
 
-    names = [f.name for f in fields(StepShape)]
+    names = StepShape._fields
     cells: dict[tuple[object, ...], list[tuple[float, float, str]]] = {}
     for row in pq.read_table(profile.folder / "steps.parquet").to_pylist():
         shape = StepShape(**{name: row[name] for name in names})

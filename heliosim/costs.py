@@ -10,7 +10,8 @@ so the fit is linear and every coefficient is a time a reader can check (seconds
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from heliosim.types import BLOCK_TOKENS, Load, ModelSpec, Outcome, Run, Seconds, Tokens, blocks_for
 
@@ -41,8 +42,7 @@ FEW_TOKENS = 16
 """Up to here a token more costs a matrix product something else than beyond."""
 
 
-@dataclass(frozen=True, slots=True)
-class StepShape:
+class StepShape(NamedTuple):
     """What one step did, in the units its cost is made of. ``gathered``: decode rows x padded KV tokens."""
 
     rows: int
@@ -154,9 +154,16 @@ class StepCost:
     max_rows: int
     max_context: int
     max_tokens: int
+    _used: tuple[tuple[int, float], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_used", tuple((k, c) for k, c in enumerate(self.coefficients) if c))
 
     def seconds(self, shape: StepShape) -> Seconds:
-        return sum(c * t for c, t in zip(self.coefficients, shape.terms(), strict=True))
+        terms, total = shape.terms(), 0.0
+        for k, coefficient in self._used:  # a zero adds nothing, to the last bit
+            total += coefficient * terms[k]
+        return total
 
 
 LOAD_TERMS: tuple[str, ...] = ("load", "layer", "weights_byte", "kv_byte", "extend_token_layer")

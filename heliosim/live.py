@@ -12,7 +12,6 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Literal
 
 from heliosim.drive import Finished, Log, feed, settle, settle_refused
@@ -70,7 +69,7 @@ def serve_live(
                 continue
             outcome = engine.perform(action)
             at = read()
-            outcome = replace(outcome, seconds=tick(at - mark))
+            outcome = outcome._replace(seconds=tick(at - mark))
             mark = at
             now += outcome.seconds
             if keep_log:

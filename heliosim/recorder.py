@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, chain, repeat
 from typing import TYPE_CHECKING, Any, Protocol
 
 from heliosim.types import Load, Outcome, Placement, RequestId, Run, Seconds, Served, StepRecord, StrideRecord
@@ -147,13 +147,17 @@ class TableRecorder:
         }
         self.event(record.start_s, "transition", detail)
 
-    def _step_columns(self) -> dict[str, list[Any]]:
-        columns: dict[str, list[Any]] = {field.name: [] for field in fields(StepRecord)}
+    def _step_columns(self) -> dict[str, Sequence[Any]]:
+        rows: list[Iterable[tuple[Any, ...]]] = []
+        single: list[StepRecord] = []
         for record in self._steps:
-            rows = _step_row(record) if isinstance(record, StepRecord) else _stride_rows(record)
-            for name, values in rows.items():
-                columns[name].extend(values)
-        return {"step": list(range(self._step_count)), **columns}
+            if isinstance(record, StepRecord):
+                single.append(record)
+            else:
+                rows += (single, _stride_rows(record))
+                single = []
+        columns = list(zip(*chain.from_iterable((*rows, single)), strict=True)) or [()] * len(StepRecord._fields)
+        return {"step": range(self._step_count), **dict(zip(StepRecord._fields, columns, strict=True))}
 
     def _request_columns(self, tasks: Mapping[RequestId, str]) -> dict[str, list[Any]]:
         rows = self._served
@@ -198,13 +202,18 @@ class TableRecorder:
         }
 
 
-def _step_row(record: StepRecord) -> dict[str, Sequence[Any]]:
-    return {field.name: (getattr(record, field.name),) for field in fields(StepRecord)}
-
-
-def _stride_rows(record: StrideRecord) -> dict[str, Sequence[Any]]:
-    """A stride's steps as they would have been recorded one by one."""
+def _stride_rows(record: StrideRecord) -> Iterator[tuple[Any, ...]]:
+    """A stride's steps as they would have been recorded one by one: rows in the order of ``StepRecord``'s fields."""
     stride, steps, rows = record.stride, len(record.stride), len(record.requests)
+    each: dict[str, Iterable[Any]] = {
+        "start_s": accumulate(stride.seconds[:-1], initial=record.start_s),
+        "seconds": stride.seconds,
+        "layers_run": stride.layers_run,
+        "running": record.running,
+        "kv_used_bytes": record.kv_used_bytes,
+        "breaches": record.breaches,
+        "energy_j": repeat(None, steps) if stride.energy_j is None else stride.energy_j,
+    }
     same: dict[str, Any] = {
         "kind": "run",
         "reason": "",
@@ -219,16 +228,8 @@ def _stride_rows(record: StrideRecord) -> dict[str, Sequence[Any]]:
         "kv_total_bytes": record.kv_total_bytes,
         "is_probe": record.is_probe,
     }
-    starts = list(accumulate(stride.seconds[:-1], initial=record.start_s))
-    return {name: (value,) * steps for name, value in same.items()} | {
-        "start_s": starts,
-        "seconds": stride.seconds,
-        "layers_run": stride.layers_run,
-        "running": record.running,
-        "kv_used_bytes": record.kv_used_bytes,
-        "breaches": record.breaches,
-        "energy_j": (None,) * steps if stride.energy_j is None else stride.energy_j,
-    }
+    columns = (each[name] if name in each else repeat(same[name], steps) for name in StepRecord._fields)
+    return zip(*columns, strict=True)
 
 
 @dataclass(frozen=True)

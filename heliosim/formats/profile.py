@@ -9,7 +9,7 @@ about later.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -225,7 +225,7 @@ class Profile:
         try:
             table = pq.read_table(path)
             measured = table[f"{clock}_s"].to_pylist()
-            shapes = [table[f.name].to_pylist() for f in fields(StepShape)]
+            shapes = [table[name].to_pylist() for name in StepShape._fields]
             models = table["model"].to_pylist()
         except (OSError, KeyError, pa.ArrowInvalid) as error:
             raise InputError(str(path), path.name, f"no step times to replay: {error}", "Calibrate again.") from None

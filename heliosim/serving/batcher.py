@@ -270,13 +270,11 @@ class ContinuousBatcher:
         self._is_due_booked = False
         if batch.chunks:
             self._settle_chunks(batch, now)
-        ended = [
-            self._leave(request, pool)
-            for request, is_last in zip(tokens.requests, tokens.lasts, strict=True)
-            if is_last
-        ]
-        for seq in ended:
-            if logprob_sums is not None:
+        if logprob_sums is None:
+            ended = [self._leave(r, pool) for r, is_last in zip(tokens.requests, tokens.lasts, strict=True) if is_last]
+        else:
+            ended = [self._leave(r, pool) for r in tokens.requests if r in logprob_sums] if logprob_sums else []
+            for seq in ended:
                 seq.logprob_sum = logprob_sums[seq.request.id]
         return ended
 

@@ -230,7 +230,6 @@ class Helios:
             admit=0 if self._is_draining else self.parameters.probe_requests - self._probes_started,
             is_probe=not self._is_draining,
             reason="evaluate",
-            max_steps=1,
         )
 
     def observe(self, now: Seconds, run: Run, outcome: Outcome, served: Sequence[Served], started: int) -> None:
@@ -273,7 +272,10 @@ class Helios:
         if not run.is_probe or self._is_draining:
             return  # requests from before are still being served
         self._probes_started += started
-        self._evaluation.add_step(outcome.seconds, outcome.tokens, outcome.energy_j)
+        if outcome.stride is None:
+            self._evaluation.add_step(outcome.seconds, outcome.tokens, outcome.energy_j)
+        else:
+            self._evaluation.add_stride(outcome.stride, len(run.batch))
         for record in served:
             if record.is_probe:
                 self._evaluation.add_served(record)

@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from heliosim.types import Bytes, ModelSpec, Placement, Seconds, Served, Tokens
+import numpy as np
+
+from heliosim.types import Bytes, ModelSpec, Placement, Seconds, Served, Stride, Tokens
 
 Objective = Literal["throughput", "ttft", "perplexity", "energy"]
 OBJECTIVES: tuple[Objective, ...] = ("throughput", "ttft", "perplexity", "energy")
@@ -103,6 +105,19 @@ class Evaluation:
         for exit_layer in tokens.exit_layers:
             self.exits[exit_layer] = self.exits.get(exit_layer, 0) + 1
         self.energy_j = None if energy_j is None or self.energy_j is None else self.energy_j + energy_j
+
+    def add_stride(self, stride: Stride, rows: int) -> None:
+        """The same as its steps one by one; sums are made in the same order."""
+        assert stride.logprobs is not None
+        assert stride.exit_layers is not None
+        for k, seconds in enumerate(stride.seconds):
+            self.busy_s += seconds
+            self.logprob_sum += sum(stride.logprobs[k].tolist())
+            energy_j = None if stride.energy_j is None else stride.energy_j[k]
+            self.energy_j = None if energy_j is None or self.energy_j is None else self.energy_j + energy_j
+        self.tokens += rows * len(stride)
+        for exit_layer, count in zip(*np.unique(stride.exit_layers, return_counts=True), strict=True):
+            self.exits[int(exit_layer)] = self.exits.get(int(exit_layer), 0) + int(count)
 
     def add_served(self, record: Served) -> None:
         """Response time counts from admission: a candidate is not blamed for the queue it met."""

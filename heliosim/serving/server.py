@@ -277,9 +277,9 @@ def _as_seen_live(outcome: Outcome) -> Outcome:
     """An outcome without what only a simulated engine knows: whether the full model would have agreed."""
     tokens, stride = outcome.tokens, outcome.stride
     if tokens.agrees is not None:
-        outcome = replace(outcome, tokens=replace(tokens, agrees=None))
+        outcome = outcome._replace(tokens=replace(tokens, agrees=None))
     if stride is not None and stride.agrees is not None:
-        outcome = replace(outcome, stride=replace(stride, agrees=None))
+        outcome = outcome._replace(stride=replace(stride, agrees=None))
     return outcome
 
 
