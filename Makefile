@@ -6,7 +6,7 @@ WHEELS ?= $(HOME)/.cache/heliosim/wheels
 BIN := $(VENV)/bin
 EXTRAS := live,app,dev
 
-.PHONY: demo test install lint wheel-test validate clean
+.PHONY: demo test install lint wheel-test validate bench clean
 
 demo: install
 	$(BIN)/heliosim demo
@@ -28,6 +28,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt scripts/install
 
 validate: install
 	$(BIN)/heliosim validate
+
+bench: install
+	$(BIN)/python scripts/bench.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
