@@ -59,6 +59,7 @@ def run_demo(out: Path, *, pair: str, requests: int, repeats: int, device: str, 
     from heliosim.tables import print_comparison
 
     print_comparison(results)
+    _say_drift(bench, items)
     same = sum(parity.values())
     say(
         f"Parity: fed live outcomes, the simulated driver asks for the same actions in {same} of {len(parity)} systems."
@@ -68,6 +69,16 @@ def run_demo(out: Path, *, pair: str, requests: int, repeats: int, device: str, 
     for line in next_commands(out):
         say(f"  {line}", soft_wrap=True)
     say(f"\nReport: [bold]{report}[/]   ({time.perf_counter() - began:.0f} s in all)")
+
+
+def _say_drift(bench: Bench, items: Sequence[Measured]) -> None:
+    """How the machine ran against its calibration: the first thing to know about the errors above."""
+    ratios = [ratio for item in items for ratio in bench.step_time_ratios(item)]
+    mean = sum(ratios) / len(ratios)
+    text = f"Live steps took {mean:.2f} of the time the profile expects ({min(ratios):.2f} to {max(ratios):.2f})"
+    if abs(mean - 1) > 0.05:
+        text += ": the machine has changed since it was calibrated, and TPOT, TTFT and E2E are off by at least that"
+    console().print(text + ".")
 
 
 def predicted_capacity(bench: Bench, trace: Path) -> float:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from heliosim.costs import shape_of
 from heliosim.examples import pair_of, scenario_for, systems
 from heliosim.formats.profile import Profile
 from heliosim.formats.results import RunResults, save_run
@@ -16,7 +17,7 @@ from heliosim.formats.trace import save_trace
 from heliosim.metrics import Summary, summarise
 from heliosim.runs import LiveRun, make_engine, run_live, run_simulated
 from heliosim.scenario import Scenario
-from heliosim.types import Arrival
+from heliosim.types import Arrival, Run
 from heliosim.workload import WorkloadSpec, build_arrivals
 
 TASKS = ("chat", "code", "arithmetic", "qa")
@@ -130,6 +131,21 @@ class Bench:
         specs = {n: self.profile.spec(n) for n in item.scenario.models}
         behaviour = behaviour_of_run(self.engine, specs, self.arrivals(item), live.outputs, live.results)
         item.replayed = run_simulated(item.scenario, self.profile, behaviour=behaviour)
+
+    def step_time_ratios(self, item: Measured) -> list[float]:
+        """Measured over expected seconds of each live run's own steps, loads apart.
+
+        The steps are those that really ran, so nothing of the workload, the exits or the queue is in it: what differs
+        from 1 is the machine since the calibration, and the cost fit.
+        """
+        specs = {n: self.profile.spec(n) for n in item.scenario.models}
+        costs = {n: self.profile.step_cost(n, item.scenario.clock) for n in item.scenario.models}
+        ratios = []
+        for run in item.live:
+            steps = [(action, outcome) for action, outcome in run.log if isinstance(action, Run)]
+            expected = sum(costs[a.placement.model].seconds(shape_of(a, o, specs[a.placement.model])) for a, o in steps)
+            ratios.append(sum(o.seconds for _, o in steps) / expected)
+        return ratios
 
     def arrivals(self, item: Measured) -> list[Arrival]:
         return build_arrivals(item.scenario.workload, item.scenario.seed)

@@ -68,6 +68,7 @@ class Evidence:
     parity: list[dict[str, Any]] = field(default_factory=list)
     ablations: list[dict[str, Any]] = field(default_factory=list)
     machine: list[dict[str, Any]] = field(default_factory=list)
+    step_time: list[dict[str, Any]] = field(default_factory=list)
 
 
 def run_validation(
@@ -223,6 +224,8 @@ def _close(v: Validation, items: Mapping[tuple[str, str], Measured]) -> None:
     """Judge, replay and save what was run at some loads."""
     for (load, _), item in items.items():
         _judge(v.evidence, item, load)
+        ratios = v.bench.step_time_ratios(item)
+        v.evidence.step_time.append({"system": item.name, "load": load, "ratios": ratios})
         _replays(v.bench, v.evidence, item, load)
     for load in dict.fromkeys(load for load, _ in items):
         save_all([i for (at, _), i in items.items() if at == load], v.out / "runs" / load.replace("%", "pct"))

@@ -59,7 +59,7 @@ def _head(e: Mapping[str, Any], command: str) -> str:
     where = "Measured on a GPU." if on_gpu else "**No GPU figure is on this page; none has been measured yet.**"
     return f"""# Validation: simulated against measured
 
-This page is written by one command; no number in it was typed in. On your machine it gives your numbers:
+This page is written by one command, every result in it by a measurement. On your machine it gives your numbers:
 
 ```
 {command} --doc docs/validation.md
@@ -104,6 +104,12 @@ def _verdict(e: Mapping[str, Any]) -> str:
         )
     same = sum(t["live"] == t["replayed"] for t in e["transitions"])
     lines.append(f"- **HELIOS transitions with exits replayed**: same order in {same} of {len(e['transitions'])} runs.")
+    strict, wide = sum(abs(r["error"]) <= r["bar"] for r in rows), sum(r["passes"] for r in rows)
+    lines.insert(
+        2,
+        f"- **All together**: {strict} of {len(rows)} predictions within their bar, {wide} within it or inside the spread of {e['repeats']} live "
+        "repeats. Below capacity throughput is the arrival rate: right for any step cost that keeps up.",
+    )
     identical = sum(p["identical"] for p in e["parity"])
     lines.append(
         f"- **Parity**: fed the outcomes of a live run, the simulated driver asks for the same actions at the same times in {identical} of "
@@ -112,9 +118,12 @@ def _verdict(e: Mapping[str, Any]) -> str:
     missed = [r for r in rows if not r["passes"]]
     if missed:
         lines += ["", "Missed bars:", ""]
+        ratios = {(x["system"], x["load"]): sum(x["ratios"]) / len(x["ratios"]) for x in e["step_time"]}
         for r in missed:
+            ratio = ratios[r["system"], r["load"]]
             lines.append(
-                f"- {r['system']} at {r['load']}: {LABELS[r['metric']]} {percent(r['error'])} (bar {r['bar']:.0%})"
+                f"- {r['system']} at {r['load']}: {LABELS[r['metric']]} {percent(r['error'])} (bar {r['bar']:.0%}); its steps took {ratio:.2f} of what "
+                "the profile expects"
             )
     return "\n".join([*lines, "", _noise(e)])
 
@@ -132,24 +141,52 @@ def _noise(e: Mapping[str, Any]) -> str:
 
 
 def _machine(e: Mapping[str, Any]) -> str:
-    """The probes read beside every live run: what varied on this machine, and whether errors go with it."""
-    readings = e["machine"]
+    """Where errors come from: the same steps' time against the fit, and the probes read beside every live run."""
+    rows, told = [], []
+    errors = {
+        (r["system"], r["load"]): r for r in e["rows"] if r["clock"] == e["clock"] and r["metric"] == "mean_tpot_ms"
+    }
+    for found in e["step_time"]:
+        ratios, row = found["ratios"], errors[found["system"], found["load"]]
+        mean = sum(ratios) / len(ratios)
+        rows.append(
+            [
+                found["system"],
+                found["load"],
+                f"{mean:.2f}",
+                f"{min(ratios):.2f} … {max(ratios):.2f}",
+                percent(row["error"]),
+            ]
+        )
+        if row["error"] is not None:
+            told.append((mean, 1 + row["error"]))
+    correlation = _correlation([math.log(a) for a, _ in told], [math.log(b) for _, b in told])
+    text = (
+        "## Where the errors come from\n\nThe steps that a live run really made, priced with the profile: measured over expected seconds. Nothing of the "
+        "workload, of exits or of queues is in this ratio; what differs from 1 is the machine since its calibration, and the cost fit. A "
+        "prediction that is too slow where the ratio is below 1 misses for that reason.\n\n"
+        + table(
+            ["system", "load", "measured / expected step time", "range over repeats", "error of predicted TPOT"],
+            rows,
+            2,
+        )
+        + f"\n\nThe logarithms of ratio and of predicted / measured TPOT correlate by {correlation:.2f} over these {len(told)} rows."
+    )
+    return text + _probes(e["machine"])
+
+
+def _probes(readings: Sequence[Mapping[str, Any]]) -> str:
     if not readings:
         return ""
     rows = []
     for key, label in (("near_s", "near: 0.8 MB of weights"), ("far_s", "far: 9.4 MB of weights")):
         low, mid, high = _percentiles([m[key] for m in readings])
         rows.append([label, *(f"{1e3 * x:.3f}" for x in (low, mid, high)), f"{high / low:.2f}"])
-    told = [(m["far_s"] / m["near_s"], m["tpot_ratio"]) for m in readings if m["tpot_ratio"] and m["clock"] == "cpu"]
-    correlation = _correlation([math.log(far) for far, _ in told], [math.log(ratio) for _, ratio in told])
     return (
-        "## How steady the machine was\n\nBefore and behind each live run, two probes do the same arithmetic (one row through 72 matrices) on weights "
-        "that fit a core's own cache and on weights that live in the cache shared with other tenants of the processor, or beyond it. CPU milliseconds "
-        f"over {len(readings)} runs:\n\n"
+        "\n\nBefore and behind each live run, two probes did the same arithmetic (one row through 72 matrices) on weights that fit a core's own cache and on "
+        f"weights that live in the cache a processor's tenants share, or beyond it. CPU milliseconds over {len(readings)} runs:\n\n"
         + table(["probe", "10th percentile", "median", "90th percentile", "90th / 10th"], rows)
-        + "\n\nWhere far varies and near does not, the memory traffic of neighbours sets the time of a step; the models here have 5.5 and 10.3 MB of "
-        f"weights. The logarithm of far / near correlates by {correlation:.2f} with that of measured / predicted TPOT over {len(told)} runs on the CPU "
-        "clock. docs/calibrating.md says what else was tried as the cause and excluded."
+        + "\n\nWhere far varies and near does not, memory traffic is what varies. docs/calibrating.md says how such a machine was examined."
     )
 
 

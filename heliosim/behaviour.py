@@ -47,6 +47,8 @@ class Text:
 class Walk:
     """How the tokens of a text leave under one placement and rule, by position modulo the text's length, [tokens] each.
 
+    What a recorded run observed stands at its position; a run that goes on behind its own text would meet it again.
+
     ``exit_layers``, ``confidences``, natural-log ``logprobs``, and ``agrees`` with the model's last layer.
     """
 

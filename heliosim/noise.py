@@ -3,7 +3,8 @@
 Calibration measures steps one behind the other. The ratio of each one's measured to its predicted time, in that order,
 is a recording of the machine: slow phases keep their length and their depth. A simulated engine plays it from a random
 place, going round, so that waiting times feel the phases (a queue does not average them out) and repeats of a scenario
-differ as live repeats do. The recording is shared by all models and shapes; it does not know which of them suffer most.
+differ as live repeats do. The recording is shared by all models and shapes; it does not know which of them suffer most,
+and what the fit gets wrong about a shape is in it too.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 import numpy as np
+
+_GOLDEN = 0.6180339887498949
 
 
 class RecordedNoise:
@@ -30,9 +33,13 @@ class RecordedNoise:
         self.ratios = tuple(ratios)
         self.ends_s = tuple(accumulate(expected_s))
 
-    def player(self, rng: np.random.Generator) -> NoisePlayer:
-        """A player that starts at a random place."""
-        return NoisePlayer(self, float(rng.random()) * self.ends_s[-1])
+    def player(self, rng: np.random.Generator, draw: int = 0) -> NoisePlayer:
+        """A player that starts at a random place.
+
+        Draws 0, 1, 2, ... from one generator's place are spread evenly over the recording (by the golden section), so
+        that the mean of a few does not hang on where the first one fell.
+        """
+        return NoisePlayer(self, (float(rng.random()) + draw * _GOLDEN) % 1.0 * self.ends_s[-1])
 
 
 class NoisePlayer:

@@ -58,7 +58,7 @@ def sim_engine(scenario: Scenario, profile: Profile, behaviour: Behaviour | None
 def _noise(scenario: Scenario, profile: Profile) -> NoisePlayer | None:
     if scenario.step_noise is None:
         return None
-    return profile.noise(scenario.clock).player(stream(scenario.seed, "step noise", scenario.step_noise))
+    return profile.noise(scenario.clock).player(stream(scenario.seed, "step noise"), scenario.step_noise)
 
 
 def run_simulated(

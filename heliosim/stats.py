@@ -109,6 +109,7 @@ def mser5(values: Sequence[float] | Floats, batch: int = 5) -> int | None:
     if count < 4:
         return None
     means = means[: count * batch].reshape(count, batch).mean(axis=1)
+    means -= means.mean()  # or squares of a large offset drown the differences
     left = np.arange(count, 0, -1)
     tail_sum, tail_square = np.cumsum(means[::-1])[::-1], np.cumsum(means[::-1] ** 2)[::-1]
     error = (tail_square - tail_sum**2 / left) / left**2
@@ -122,10 +123,12 @@ def delay_drift(arrival_s: Sequence[float] | Floats, delay_s: Sequence[float] | 
     A queue that receives rho times what it can serve gains rho - 1 for ever; a stable one has no trend. None for
     fewer than 20 requests or arrivals that are all at once.
     """
+    if len(arrival_s) < 20:
+        return None
     order = np.argsort(np.asarray(arrival_s, dtype=np.float64), kind="stable")
     at, delay = np.asarray(arrival_s, dtype=np.float64)[order], np.asarray(delay_s, dtype=np.float64)[order]
     at, delay = at[len(at) // 2 :], delay[len(delay) // 2 :]
-    spread = float(np.var(at)) if len(at) >= 10 else 0.0
+    spread = float(np.var(at))
     if spread == 0:
         return None
     return float(np.mean((at - at.mean()) * (delay - delay.mean()))) / spread

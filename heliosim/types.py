@@ -1,6 +1,7 @@
 """The values that pass between server, engines, drivers and recorders.
 
-All are frozen; those made for every step are named tuples, cheaper to make than frozen dataclasses.
+All are frozen, but for ``Batch``, which nobody changes either; those made for every step are named tuples, cheaper to
+make than frozen dataclasses.
 
 Times are seconds on the driver's clock and multiples of ``TICK`` (2**-30 s, about 1 ns), so sums and differences of
 times are exact in floating point up to 2**22 s: a simulated and a live driver that saw the same durations show the same
@@ -106,7 +107,7 @@ class Directive:
 
     ``admit``: how many waiting requests may still start under this directive (None: any number). ``max_steps``: how
     many steps may be done before the controller is asked again (None: until something happens); ``guard``: what must
-    happen.
+    happen. A controller that asks for more than one must look at ``Outcome.stride``.
     """
 
     placement: Placement
@@ -115,7 +116,7 @@ class Directive:
     admit: int | None = None
     is_probe: bool = False
     reason: str = "serve"
-    max_steps: int | None = None
+    max_steps: int | None = 1
     guard: Guard | None = None
 
 
@@ -216,7 +217,10 @@ class Batch:
 
 
 class Guard(Protocol):
-    """A controller's wish to be asked again: when, within a run of steps, it must decide."""
+    """A controller's wish to be asked again: when, within a run of steps, it must decide.
+
+    A pure function: it may be shown steps that are not done in the end, and must remember nothing of them.
+    """
 
     def first_trip(self, confidences: Floats) -> int | None:
         """Index of the first step behind which to stop; None: none of them. confidences: [steps, rows]."""
@@ -313,8 +317,9 @@ _NO_TOKENS = Tokens()
 class Outcome(NamedTuple):
     """What an action did. ``seconds`` is on the driver's clock; ``layers_run`` the deepest layer the step executed.
 
-    ``stride``: the steps, if there were several; ``tokens`` then are those of the last one, ``seconds`` and
-    ``energy_j`` sums over all. ``logprob_sums``: of the requests that ended, where the engine keeps count.
+    ``stride``: the steps, if there were several; ``tokens`` then names the requests and ends of the last one alone,
+    ``seconds`` and ``energy_j`` are sums over all. ``logprob_sums``: of the requests that ended, where the engine keeps
+    count.
     """
 
     seconds: Seconds

@@ -71,33 +71,38 @@ def run_case(case: str, requests: int) -> dict[str, float]:
 
 def bare_simpy(requests: int) -> dict[str, float]:
     """The same arrivals and lengths; every step is one timeout and a few additions. No memory, no records, no exits."""
-    import numpy as np
     import simpy
 
+    from heliosim.streams import stream
+
     ready = time.process_time()
-    rng = np.random.default_rng(0)
-    times = np.cumsum(rng.exponential(1 / RATE_PER_S, requests)).tolist()
-    lengths = rng.integers(*OUTPUT_TOKENS, requests, endpoint=True).tolist()
+    times = stream(0, "arrivals").exponential(1 / RATE_PER_S, requests).cumsum().tolist()
+    lengths = stream(0, "lengths").integers(*OUTPUT_TOKENS, requests, endpoint=True).tolist()
     env = simpy.Environment()
     counted = {"steps": 0, "tokens": 0}
 
     def serve() -> object:
-        at, ends, tick, context = 0, [], 0, 0
-        while at < requests or ends:
-            if not ends and times[at] > env.now:
+        at, context, reading, tick = 0, 0, 0, 0
+        decoding: list[tuple[int, int]] = []  # last tick, tokens in KV then
+        while at < requests or decoding:
+            if not decoding and not reading and times[at] > env.now:
                 yield env.timeout(times[at] - env.now)
-            budget = TOKEN_BUDGET - len(ends)
-            while at < requests and times[at] <= env.now and len(ends) < MAX_BATCH and budget > 0:
-                ends.append(tick + 2 + lengths[at])
-                context += PROMPT_TOKENS
-                budget -= PROMPT_TOKENS
-                at += 1
+            budget = TOKEN_BUDGET - len(decoding)
+            joining = []
+            while at < requests and times[at] <= env.now and len(decoding) + len(joining) < MAX_BATCH and budget > 0:
+                count = min(budget, PROMPT_TOKENS - reading)
+                reading, budget = reading + count, budget - count
+                if reading == PROMPT_TOKENS:
+                    joining.append(lengths[at])
+                    reading, at = 0, at + 1
             tick += 1
-            context += len(ends)
-            yield env.timeout(0.0075 + 2.6e-7 * context)
+            yield env.timeout(0.0075 + 7.1e-5 * (TOKEN_BUDGET - budget) + 2.6e-7 * context)
             counted["steps"] += 1
-            counted["tokens"] += len(ends)
-            ends = [end for end in ends if end > tick]
+            counted["tokens"] += len(decoding) + len(joining)
+            context += len(decoding) + PROMPT_TOKENS * len(joining)
+            context -= sum(kv for end, kv in decoding if end <= tick)
+            decoding = [row for row in decoding if row[0] > tick]
+            decoding += [(tick + n - 1, PROMPT_TOKENS + n - 1) for n in joining]
 
     env.process(serve())
     env.run()

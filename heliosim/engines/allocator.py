@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+_LARGEST_MMAP = 2**25  # older glibc refuses more
 _NEVER = 2**30
 _GROW_BYTES = 2**26
 
@@ -18,8 +19,8 @@ def keep_freed_memory() -> bool:
     """Have this process reuse freed memory. True if the allocator took the request; it holds until the process ends."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):
         return False
     mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
-    wanted = ((_MMAP_THRESHOLD, _NEVER), (_TRIM_THRESHOLD, _NEVER), (_TOP_PAD, _GROW_BYTES))
-    return all(bool(mallopt(what, value)) for what, value in wanted)
+    wanted = ((_MMAP_THRESHOLD, _LARGEST_MMAP), (_TRIM_THRESHOLD, _NEVER), (_TOP_PAD, _GROW_BYTES))
+    return all([bool(mallopt(what, value)) for what, value in wanted])

@@ -218,6 +218,15 @@ class Profile:
 
     def noise(self, clock: ClockName) -> RecordedNoise:
         """The step-time noise of the calibration, in the order it was measured. Raises InputError for a bad table."""
+        if clock not in self._noise:
+            self._noise[clock] = self._read_noise(clock)
+        return self._noise[clock]
+
+    @cached_property
+    def _noise(self) -> dict[ClockName, RecordedNoise]:
+        return {}
+
+    def _read_noise(self, clock: ClockName) -> RecordedNoise:
         import pyarrow as pa
         import pyarrow.parquet as pq
 

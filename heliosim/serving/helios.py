@@ -230,6 +230,7 @@ class Helios:
             admit=0 if self._is_draining else self.parameters.probe_requests - self._probes_started,
             is_probe=not self._is_draining,
             reason="evaluate",
+            max_steps=None,
         )
 
     def observe(self, now: Seconds, run: Run, outcome: Outcome, served: Sequence[Served], started: int) -> None:
@@ -348,6 +349,7 @@ class Helios:
             exits=ExitRule(kind, self.parameters.threshold, self.parameters.batching),
             in_flight=self.parameters.in_flight,
             reason=reason,
+            max_steps=None,
             guard=self._guard if is_partial else None,
         )
         self.counter.reset()

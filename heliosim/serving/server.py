@@ -157,6 +157,8 @@ class Server:
         assert self.placement is not None
         evicted = self._take_evicted() if self._evicted else ()
         steps = min(plan.max_steps, self.max_stride, directive.max_steps or plan.max_steps)
+        if plan.refused:
+            steps = 1  # their senders may answer at once, earlier than the arrival the driver knew of
         if steps == 1:
             return Run(self.placement, directive.exits, plan.batch, evicted, directive.is_probe)
         return Run(

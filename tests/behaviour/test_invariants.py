@@ -19,7 +19,7 @@ from heliosim.recorder import NullRecorder, TableRecorder
 from heliosim.runs import run_simulated, save, sim_engine
 from heliosim.scenario import Scenario
 from heliosim.simulate import simulate_server
-from heliosim.types import Arrival, Batch, Directive, Load, Outcome, Request, Run, Served, Status
+from heliosim.types import Arrival, Batch, Chunk, Directive, Load, Outcome, Request, Run, Served, Status
 from heliosim.workload import OpenLoop, build, build_arrivals, contents
 from tests.profiles import scenario, workload, write_synthetic_profile
 
@@ -321,7 +321,9 @@ def test_two_controllers_meet_the_same_requests(
 
 
 def _names(kind: type) -> set[str]:
-    return set(getattr(kind, "_fields", ()) or getattr(kind, "__slots__", ()))
+    names = set(getattr(kind, "_fields", ()) or getattr(kind, "__slots__", ()))
+    assert names, kind
+    return names
 
 
 def test_what_a_policy_sees_holds_no_future() -> None:
@@ -337,7 +339,7 @@ def test_what_a_policy_sees_holds_no_future() -> None:
         "kv_total_bytes",
     }
     hidden = {"content", "task", "text", "prompt_ids", "sequence", "exit_layers", "true_tokens"}
-    for kind in (Request, Status, Served, Directive, Batch):
+    for kind in (Request, Status, Served, Directive, Batch, Chunk, Run):
         assert not hidden & _names(kind), kind
 
 

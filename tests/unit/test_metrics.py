@@ -56,7 +56,7 @@ def step(start: float, seconds: float, **changes: Any) -> StepRecord:
         is_probe=False,
         energy_j=2.0,
     )
-    return replace(base, **changes)
+    return base._replace(**changes)
 
 
 def emit(recorder: TableRecorder, now: float, placement: Placement, tokens: Tokens, *, is_probe: bool = False) -> None:

@@ -35,7 +35,7 @@ def test_a_slow_phase_keeps_its_length() -> None:
 def test_draws_differ_and_repeat() -> None:
     noise = RecordedNoise(list(np.linspace(0.5, 2.0, 1000)), [0.001] * 1000)
     first, again, other = (
-        [noise.player(stream(0, "step noise", k)).factor(0.001) for _ in range(3)] for k in (0, 0, 1)
+        [noise.player(stream(0, "step noise"), k).factor(0.001) for _ in range(3)] for k in (0, 0, 1)
     )
     assert first == again
     assert first != other
@@ -50,3 +50,11 @@ def test_steps_longer_than_the_recording_go_round() -> None:
 def test_unusable_recordings_are_refused(ratios: list[float], expected: list[float]) -> None:
     with pytest.raises(ValueError, match="ratios"):
         RecordedNoise(ratios, expected)
+
+
+def test_a_few_draws_of_one_seed_cover_the_recording_evenly() -> None:
+    """Whatever the seed, five draws of a recording with one slow fifth meet it about once."""
+    noise = RecordedNoise([1.0] * 80 + [6.0] * 20, [0.01] * 100)
+    for seed in range(20):
+        firsts = [noise.player(stream(seed, "step noise"), k).factor(0.01) for k in range(10)]
+        assert 1 <= firsts.count(6.0) <= 3, seed
