@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,17 +28,16 @@ LOAD = 0.7
 
 
 def run_demo(out: Path, *, pair: str, requests: int, repeats: int, device: str, seed: int) -> None:
-    """Run everything into ``out``. A finished demo there is replaced; an interrupted one goes on behind its
-    calibration.
+    """Run everything into ``out``. A finished demo there is moved to ``out/previous``; an interrupted one goes on
+    behind its calibration.
     """
     if pair not in PAIRS:
         raise UnknownNameError("--pair", pair, PAIRS)
     began = time.perf_counter()
     say = console().print
-    if (out / "report.html").exists():  # finished earlier: make its parts anew, leave everything else alone
-        for part in ("profile", "runs"):
-            shutil.rmtree(out / part, ignore_errors=True)
-        (out / "report.html").unlink()
+    if (out / "report.html").exists():
+        _keep_previous(out)
+        say(f"The demo that was finished here is kept in {out / 'previous'}.")
     say(f"[bold]1 · Calibrate[/] {' and '.join(PAIRS[pair])} inside the real serving loop")
     profile = _profile(out / "profile", pair, device, seed)
     show_premises(profile)
@@ -66,9 +67,20 @@ def run_demo(out: Path, *, pair: str, requests: int, repeats: int, device: str, 
     )
     report = out / "report.html"
     _write_report(report, results, profile, parity, out)
+    say("\nTry next:")
     for line in next_commands(out):
         say(f"  {line}", soft_wrap=True)
     say(f"\nReport: [bold]{report}[/]   ({time.perf_counter() - began:.0f} s in all)")
+
+
+def _keep_previous(out: Path) -> None:
+    """Move what an earlier demo finished out of the way; only the one before that is given up."""
+    previous = out / "previous"
+    shutil.rmtree(previous, ignore_errors=True)
+    previous.mkdir()
+    for part in ("profile", "runs", "workload.jsonl", "report.html"):
+        if (out / part).exists():
+            (out / part).rename(previous / part)
 
 
 def _say_drift(bench: Bench, items: Sequence[Measured]) -> None:
@@ -93,11 +105,12 @@ def as_system(item: Measured) -> SystemResult:
 
 def next_commands(out: Path) -> list[str]:
     """What to try next, as shell lines that work as they stand."""
+    me = "heliosim" if shutil.which("heliosim") else os.path.relpath(Path(sys.executable).parent / "heliosim")
     return [
-        f"heliosim profile show {out}/profile",
-        f"heliosim example --profile {out}/profile --out {out}/example",
-        f"heliosim run {out}/example/helios.yaml --out {out}/mine",
-        f"heliosim compare {out}/runs/helios-simulated {out}/runs/helios-live-1",
+        f"{me} profile show {out}/profile",
+        f"{me} example --profile {out}/profile --out {out}/example --overwrite",
+        f"{me} run {out}/example/helios.yaml --out {out}/mine --overwrite",
+        f"{me} compare {out}/runs/helios-simulated {out}/runs/helios-live-1",
     ]
 
 

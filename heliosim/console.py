@@ -122,9 +122,21 @@ def print_summary(run: RunResults | LiveRun, slo: Slo | None) -> None:
     out.print(table)
     for model, mix in summary.exit_mix.items():
         out.print(f"tokens by exit, {model}: " + "  ".join(f"layer {e}: {s:.1%}" for e, s in mix.items()))
+    for reason, count in sorted(_refusals(results).items()):
+        out.print(f"[yellow]{count} of {summary.offered} requests were refused: {reason}.[/]")
     extrapolated = results.host.get("extrapolated_steps")
     if extrapolated:
         out.print(f"[yellow]{extrapolated} steps lay outside the calibrated range; these figures are extrapolated.[/]")
+
+
+def _refusals(results: RunResults) -> dict[str, int]:
+    """Refused requests by reason."""
+    found: dict[str, int] = {}
+    table = results.requests
+    for status, reason in zip(table["status"].to_pylist(), table["refusal"].to_pylist(), strict=True):
+        if status == "refused":
+            found[reason] = found.get(reason, 0) + 1
+    return found
 
 
 def print_comparison(folders: Sequence[Path], report: Path | None) -> None:

@@ -256,7 +256,7 @@ def demo_report(
         Section("Limits", "What these numbers do not say.", [Text([*_limits(systems), *limits])]),
     ]
     if commands:
-        sections.append(Section("Repeat it", "The commands that made this page.", [Code(commands)]))
+        sections.append(Section("Go on", "Commands to try next.", [Code(commands)]))
     write_report(path, title, sections, subtitle=caption_of(systems), provenance=_provenance(systems, profile_facts))
 
 

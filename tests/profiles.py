@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from heliosim_calibrate.behaviour import Columns, sources_of, write_table
 
+from heliosim.costs import TERMS, StepCost, StepShape
 from heliosim.formats.files import sha256_of
 from heliosim.formats.profile import (
     BehaviourFacts,
@@ -83,8 +84,7 @@ def write_synthetic_profile(
     folder.mkdir(parents=True, exist_ok=True)
     columns = behaviour_columns()
     write_table(columns, folder / "behaviour.parquet")
-    rows = [{"model": name, "mode": "vanilla", "rows": 1, "cpu_s": 1e-3} for name in MODELS]
-    pq.write_table(pa.Table.from_pylist(rows), folder / "steps.parquet")
+    pq.write_table(pa.Table.from_pylist(_steps()), folder / "steps.parquet")
     limits = {"max_rows": max_rows, "max_context": max_context, "max_tokens": max_tokens}
     facts = ProfileFile(
         schema_version=1,
@@ -172,6 +172,19 @@ def workload(
         "tasks": [{"task": task, **lengths} for task in TASKS],
         "order": "mix",
     }
+
+
+def _steps() -> list[dict[str, Any]]:
+    """Decode steps of one to four rows; every third visit of five steps takes twice as long as the costs say."""
+    cost = StepCost(tuple(STEP_SECONDS[t] for t in TERMS), 64, 256, 256)
+    found = []
+    for visit in range(24):
+        model, rows = tuple(MODELS.values())[visit % 2], 1 + visit % 4
+        shape = StepShape(rows, rows, rows, rows * 32, 0, 0, model.layers, 1, rows, 0, 0, 0, 32)
+        seconds = cost.seconds(shape) * (2.0 if visit % 3 == 0 else 0.8)
+        row = {"model": model.name, "mode": "vanilla", "visit": visit, **shape._asdict()}
+        found += [row | {"cpu_s": seconds, "wall_s": WALL_FACTOR * seconds}] * 5
+    return found
 
 
 def _facts(model: ModelSpec, clocks: Sequence[ClockName], limits: Mapping[str, int], checkpoint: str) -> ModelFacts:

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 
+from heliosim.engines.sim import SimEngine
 from heliosim.formats.profile import Profile
 from heliosim.recorder import TableRecorder
-from heliosim.runs import run_simulated
+from heliosim.runs import ANY_STRIDE, run_simulated, sim_engine
 from heliosim.scenario import Scenario
-from tests.behaviour.test_invariants import few, fixed_controllers, helios_controllers, scenarios
-from tests.profiles import scenario, write_synthetic_profile
+from tests.behaviour.test_invariants import SMALLEST_BUDGET, few, fixed_controllers, helios_controllers, scenarios
+from tests.profiles import scenario, workload, write_synthetic_profile
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,54 @@ def test_fixed_placements(sections: Mapping[str, Any], profile: Profile) -> None
 @given(sections=scenarios(helios_controllers()))
 def test_helios(sections: Mapping[str, Any], profile: Profile) -> None:
     assert assert_same(scenario(profile, **sections), profile) > 0
+
+
+NATURAL = {
+    "requests": 40,
+    "lengths": "natural",
+    "arrivals": {"kind": "poisson", "rate_per_s": 200.0},
+    "tasks": [{"task": "chat", "prompt_tokens": {"kind": "uniform", "low": 4, "high": 40}, "max_tokens": 30}],
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step_noise": 0},
+        {"step_noise": 3, "controller": {"kind": "vanilla", "model": "large"}},
+        {"workload": NATURAL},
+        {"controller": {"kind": "helios", "max_breaches": 3, "window_tokens": 10, "window": "tumbling"}},
+    ],
+    ids=["noise", "noise, vanilla", "natural lengths", "breaches"],
+)
+def test_options(changes: dict[str, Any], profile: Profile) -> None:
+    assert assert_same(scenario(profile, **changes), profile) > 0
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_refusals_in_a_closed_loop(seed: int, profile: Profile) -> None:
+    """Who is refused asks again at once: earlier than the arrival a stride was told of."""
+    load = workload(requests=40, prompt={"kind": "uniform", "low": 1, "high": 200}) | {
+        "arrivals": {"kind": "closed", "users": 5, "think_s": 0.003}
+    }
+    plan = scenario(profile, seed=seed, workload=load, memory={"budget_bytes": SMALLEST_BUDGET + 1_500})
+    assert assert_same(plan, profile) > 0
+    assert "refused" in run_simulated(plan, profile).requests["status"].to_pylist()
+
+
+def test_energy_is_that_of_the_steps(profile: Profile) -> None:
+    plan = scenario(profile)
+    runs = [
+        run_simulated(plan, profile, engine=replace_watts(sim_engine(plan, profile), 50.0), max_stride=n)
+        for n in (1, ANY_STRIDE)
+    ]
+    assert runs[0].steps.equals(runs[1].steps)
+    assert runs[0].steps["energy_j"].to_pylist()[1] > 0
+
+
+def replace_watts(engine: SimEngine, watts: float) -> SimEngine:
+    engine.watts = watts
+    return engine
 
 
 def test_a_stride_covers_many_steps(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,21 @@ def test_the_total_time_is_unbiased_under_skewed_noise() -> None:
     assert predicted == pytest.approx(sum(s.clocks["cpu"] for s in made), rel=0.005)
 
 
+def test_every_region_is_unbiased_where_small_batches_are_noisiest() -> None:
+    """Weights of 1 / measurement**2, or a fit to medians, predict too little just where the noise is largest."""
+    rng = stream(8, "regions")
+    made = []
+    for s in samples(8, 1200, 0.0):
+        scale = 0.8 if s.shape.rows <= 2 else 0.1
+        made.append(replace(s, clocks={"cpu": s.clocks["cpu"] * (1 + rng.exponential(scale))}))
+    fit = fit_steps(made, "cpu")
+    coefficients = np.array([fit.seconds_per[t] for t in TERMS])
+    for is_small in (True, False):
+        mine = [s for s in made if (s.shape.rows <= 2) == is_small]
+        predicted = sum(float(coefficients @ np.array(s.shape.terms())) for s in mine)
+        assert predicted == pytest.approx(sum(s.clocks["cpu"] for s in mine), rel=0.05), is_small
+
+
 def test_the_clock_and_the_range_are_those_of_the_samples() -> None:
     made = samples(5, 200, noise=0.0)
     cpu, wall = fit_steps(made, "cpu"), fit_steps(made, "wall")

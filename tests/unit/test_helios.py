@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from heliosim.drive import Finished
 from heliosim.errors import InputError
 from heliosim.recorder import TableRecorder
 from heliosim.serving.helios import BreachCounter, Helios, HeliosParameters
-from heliosim.serving.repository import Candidate, Performance, Repository
+from heliosim.serving.repository import Candidate, Evaluation, Performance, Repository
 from heliosim.simulate import simulate_server
-from heliosim.types import Load, Placement, Run
+from heliosim.types import Load, Placement, Run, Stride, Tokens
 from heliosim.workload import OpenLoop
 from tests.helpers import StubEngine, arrival, server, spec
 
@@ -186,3 +187,16 @@ def test_every_request_ends_whatever_happens_to_those_in_flight(in_flight: str) 
     assert sum(engine.generated.values()) == 80 * 8
     kept = [a.kept for a in engine.actions if isinstance(a, Load) and a.kept]
     assert bool(kept) == (in_flight == "extend")
+
+
+def test_an_evaluation_counts_a_stride_as_its_steps() -> None:
+    exits = np.array([[2, 4], [6, 2], [2, 2]])
+    logprobs = np.log(np.array([[0.9, 0.31], [0.77, 0.5], [0.123, 0.98]]))
+    seconds, energy = [0.25, 0.125, 0.5], [1.1, 0.7, 2.3]
+    whole, single = Evaluation(), Evaluation()
+    whole.add_stride(Stride(seconds, [6, 6, 6], energy, exits, np.exp(logprobs), logprobs, None), rows=2)
+    for k in range(3):
+        left, sums = tuple(exits[k].tolist()), tuple(logprobs[k].tolist())
+        single.add_step(seconds[k], Tokens((0, 1), left, (0.5, 0.5), sums, (False, False)), energy[k])
+    assert whole.performance() == single.performance()
+    assert whole.shares() == single.shares()

@@ -52,3 +52,31 @@ def test_check_finds_a_wrong_book() -> None:
     pool.used_blocks = 1
     with pytest.raises(AssertionError):
         pool.check()
+
+
+def test_common_growth_is_settled_when_a_request_leaves() -> None:
+    pool = MemoryPool(1000)
+    pool.place(400, 100)
+    assert pool.take(1, 1)
+    assert pool.take(2, 2)
+    assert pool.grow(2)
+    assert not pool.grow(2), "only one block is left"
+    assert pool.used_blocks == 5
+    pool.check()
+    pool.attribute(1, 2)
+    pool.release(1)
+    assert pool.used_blocks == 3
+    pool.release(2, 3)
+    pool.check()
+    assert pool.used_blocks == 0
+    pool.clear()
+
+
+def test_growth_that_nobody_gave_back_is_found() -> None:
+    pool = MemoryPool(1000)
+    pool.place(400, 100)
+    assert pool.take(1, 1)
+    assert pool.grow(1)
+    pool.release(1)
+    with pytest.raises(AssertionError):
+        pool.clear()
