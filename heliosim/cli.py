@@ -10,7 +10,7 @@ import typer
 
 from heliosim import __version__
 from heliosim.cli_trace import trace_app
-from heliosim.errors import HelioSimError, InputError
+from heliosim.errors import HelioSimError, InputError, about
 
 app = typer.Typer(
     name="heliosim",
@@ -143,7 +143,7 @@ def run(
 
     if live:
         _need_live()
-    with progress_bar("Live" if live else "Simulating") as progress:
+    with about(scenario), progress_bar("Live" if live else "Simulating") as progress:
         on_progress = run_progress(progress, last_arrival(loaded))
         if live:
             results = run_live(loaded, device=device, on_progress=on_progress).results

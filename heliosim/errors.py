@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class HelioSimError(Exception):
@@ -38,6 +40,17 @@ class UnknownNameError(InputError):
         hint = f"Did you mean {near[0]!r}? " if near else ""
         super().__init__(where, name, "unknown name", f"{hint}Known: {', '.join(self.known) or 'none'}.")
         self.args = (where, name, tuple(self.known))
+
+
+@contextmanager
+def about(file: Path) -> Iterator[None]:
+    """Have errors raised inside name the file they come from, unless they do."""
+    try:
+        yield
+    except InputError as error:
+        if str(file) not in error.where:
+            error.where = f"{file}: {error.where}"
+        raise
 
 
 class OutOfRangeError(InputError):

@@ -176,5 +176,5 @@ def load_scenario(path: Path) -> Scenario:
             if beside.exists() or key == "trace" or "/" in holder[key]:  # else the name of a shipped profile
                 holder[key] = str(beside)
     scenario = validate(Scenario, raw, str(path))
-    scenario.controller_kind()
+    parse_controller(scenario.controller, str(path))
     return scenario

@@ -125,6 +125,7 @@ def test_scenarios_that_cannot_run(
 ) -> None:
     change(plain)
     line = refused(cli, tmp_path, "run", write(tmp_path, plain), "--out", "run")
+    assert "scenario.yaml" in line, "the file it came from"
     for part in parts:
         assert part in line
 
