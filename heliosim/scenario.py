@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from heliosim.errors import InputError, UnknownNameError
+from heliosim.errors import InputError, UnknownNameError, about
 from heliosim.formats.files import Strict, sha256_of, validate, write_text
 from heliosim.metrics import Slo
 from heliosim.registry import CONTROLLERS
@@ -176,5 +176,6 @@ def load_scenario(path: Path) -> Scenario:
             if beside.exists() or key == "trace" or "/" in holder[key]:  # else the name of a shipped profile
                 holder[key] = str(beside)
     scenario = validate(Scenario, raw, str(path))
-    parse_controller(scenario.controller, str(path))
+    with about(path):
+        parse_controller(scenario.controller, str(path))
     return scenario

@@ -117,8 +117,9 @@ def test_every_region_is_unbiased_where_small_batches_are_noisiest() -> None:
     rng = stream(8, "regions")
     made = []
     for s in samples(8, 1200, 0.0):
-        scale = 0.8 if s.shape.rows <= 2 else 0.1
-        made.append(replace(s, clocks={"cpu": s.clocks["cpu"] * (1 + rng.exponential(scale))}))
+        spread = 0.6 if s.shape.rows <= 2 else 0.1
+        factor = float(np.exp(spread * rng.standard_normal() - spread**2 / 2))  # of mean 1
+        made.append(replace(s, clocks={"cpu": s.clocks["cpu"] * factor}))
     fit = fit_steps(made, "cpu")
     coefficients = np.array([fit.seconds_per[t] for t in TERMS])
     for is_small in (True, False):

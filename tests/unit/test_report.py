@@ -91,7 +91,7 @@ def test_every_system_and_section_is_named(page: str, systems: list[SystemResult
         "Simulated beside measured",
         "Premises",
         "Limits",
-        "Repeat it",
+        "Go on",
         "Where this comes from",
     ):
         assert f">{title}</h2>" in page

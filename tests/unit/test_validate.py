@@ -30,7 +30,10 @@ class Item:
     draws: list[Summary]
     live: list[Summary]
     name: str = "HELIOS"
-    scenario: Any = SimpleNamespace(clock="cpu")  # noqa: RUF009
+
+    @property
+    def scenario(self) -> Any:
+        return SimpleNamespace(clock="cpu")
 
     def predicted_draws(self) -> list[Summary]:
         return self.draws
