@@ -2,8 +2,8 @@
 
 Two clocks. ``wall``: what a user would feel; arrivals come in real time. ``cpu``: every step really executes and is
 charged the process CPU time it took, host work of the serving loop included; idle time is skipped, arrivals advance on
-this virtual clock. Waiting for a core does not count, so fidelity on shared machines is judged on it; what neighbours do
-to shared caches and memory it does show.
+this virtual clock. Waiting for a core does not count, so fidelity on shared machines is judged on it; what neighbours
+do to shared caches and memory it does show.
 """
 
 from __future__ import annotations
