@@ -280,8 +280,10 @@ def _glance(
     cards = [*_speed_card(focus, systems), *_quality_card(focus), *_fidelity_cards(rows)]
     if premises:
         held = sum(1 for p in premises if p.get("verdict") == "holds")
-        weak = sum(1 for p in premises if p.get("verdict") == "weak")
-        cards.append(Card("Premises of HELIOS that hold here", f"{held} of {len(premises)}", f"{weak} weak"))
+        partly, weak = (sum(1 for p in premises if p.get("verdict") == v) for v in ("partly", "weak"))
+        cards.append(
+            Card("Premises of HELIOS that hold here", f"{held} of {len(premises)}", f"{partly} partly, {weak} weak")
+        )
     return Section("At a glance", "The numbers to remember. Everything below says how they came about.", [Cards(cards)])
 
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from heliosim.behaviour import Behaviour, Text, Walk, source_name
 from heliosim.costs import StepCost, StepShape, layers_run, load_seconds, load_terms, shape_of
+from heliosim.engines.token_table import TokenTable
 from heliosim.errors import OutOfRangeError
 from heliosim.noise import NoisePlayer
 from heliosim.types import (
@@ -60,26 +61,6 @@ class _Going:
     logprob_sum: float = 0.0
 
 
-class _Table:
-    """What tokens of decoding requests will do, by tick (modulo the table's height) and slot."""
-
-    def __init__(self, height: int, slots: int) -> None:
-        self.height, self.slots = height, slots
-        self.exit_layers = np.zeros((height, slots), np.int64)
-        self.confidences = np.zeros((height, slots))
-        self.logprobs = np.zeros((height, slots))
-        self.agrees = np.zeros((height, slots), np.bool_)
-
-    def lay_out(self, slot: int, walk: Walk, position: int, tick: int, count: int) -> None:
-        """Tokens ``position`` on of a walk at ticks ``tick`` on."""
-        rows = np.arange(tick, tick + count) % self.height
-        at = np.arange(position, position + count) % len(walk.exit_layers)
-        self.exit_layers[rows, slot] = walk.exit_layers[at]
-        self.confidences[rows, slot] = walk.confidences[at]
-        self.logprobs[rows, slot] = walk.logprobs[at]
-        self.agrees[rows, slot] = walk.agrees[at]
-
-
 class SimEngine:
     """``costs``: step cost by model on the run's clock; ``loads``: load coefficients by model; ``behaviour``: None for
     studies of time alone (tokens then have no exits, and no figure of quality can be had).
@@ -111,7 +92,7 @@ class SimEngine:
         self._ids: list[RequestId] = []
         self._ends: list[int] = []
         self._columns: npt.NDArray[np.int64] | None = None
-        self._table = _Table(256, 16)
+        self._table = TokenTable(256, 16)
         self._free_slots = list(range(16))
         self._policy: tuple[Placement, ExitRule] | None = None
         self._walks: dict[tuple[str, Placement, ExitRule], tuple[Text, Walk]] = {}
@@ -152,15 +133,13 @@ class SimEngine:
 
     def _follow(self, placement: Placement, exits: ExitRule) -> None:
         """Under another placement or rule, texts and exits differ from here on."""
-        if self._policy is not None and self._policy[0] is placement and self._policy[1] is exits:
+        if self._policy == (placement, exits):
             return
-        if self._policy != (placement, exits):
-            for going in self._decoding:
-                self._catch_up(going)
-            self._policy = (placement, exits)
-            for k, going in enumerate(self._decoding):
-                self._ends[k] = self._lay_out(going)
+        for going in self._decoding:
+            self._catch_up(going)
         self._policy = (placement, exits)
+        for k, going in enumerate(self._decoding):
+            self._ends[k] = self._lay_out(going)
 
     def _gather(self, decoding: Sequence[RequestId]) -> None:
         """Make the decoding requests those of a batch, in its order; others stop, keeping what they generated."""
@@ -248,7 +227,7 @@ class SimEngine:
     def _remake(self, height: int, slots: int) -> None:
         """A larger table, with what decoding requests have left laid out anew."""
         self._free_slots += range(self._table.slots, slots)
-        self._table = _Table(height, slots)
+        self._table = TokenTable(height, slots)
         for going, end in zip(self._decoding, self._ends, strict=False):  # one may be on its way in, without an end
             assert going.walk is not None
             done = 0 if going.since is None else self.ticks - going.since
@@ -267,20 +246,19 @@ class SimEngine:
 
     def _emit(self, run: Run) -> tuple[Tokens, dict[RequestId, float]]:
         """The tokens of one step, decode rows and chunks that end a prompt, and what ends with them."""
-        batch, row = run.batch, self.ticks % self._table.height
         requests = list(self._ids)
         exits: list[int] = []
         confidences: list[float] = []
         logprobs: list[float] = []
         agrees: list[bool] = []
         if self.behaviour is not None and requests:
-            columns, table = self._slots_in_order(), self._table
-            exits, confidences = table.exit_layers[row, columns].tolist(), table.confidences[row, columns].tolist()
-            logprobs, agrees = table.logprobs[row, columns].tolist(), table.agrees[row, columns].tolist()
+            now = self._table.read(self._slots_in_order(), self.ticks, 1)
+            exits, confidences = now.exit_layers[0].tolist(), now.confidences[0].tolist()
+            logprobs, agrees = now.logprobs[0].tolist(), now.agrees[0].tolist()
         self.ticks += 1
         ended = self._end_due()
         lasts = [request in ended for request in requests] if ended else [False] * len(requests)
-        for chunk in batch.chunks:
+        for chunk in run.batch.chunks:
             if not chunk.emits:
                 continue
             going = self._going[chunk.request]
@@ -357,10 +335,7 @@ class SimEngine:
         """What the next steps' tokens do, [steps, rows] each."""
         if self.behaviour is None:
             return None
-        table, columns = self._table, self._slots_in_order()
-        rows = np.arange(self.ticks, self.ticks + steps) % table.height
-        at = np.ix_(rows, columns)
-        return Walk(table.exit_layers[at], table.confidences[at], table.logprobs[at], table.agrees[at])
+        return self._table.read(self._slots_in_order(), self.ticks, steps)
 
     def _times(self, run: Run, batch: Batch, grid: Walk | None, most: int) -> tuple[list[Seconds], list[int]]:
         """Seconds and layers of each step up to where the stride ends."""
