@@ -53,9 +53,16 @@ class Source(Protocol):
         """Whether no arrival will ever come again."""
         ...
 
+    @property
+    def is_answering(self) -> bool:
+        """Whether a request's end makes another one come."""
+        ...
+
 
 class OpenLoop:
     """Arrivals at given times, whatever the server does."""
+
+    is_answering = False
 
     def __init__(self, arrivals: Sequence[Arrival]) -> None:
         for before, after in pairwise(arrivals):
@@ -100,6 +107,8 @@ class ClosedLoop:
 
     All start at time 0. Bodies go out in their order, whoever sends them; the k-th has id k.
     """
+
+    is_answering = True
 
     def __init__(self, bodies: Sequence[Body], users: int, think_s: Seconds) -> None:
         if users < 1 or not 0 <= think_s < math.inf:
