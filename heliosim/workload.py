@@ -70,15 +70,15 @@ class OpenLoop:
                 raise ValueError(f"arrivals must be sorted by time; request {after.request.id} is too early")
         self._arrivals = list(arrivals)
         self._taken = 0
-
-    @property
-    def next_s(self) -> Seconds | None:
-        return None if self.is_exhausted else self._arrivals[self._taken].request.arrival_s
+        self.next_s: Seconds | None = self._arrivals[0].request.arrival_s if self._arrivals else None
 
     def take(self, now: Seconds) -> list[Arrival]:
-        stop = bisect_right(self._arrivals, now, lo=self._taken, key=lambda arrival: arrival.request.arrival_s)
-        due = self._arrivals[self._taken : stop]
-        self._taken = stop
+        arrivals, at = self._arrivals, self._taken
+        while self.next_s is not None and self.next_s <= now:
+            at += 1
+            self.next_s = arrivals[at].request.arrival_s if at < len(arrivals) else None
+        due = arrivals[self._taken : at]
+        self._taken = at
         return due
 
     def finished(self, request_id: RequestId, now: Seconds) -> None:

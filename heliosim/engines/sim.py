@@ -47,6 +47,7 @@ from heliosim.types import (
 )
 
 _FOREVER = 2**62
+_AT_ONCE = 64
 
 
 @dataclass(slots=True, eq=False)
@@ -97,7 +98,8 @@ class SimEngine:
 
     ``allow_extrapolation``: answer outside the calibrated batch, context or chunk range instead of refusing;
     ``extrapolated_steps`` counts such steps. ``watts``: mean power while busy; None: energy is unavailable.
-    ``noise``: scales each step's expected time; None: every step takes it exactly.
+    ``noise``: scales each step's expected time; None: every step takes it exactly. ``strides``: answer every run with
+    a stride, if only of one step; without, runs of one step are done the plain way.
     """
 
     def __init__(
@@ -110,7 +112,9 @@ class SimEngine:
         allow_extrapolation: bool = False,
         watts: float | None = None,
         noise: NoisePlayer | None = None,
+        strides: bool = False,
     ) -> None:
+        self.strides = strides
         self.models, self.costs, self.loads, self.behaviour, self.seed = models, costs, loads, behaviour, seed
         self.allow_extrapolation, self.watts, self.noise = allow_extrapolation, watts, noise
         self._extrapolated_steps = 0
@@ -130,8 +134,8 @@ class SimEngine:
         self._exits: ExitRule | None = None
         self._walks: dict[str, tuple[Text, Walk]] = {}
         self._walks_by_policy: dict[tuple[Placement, ExitRule], dict[str, tuple[Text, Walk]]] = {}
-        self._decode_s: dict[tuple[int, int, int], Seconds] = {}
-        self._decode_s_by_policy: dict[tuple[Placement, ExitRule], dict[tuple[int, int, int], Seconds]] = {}
+        self._decode_s: dict[tuple[int, ...], Seconds] = {}
+        self._decode_s_by_policy: dict[tuple[Placement, ExitRule], dict[tuple[int, ...], Seconds]] = {}
         self._plan: _Plan | None = None
 
     # -- protocol -------------------------------------------------------------------------------------------------
@@ -156,7 +160,7 @@ class SimEngine:
             if tuple(self._ids) != decoding:
                 self._gather(action.batch)
             self._seen = decoding
-        return self._step(action) if action.max_steps == 1 else self._stride(action)
+        return self._stride(action) if self.strides or action.max_steps > 1 else self._step(action)
 
     def cut(self, steps: int) -> Outcome:
         """The stride performed last, as if it had ended behind ``steps`` of its steps."""
@@ -207,6 +211,7 @@ class SimEngine:
         self._placement, self._exits = placement, exits
         if is_same:
             return
+        self._table.forget_planes()
         policy = (placement, exits)
         self._walks = self._walks_by_policy.setdefault(policy, {})
         self._decode_s = self._decode_s_by_policy.setdefault(policy, {})
@@ -495,47 +500,45 @@ class SimEngine:
         has_exits = run.exits.kind == "threshold" and self.behaviour is not None
         while steps < most and spent < left_s:
             longest = at + steps + reach
-            blocks = -(-longest // BLOCK_TOKENS)
-            count = min(most - steps, BLOCK_TOKENS * blocks - longest + 1)
             if not self._is_calibrated(cost, rows, longest, rows, may_refuse=first + steps == 0):
                 if not self.allow_extrapolation:
                     break
                 plan.extrapolated.append(first + steps)
                 count = 1
-            elif longest + count - 1 > cost.max_context:
-                count = cost.max_context - longest + 1
-            if has_exits:
-                shapes = self._threshold_shapes(run, at + steps, count, rows, blocks, until_end - steps)
-                times = [tick(cost.seconds(shape)) for shape in shapes]
-                stride.layers_run += [shape.layers for shape in shapes]
             else:
+                count = min(most - steps, cost.max_context - longest + 1)
+            if has_exits:
+                times, layers = self._threshold_times(run, at + steps, min(count, _AT_ONCE), longest, until_end - steps)
+            else:
+                blocks = -(-longest // BLOCK_TOKENS)
+                count = min(count, BLOCK_TOKENS * blocks - longest + 1)
                 if steps + count == until_end and count > 1:
                     count -= 1  # the last one ends requests, which has its own price
                 ended = len(self._ending[at + until_end]) if steps + count == until_end else 0
-                times = [self._decode_seconds(cost, depth, rows, blocks, ended)] * count
-            if self.noise is None:
-                fits = _steps_within(times, left_s - spent)
-                del times[fits:]
-                spent += sum(times)
-            else:
+                times, layers = [self._decode_seconds(cost, rows, blocks, depth, 1, rows, 0, ended)] * count, []
+            if self.noise is not None:
                 spent += self._noisy_steps(times, left_s - spent, plan)
+            else:
+                del times[_steps_within(times, left_s - spent) :]
+                spent += sum(times)
             stride.seconds += times
+            stride.layers_run += layers[: len(times)] or [depth] * len(times)
             steps += len(times)
-            if has_exits:
-                del stride.layers_run[first + steps :]
         stride.rows += [rows] * steps
         stride.decode_rows += [rows] * steps
         stride.tokens_out += [rows] * steps
         stride.prefill_tokens += [0] * steps
-        if not has_exits:
-            stride.layers_run += [depth] * steps
         return spent
 
-    def _decode_seconds(self, cost: StepCost, depth: int, rows: int, blocks: int, ended: int) -> Seconds:
-        key = (rows, blocks, ended)
+    def _decode_seconds(
+        self, cost: StepCost, rows: int, blocks: int, layers: int, checks: int, checked: int, filled: int, ended: int
+    ) -> Seconds:
+        """Expected seconds of a step of decode rows alone; ``blocks``: KV blocks of the longest."""
+        key = (rows, blocks, layers, checks, checked, ended)
         known = self._decode_s.get(key)
         if known is None:
-            shape = _decode_shape(rows, blocks, depth, 1, rows, 0, ended)
+            gathered = rows * blocks * BLOCK_TOKENS
+            shape = StepShape(rows, rows, rows, gathered, 0, 0, layers, checks, checked, filled, 0, ended, gathered)
             known = self._decode_s[key] = tick(cost.seconds(shape))
         return known
 
@@ -552,23 +555,28 @@ class SimEngine:
                 break
         return spent
 
-    def _threshold_shapes(
-        self, run: Run, at: int, count: int, rows: int, blocks: int, until_end: int
-    ) -> list[StepShape]:
-        """Shapes of ``count`` steps of decode rows under a threshold, from tick ``at`` on."""
-        spec, depth = self.models[run.placement.model], run.placement.depth
+    def _threshold_times(
+        self, run: Run, at: int, count: int, longest: int, until_end: int
+    ) -> tuple[list[Seconds], list[int]]:
+        """Expected seconds and layers of ``count`` steps of decode rows under a threshold, from tick ``at`` on."""
+        spec, cost = self.models[run.placement.model], self.costs[run.placement.model]
+        depth, rows = run.placement.depth, len(self._ids)
         block = self._table.read(at, count)
         exits = np.where(np.isnan(block.cells(CONFIDENCES)), 0, block.cells(EXIT_LAYERS))
-        deepest = exits.max(axis=1).tolist()
-        undecided = [np.count_nonzero(exits >= e, axis=1).tolist() for e in spec.exits]
-        shapes = []
-        for k, deep in enumerate(deepest):
-            checks = sum(e <= deep for e in spec.exits)
-            checked = sum(undecided[j][k] for j in range(checks))
-            layers = depth if run.exits.batching == "full" else deep
+        left = [np.count_nonzero(exits >= e, axis=1).tolist() for e in spec.exits]
+        times: list[Seconds] = []
+        layers: list[int] = []
+        for k, undecided in enumerate(zip(*left, strict=True)):
+            checks = sum(n > 0 for n in undecided)
+            deepest = spec.exits[checks - 1]
+            walked = depth if run.exits.batching == "full" else deepest
             ended = len(self._ending[at + until_end]) if k + 1 == until_end else 0
-            shapes.append(_decode_shape(rows, blocks, layers, checks, checked, depth - layers, ended))
-        return shapes
+            blocks = -(-(longest + k) // BLOCK_TOKENS)
+            times.append(
+                self._decode_seconds(cost, rows, blocks, walked, checks, sum(undecided), depth - walked, ended)
+            )
+            layers.append(walked)
+        return times, layers
 
     # -- time and energy ------------------------------------------------------------------------------------------
 
@@ -647,18 +655,10 @@ def _checks(spec: ModelSpec, deepest: int, exits: npt.NDArray[np.int64]) -> tupl
     return checks, checked
 
 
-def _decode_shape(
-    rows: int, blocks: int, layers: int, checks: int, checked: int, filled: int, ended: int
-) -> StepShape:
-    """The shape of a step of decode rows alone; ``blocks``: KV blocks of the longest. Costs do not ask its length."""
-    gathered = rows * blocks * BLOCK_TOKENS
-    return StepShape(rows, rows, rows, gathered, 0, 0, layers, checks, checked, filled, 0, ended, blocks * BLOCK_TOKENS)
-
-
 def _steps_within(times: Sequence[Seconds], left_s: Seconds) -> int:
     """How many steps are done until they last to ``left_s``: that many or all."""
     one = times[0]
-    if one * len(times) == sum(times):  # all alike
+    if times[-1] == one and one * len(times) == sum(times):  # all alike
         if one <= 0 or left_s >= one * len(times):
             return len(times)
         return max(1, -(-round(left_s / TICK) // round(one / TICK)))

@@ -46,6 +46,10 @@ class TokenTable:
         self._shape = (rows, columns)
         self._planes[CONFIDENCES] = self._blank(CONFIDENCES)
 
+    def forget_planes(self) -> None:
+        """Lay out confidences alone again, until something else is asked for."""
+        self._planes = {CONFIDENCES: self._planes[CONFIDENCES]}
+
     def enter(self, lane: Lane, now: int) -> None:
         """Give a lane the next column. ``now``: the current tick; rows before it are not read again."""
         rows, columns = self._shape
@@ -89,7 +93,7 @@ class TokenTable:
         return found
 
     def _blank(self, name: str) -> npt.NDArray[Any]:
-        return np.full(self._shape, np.nan) if name == CONFIDENCES else np.zeros(self._shape, _DTYPES[name])
+        return np.empty(self._shape, _DTYPES[name], order="F")  # a column is filled when it is given out
 
     def _write(self, name: str, lane: Lane) -> None:
         values = getattr(lane.walk, name)
@@ -100,7 +104,10 @@ class TokenTable:
             taken = values[position : position + count]
         else:
             taken = values[np.arange(position, position + count) % len(values)]
-        self._planes[name][start + skipped : start + skipped + count, lane.column] = taken
+        column = self._planes[name][:, lane.column]
+        if name == CONFIDENCES:
+            column.fill(np.nan)
+        column[start + skipped : start + skipped + count] = taken
 
     def _remake(self, coming: Lane, now: int) -> None:
         """Room for a lane more: rows from ``now`` on, running lanes side by side at the left."""

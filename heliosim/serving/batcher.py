@@ -52,11 +52,6 @@ class Sequence:
     def known(self) -> int:
         return self.request.prompt_tokens + self.generated
 
-    @property
-    def longest(self) -> int:
-        """Tokens whose KV this request may come to need: the last generated token is never read."""
-        return self.request.prompt_tokens + self.request.max_tokens - 1
-
 
 @dataclass(slots=True)
 class Planned:
@@ -285,31 +280,34 @@ class ContinuousBatcher:
 
         True if nobody is left or the next one cannot start before a request ends, whatever budget later steps leave.
         """
-        reserve = int(pool.total_blocks * self.watermark) if self.running else 0
-        while self._waiting and budget > 0 and self.running < self.max_batch:
-            seq = self._waiting[0]
+        waiting, running, total = self._waiting, self.running, pool.total_blocks
+        watermark = int(total * self.watermark)
+        while waiting and budget > 0 and running < self.max_batch:
+            seq = waiting[0]
+            request = seq.request
             is_new = seq.admitted_s is None
             if is_new and admit is not None and plan.started >= admit:
                 return True
-            if blocks_for(seq.longest) > pool.total_blocks:
-                self._waiting.popleft()
+            if blocks_for(request.prompt_tokens + request.max_tokens - 1) > total:  # the last token is never read
+                waiting.popleft()
                 plan.refused.append((seq, "larger than the memory pool"))
                 continue
-            need = blocks_for(seq.known)
-            if need + reserve > pool.free_blocks:
+            known = request.prompt_tokens + seq.generated
+            need = blocks_for(known)
+            if need + (watermark if running else 0) > total - pool.used_blocks:
                 return True
-            pool.take(seq.request.id, need)
-            self._waiting.popleft()
+            pool.take(request.id, need)
+            waiting.popleft()
             self._reading.append(seq)
+            running += 1
             if is_new:
                 seq.admitted_s = now
                 seq.is_probe = is_probe
                 plan.started += 1
-            count = min(seq.known, budget)
-            chunks.append(Chunk(seq.request.id, 0, count, count == seq.known))
+            count = known if known < budget else budget
+            chunks.append(Chunk(request.id, 0, count, count == known))
             budget -= count
-            reserve = int(pool.total_blocks * self.watermark)
-        return not self._waiting or self.running >= self.max_batch
+        return not waiting or running >= self.max_batch
 
     # -- settling -------------------------------------------------------------------------------------------------
 
@@ -339,31 +337,39 @@ class ContinuousBatcher:
 
     def settle_stride(self, run: Run, stride: Stride, pool: MemoryPool, start_s: Seconds) -> Settled:
         """Book the steps of a stride that began at ``start_s``, with whoever began to decode or ended on the way."""
-        seconds, block_due, now = stride.seconds, self._block_due, start_s
+        block_due, now, ticks = self._block_due, start_s, self.ticks
         ended: list[tuple[Sequence, Seconds]] = []
         blocks: list[int] = []
         running: list[int] = []
-        ends = iter(stride.ended)
-        end = next(ends, None)
-        chunks, program = run.batch.chunks, run.program
-        for k in range(len(seconds)):
+        ends, program = stride.ended, run.program
+        next_end, end_step = 0, ends[0][0] if ends else -1
+        chunks, used, runs = run.batch.chunks, pool.used_blocks, self.running
+        grown = 0
+        for k, seconds in enumerate(stride.seconds):
             if k:
-                due = block_due[self.ticks % BLOCK_TOKENS]
-                if due:
-                    fits = pool.grow(due)
-                    assert fits, "an engine ran more steps than there was memory for"
+                grown += block_due[ticks % BLOCK_TOKENS]
                 chunks = program[k - 1] if k <= len(program) else ()
-            blocks.append(pool.used_blocks)
-            self.ticks += 1
-            now += seconds[k]
-            if chunks:
-                self._settle_chunks(chunks, now)
-            while end is not None and end[0] == k:
-                seq = self._leave(end[1], pool)
-                seq.logprob_sum = end[2]
-                ended.append((seq, now))
-                end = next(ends, None)
-            running.append(len(self._ids) + len(self._reading))
+            blocks.append(used + grown)
+            ticks += 1
+            now += seconds
+            if chunks or k == end_step:
+                fits = pool.grow(grown)
+                assert fits, "an engine ran more steps than there was memory for"
+                self.ticks = ticks
+                if chunks:
+                    self._settle_chunks(chunks, now)
+                while k == end_step:
+                    _, request, logprob_sum = ends[next_end]
+                    seq = self._leave(request, pool)
+                    seq.logprob_sum = logprob_sum
+                    ended.append((seq, now))
+                    next_end += 1
+                    end_step = ends[next_end][0] if next_end < len(ends) else -1
+                used, grown, runs = pool.used_blocks, 0, self.running
+            running.append(runs)
+        fits = pool.grow(grown)
+        assert fits, "an engine ran more steps than there was memory for"
+        self.ticks = ticks
         self._is_due_booked = False
         return Settled(ended, blocks, running)
 
