@@ -24,9 +24,11 @@ from heliosim.types import (
     Run,
     Seconds,
     Served,
+    Setting,
     StepRecord,
     Stride,
     StrideRecord,
+    StrideStep,
     StrideTokens,
 )
 
@@ -80,10 +82,9 @@ class TableRecorder:
         self._events: list[tuple[Seconds, str, str]] = []
         self._placement: Placement | None = None
         # One entry per step.
-        self._seconds, self._energy_j = array("d"), array("d")
-        self._layers_run, self._rows, self._decode_rows = array("q"), array("q"), array("q")
-        self._prefill_tokens, self._tokens_out, self._running = array("q"), array("q"), array("q")
-        self._kv_used, self._breaches = array("q"), array("q")
+        self._steps: list[StrideStep] = []
+        self._running, self._kv_used, self._breaches = array("q"), array("q"), array("q")
+        self._energy_j = array("d")
         # One entry per action: its first step, start, and what is the same for all of its steps.
         self._firsts, self._starts, self._waiting = array("q"), array("d"), array("q")
         self._settings = array("q")
@@ -102,62 +103,39 @@ class TableRecorder:
 
     @property
     def _step_count(self) -> int:
-        return len(self._seconds)
+        return len(self._steps)
 
     def step(self, record: StepRecord) -> None:
         if record.kind == "load":
             self._transition(record)
-        self._act(
-            record.start_s,
-            record.waiting,
-            (
-                record.kind,
-                record.reason,
-                record.model,
-                record.depth,
-                record.weights_bytes,
-                record.kv_total_bytes,
-                record.is_probe,
-            ),
+        setting = Setting(record.model, record.depth, record.weights_bytes, record.kv_total_bytes, record.is_probe)
+        self._act(record.start_s, record.waiting, (record.kind, record.reason, setting))
+        self._steps.append(
+            StrideStep(
+                record.seconds,
+                record.layers_run,
+                record.rows,
+                record.decode_rows,
+                record.prefill_tokens,
+                record.tokens_out,
+            )
         )
-        self._seconds.append(record.seconds)
-        self._layers_run.append(record.layers_run)
-        self._rows.append(record.rows)
-        self._decode_rows.append(record.decode_rows)
-        self._prefill_tokens.append(record.prefill_tokens)
-        self._tokens_out.append(record.tokens_out)
         self._running.append(record.running)
         self._kv_used.append(record.kv_used_bytes)
         self._breaches.append(record.breaches)
         self._energy_j.append(math.nan if record.energy_j is None else record.energy_j)
 
     def stride(self, record: StrideRecord) -> None:
-        stride = record.stride
+        stride, block_bytes = record.stride, record.block_bytes
         if self.keep_tokens and stride.tokens is not None:
             self._stride_tokens(stride, stride.tokens, record.agrees)
-        self._act(
-            record.start_s,
-            record.waiting,
-            (
-                "run",
-                "",
-                record.model,
-                record.depth,
-                record.weights_bytes,
-                record.kv_total_bytes,
-                record.is_probe,
-            ),
-        )
-        self._seconds.fromlist(stride.seconds)
-        self._layers_run.fromlist(stride.layers_run)
-        self._rows.fromlist(stride.rows)
-        self._decode_rows.fromlist(stride.decode_rows)
-        self._prefill_tokens.fromlist(stride.prefill_tokens)
-        self._tokens_out.fromlist(stride.tokens_out)
-        self._running.fromlist(record.running)
-        self._kv_used.fromlist(record.kv_used_bytes)
+        self._act(record.start_s, record.waiting, ("run", "", record.setting))
+        watts = stride.watts
+        self._energy_j.extend([math.nan if watts is None else watts * step[0] for step in stride.steps])
+        self._steps += stride.steps
+        self._running.extend(record.running)
+        self._kv_used.extend([blocks * block_bytes for blocks in record.kv_blocks])
         self._breaches.extend(record.breaches)
-        self._energy_j.extend(repeat(math.nan, len(stride)) if stride.energy_j is None else stride.energy_j)
 
     def tokens(self, now: Seconds, action: Run | Load, outcome: Outcome) -> None:
         tokens = outcome.tokens
@@ -206,7 +184,7 @@ class TableRecorder:
         )
 
     def _act(self, start_s: Seconds, waiting: int, setting: tuple[Any, ...]) -> None:
-        self._firsts.append(len(self._seconds))
+        self._firsts.append(len(self._steps))
         self._starts.append(start_s)
         self._waiting.append(waiting)
         known = self._known_settings
@@ -216,7 +194,8 @@ class TableRecorder:
         import numpy as np
 
         steps = np.arange(self._step_count, self._step_count + len(stride))
-        self._token_step.frombytes(np.repeat(steps, stride.tokens_out).tobytes())
+        counts = [step.tokens_out for step in stride.steps]
+        self._token_step.frombytes(np.repeat(steps, counts).tobytes())
         self._token_request.frombytes(tokens.requests.tobytes())
         self._exit_layer.frombytes(tokens.exit_layers.tobytes())
         self._confidence.frombytes(tokens.confidences.tobytes())
@@ -240,29 +219,27 @@ class TableRecorder:
         import numpy as np
         import pyarrow as pa
 
-        seconds, firsts = np.array(self._seconds), np.array(self._firsts)
-        counts = np.diff(firsts, append=len(seconds))
-        before = np.cumsum(seconds) - seconds  # exact: times are multiples of a tick
-        of_action = np.repeat(np.arange(len(firsts)), counts)
-        settings = np.array(self._settings, dtype=np.int32)[of_action]
-        energy = np.array(self._energy_j)
+        steps = np.array(self._steps, dtype=np.float64).reshape(-1, len(StrideStep._fields))
         columns: dict[str, Any] = {
+            name: steps[:, k] if name == "seconds" else steps[:, k].astype(np.int64)
+            for k, name in enumerate(StrideStep._fields)
+        }
+        seconds, firsts = columns["seconds"], np.array(self._firsts)
+        of_action = np.repeat(np.arange(len(firsts)), np.diff(firsts, append=len(seconds)))
+        before = np.cumsum(seconds) - seconds  # exact: times are multiples of a tick
+        energy = np.array(self._energy_j)
+        columns |= {
             "step": np.arange(len(seconds)),
             "start_s": np.array(self._starts)[of_action] + (before - before[firsts[of_action]]),
-            "seconds": seconds,
-            "layers_run": np.array(self._layers_run),
-            "rows": np.array(self._rows),
-            "decode_rows": np.array(self._decode_rows),
-            "prefill_tokens": np.array(self._prefill_tokens),
-            "tokens_out": np.array(self._tokens_out),
             "waiting": np.array(self._waiting)[of_action],
             "running": np.array(self._running),
             "kv_used_bytes": np.array(self._kv_used),
             "breaches": np.array(self._breaches),
             "energy_j": pa.array(energy, mask=np.isnan(energy)),
         }
-        names = ("kind", "reason", "model", "depth", "weights_bytes", "kv_total_bytes", "is_probe")
-        return columns | _spread(names, list(self._known_settings), settings)
+        codes = np.array(self._settings, dtype=np.int32)[of_action]
+        known = [(kind, reason, *setting) for kind, reason, setting in self._known_settings]
+        return columns | _spread(("kind", "reason", *Setting._fields), known, codes)
 
     def _request_columns(self, tasks: Mapping[RequestId, str]) -> dict[str, Any]:
         import numpy as np

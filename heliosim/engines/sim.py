@@ -42,11 +42,13 @@ from heliosim.types import (
     Run,
     Seconds,
     Stride,
+    StrideStep,
     Tokens,
     tick,
 )
 
 _FOREVER = 2**62
+_NO_TOKENS = Tokens()
 _AT_ONCE = 64
 
 
@@ -134,8 +136,8 @@ class SimEngine:
         self._exits: ExitRule | None = None
         self._walks: dict[str, tuple[Text, Walk]] = {}
         self._walks_by_policy: dict[tuple[Placement, ExitRule], dict[str, tuple[Text, Walk]]] = {}
-        self._decode_s: dict[tuple[int, ...], Seconds] = {}
-        self._decode_s_by_policy: dict[tuple[Placement, ExitRule], dict[tuple[int, ...], Seconds]] = {}
+        self._decode_steps: dict[tuple[int, ...], StrideStep] = {}
+        self._decode_steps_by_policy: dict[tuple[Placement, ExitRule], dict[tuple[int, ...], StrideStep]] = {}
         self._plan: _Plan | None = None
 
     # -- protocol -------------------------------------------------------------------------------------------------
@@ -167,8 +169,8 @@ class SimEngine:
         plan = self._plan
         assert plan is not None, "nothing to cut"
         whole = plan.stride
-        assert 1 <= steps <= len(whole)
-        if steps == len(whole):
+        assert 1 <= steps <= len(whole.steps)
+        if steps == len(whole.steps):
             return _outcome_of(whole)
         while plan.changes and plan.changes[-1].step >= steps:
             self._take_back(plan.changes.pop())
@@ -176,14 +178,9 @@ class SimEngine:
         if self.noise is not None:
             self.noise.at_s = plan.noise_at_s[steps]
         plan.stride = Stride(
-            whole.seconds[:steps],
-            whole.layers_run[:steps],
-            whole.rows[:steps],
-            whole.decode_rows[:steps],
-            whole.prefill_tokens[:steps],
-            whole.tokens_out[:steps],
+            whole.steps[:steps],
             [end for end in whole.ended if end[0] < steps],
-            None if whole.energy_j is None else whole.energy_j[:steps],
+            whole.watts,
             whole.tokens.first(steps) if isinstance(whole.tokens, TokenBlock) else None,
         )
         return _outcome_of(plan.stride)
@@ -214,7 +211,7 @@ class SimEngine:
         self._table.forget_planes()
         policy = (placement, exits)
         self._walks = self._walks_by_policy.setdefault(policy, {})
-        self._decode_s = self._decode_s_by_policy.setdefault(policy, {})
+        self._decode_steps = self._decode_steps_by_policy.setdefault(policy, {})
         for going in self._decoding:
             self._catch_up(going)
             self._leave_table(going, self.ticks)
@@ -420,163 +417,150 @@ class SimEngine:
 
     def _stride(self, run: Run) -> Outcome:
         """Steps until enough requests ended, an arrival is due or the guard trips, from counters and whole arrays."""
-        stride = Stride([], [], [], [], [], [], [])
+        stride = Stride([], [], self.watts)
         plan = self._plan = _Plan(stride)
         self._plan_steps(run, plan)
-        if self.watts is not None:
-            stride.energy_j = [self.watts * s for s in stride.seconds]
         if self.behaviour is None:
             return _outcome_of(stride)
-        block = stride.tokens = self._table.read(self.ticks, len(stride.seconds))
+        block = stride.tokens = self._table.read(self.ticks, len(stride.steps))
         if run.guard is not None:
-            trip = run.guard.first_trip(block.confidences, np.add.accumulate(stride.tokens_out))
+            trip = run.guard.first_trip(block.confidences, stride.token_ends())
             if trip is not None:
                 return self.cut(trip + 1)
         return _outcome_of(stride)
 
     def _plan_steps(self, run: Run, plan: _Plan) -> None:
         """Reading steps one by one, decoding steps from one end of a request to the next."""
-        seconds, most, max_ends = plan.stride.seconds, run.max_steps, run.max_ends
+        steps, most, max_ends = plan.stride.steps, run.max_steps, run.max_ends
         chunks, program = run.batch.chunks, run.program
         left_s = _FOREVER if run.within_s is None else run.within_s
-        ended = 0
+        k = ended = 0
         while True:
-            k = len(seconds)
             if chunks:
                 if not self._plan_reading(run, chunks, plan):
                     return
-                left_s -= seconds[k]
+                left_s -= steps[k][0]
             elif self._ids:
                 left_s -= self._plan_decoding(run, most - k, left_s, plan)
             else:
                 return
-            if len(seconds) == k:
+            if len(steps) == k:
                 return
-            k = len(seconds)
+            k = len(steps)
             chunks = program[k - 1] if k <= len(program) else ()
-            ending = self._ending_at(self.ticks + k)
-            for going in ending:
-                reach = self._reaches[self._ids.index(going.request.id)]
-                plan.changes.append(_Change(k - 1, going, self._remove(going), reach))
-                plan.stride.ended.append((k - 1, going.request.id, _sum_at(going, self.ticks + k)))
-            ended += len(ending)
-            if k >= most or left_s <= 0 or (ending and (chunks or (max_ends is not None and ended >= max_ends))):
+            at = self.ticks + k
+            if at in self._ending:
+                for going in self._ending_at(at):
+                    ended += 1
+                    reach = self._reaches[self._ids.index(going.request.id)]
+                    plan.changes.append(_Change(k - 1, going, self._remove(going), reach))
+                    plan.stride.ended.append((k - 1, going.request.id, _sum_at(going, at)))
+                if chunks or (max_ends is not None and ended >= max_ends):
+                    return
+            if k >= most or left_s <= 0:
                 return
 
     def _plan_reading(self, run: Run, chunks: tuple[Chunk, ...], plan: _Plan) -> bool:
         """One step that reads prompts. False, and nothing planned, for a later step outside the calibrated range."""
-        stride, cost = plan.stride, self.costs[run.placement.model]
-        k = len(stride.seconds)
+        steps, cost = plan.stride.steps, self.costs[run.placement.model]
+        k = len(steps)
         at = self.ticks + k
-        asked = _asked(chunks, len(self._ids), at + max(self._reaches, default=0))
-        if not self._is_calibrated(cost, asked.rows, asked.longest, asked.tokens, may_refuse=k == 0):
+        asked = _asked(chunks, len(self._ids), at + max(self._reaches) if self._reaches else 0)
+        if not self._is_calibrated(cost, asked[0], asked[8], asked[1], may_refuse=k == 0):
             if not self.allow_extrapolation:
                 return False
             plan.extrapolated.append(k)
         self._emit(chunks, at, k, plan.changes)
         has_exits = run.exits.kind == "threshold" and self.behaviour is not None
         block = self._table.read(at, 1) if has_exits else None
-        shape = self._shape(run, asked, len(self._ending.get(at + 1, ())), block)
-        one = tick(cost.seconds(shape))
+        ending = self._ending.get(at + 1)
+        shape = self._shape(run, asked, 0 if ending is None else len(ending), block)
+        one = round(cost.seconds(shape) / TICK) * TICK
         if self.noise is not None:
             plan.noise_at_s.append(self.noise.at_s)
             one = self._noisy(one)
-        stride.seconds.append(one)
-        stride.layers_run.append(shape.layers)
-        stride.rows.append(asked.rows)
-        stride.decode_rows.append(asked.decode_rows)
-        stride.prefill_tokens.append(asked.tokens - asked.decode_rows)
-        stride.tokens_out.append(asked.emitted)
+        rows, tokens, decode_rows, _, _, _, _, emitted, _ = asked
+        steps.append(StrideStep(one, shape.layers, rows, decode_rows, tokens - decode_rows, emitted))
         return True
 
     def _plan_decoding(self, run: Run, most: int, left_s: Seconds, plan: _Plan) -> Seconds:
         """Decode steps up to the next request's end; returns their seconds. None for a later step outside the range."""
-        stride, cost, depth = plan.stride, self.costs[run.placement.model], run.placement.depth
-        first = len(stride.seconds)
+        planned, cost, depth = plan.stride.steps, self.costs[run.placement.model], run.placement.depth
+        first = len(planned)
         at, rows, reach = self.ticks + first, len(self._ids), max(self._reaches)
         until_end = self._ends[0] - at
-        steps, spent = 0, 0.0
+        done, spent = 0, 0.0
         most = min(most, until_end)
         has_exits = run.exits.kind == "threshold" and self.behaviour is not None
-        while steps < most and spent < left_s:
-            longest = at + steps + reach
-            if not self._is_calibrated(cost, rows, longest, rows, may_refuse=first + steps == 0):
+        while done < most and spent < left_s:
+            longest = at + done + reach
+            if not self._is_calibrated(cost, rows, longest, rows, may_refuse=first + done == 0):
                 if not self.allow_extrapolation:
                     break
-                plan.extrapolated.append(first + steps)
+                plan.extrapolated.append(first + done)
                 count = 1
             else:
-                count = min(most - steps, cost.max_context - longest + 1)
+                count = min(most - done, cost.max_context - longest + 1)
             if has_exits:
-                times, layers = self._threshold_times(run, at + steps, min(count, _AT_ONCE), longest, until_end - steps)
+                steps = self._threshold_steps(run, at + done, min(count, _AT_ONCE), longest, until_end - done)
             else:
                 blocks = -(-longest // BLOCK_TOKENS)
                 count = min(count, BLOCK_TOKENS * blocks - longest + 1)
-                if steps + count == until_end and count > 1:
+                if done + count == until_end and count > 1:
                     count -= 1  # the last one ends requests, which has its own price
-                ended = len(self._ending[at + until_end]) if steps + count == until_end else 0
-                times, layers = [self._decode_seconds(cost, rows, blocks, depth, 1, rows, 0, ended)] * count, []
+                ended = len(self._ending[at + until_end]) if done + count == until_end else 0
+                steps = [self._decode_step(cost, rows, blocks, depth, 1, rows, 0, ended)] * count
             if self.noise is not None:
-                spent += self._noisy_steps(times, left_s - spent, plan)
+                spent += self._noisy_steps(steps, left_s - spent, plan)
             else:
-                del times[_steps_within(times, left_s - spent) :]
-                spent += sum(times)
-            stride.seconds += times
-            stride.layers_run += layers[: len(times)] or [depth] * len(times)
-            steps += len(times)
-        stride.rows += [rows] * steps
-        stride.decode_rows += [rows] * steps
-        stride.tokens_out += [rows] * steps
-        stride.prefill_tokens += [0] * steps
+                fitting, seconds = _within(steps, left_s - spent, are_alike=not has_exits)
+                del steps[fitting:]
+                spent += seconds
+            planned += steps
+            done += len(steps)
         return spent
 
-    def _decode_seconds(
+    def _decode_step(
         self, cost: StepCost, rows: int, blocks: int, layers: int, checks: int, checked: int, filled: int, ended: int
-    ) -> Seconds:
-        """Expected seconds of a step of decode rows alone; ``blocks``: KV blocks of the longest."""
+    ) -> StrideStep:
+        """A step of decode rows alone in its expected time; ``blocks``: KV blocks of the longest."""
         key = (rows, blocks, layers, checks, checked, ended)
-        known = self._decode_s.get(key)
+        known = self._decode_steps.get(key)
         if known is None:
             gathered = rows * blocks * BLOCK_TOKENS
             shape = StepShape(rows, rows, rows, gathered, 0, 0, layers, checks, checked, filled, 0, ended, gathered)
-            known = self._decode_s[key] = tick(cost.seconds(shape))
+            known = self._decode_steps[key] = StrideStep(tick(cost.seconds(shape)), layers, rows, rows, 0, rows)
         return known
 
-    def _noisy_steps(self, times: list[Seconds], left_s: Seconds, plan: _Plan) -> Seconds:
+    def _noisy_steps(self, steps: list[StrideStep], left_s: Seconds, plan: _Plan) -> Seconds:
         """Scale expected times by the noise, in place, up to the step that lasts to ``left_s``; returns their sum."""
         assert self.noise is not None
         spent = 0.0
-        for k, expected in enumerate(times):
+        for k, step in enumerate(steps):
             plan.noise_at_s.append(self.noise.at_s)
-            times[k] = one = self._noisy(expected)
+            one = self._noisy(step.seconds)
+            steps[k] = step._replace(seconds=one)
             spent += one
             if spent >= left_s:
-                del times[k + 1 :]
+                del steps[k + 1 :]
                 break
         return spent
 
-    def _threshold_times(
-        self, run: Run, at: int, count: int, longest: int, until_end: int
-    ) -> tuple[list[Seconds], list[int]]:
-        """Expected seconds and layers of ``count`` steps of decode rows under a threshold, from tick ``at`` on."""
+    def _threshold_steps(self, run: Run, at: int, count: int, longest: int, until_end: int) -> list[StrideStep]:
+        """``count`` steps of decode rows under a threshold, from tick ``at`` on, in their expected times."""
         spec, cost = self.models[run.placement.model], self.costs[run.placement.model]
         depth, rows = run.placement.depth, len(self._ids)
         block = self._table.read(at, count)
         exits = np.where(np.isnan(block.cells(CONFIDENCES)), 0, block.cells(EXIT_LAYERS))
         left = [np.count_nonzero(exits >= e, axis=1).tolist() for e in spec.exits]
-        times: list[Seconds] = []
-        layers: list[int] = []
+        steps: list[StrideStep] = []
         for k, undecided in enumerate(zip(*left, strict=True)):
             checks = sum(n > 0 for n in undecided)
-            deepest = spec.exits[checks - 1]
-            walked = depth if run.exits.batching == "full" else deepest
+            walked = depth if run.exits.batching == "full" else spec.exits[checks - 1]
             ended = len(self._ending[at + until_end]) if k + 1 == until_end else 0
             blocks = -(-(longest + k) // BLOCK_TOKENS)
-            times.append(
-                self._decode_seconds(cost, rows, blocks, walked, checks, sum(undecided), depth - walked, ended)
-            )
-            layers.append(walked)
-        return times, layers
+            steps.append(self._decode_step(cost, rows, blocks, walked, checks, sum(undecided), depth - walked, ended))
+        return steps
 
     # -- time and energy ------------------------------------------------------------------------------------------
 
@@ -655,14 +639,16 @@ def _checks(spec: ModelSpec, deepest: int, exits: npt.NDArray[np.int64]) -> tupl
     return checks, checked
 
 
-def _steps_within(times: Sequence[Seconds], left_s: Seconds) -> int:
-    """How many steps are done until they last to ``left_s``: that many or all."""
-    one = times[0]
-    if times[-1] == one and one * len(times) == sum(times):  # all alike
-        if one <= 0 or left_s >= one * len(times):
-            return len(times)
-        return max(1, -(-round(left_s / TICK) // round(one / TICK)))
-    return bisect_left(list(accumulate(times)), left_s) + 1
+def _within(steps: Sequence[StrideStep], left_s: Seconds, *, are_alike: bool) -> tuple[int, Seconds]:
+    """How many steps are done until they last to ``left_s``, that many or all, and their seconds."""
+    if are_alike:
+        one, count = steps[0][0], len(steps)
+        if one > 0 and left_s < one * count:
+            count = max(1, -(-round(left_s / TICK) // round(one / TICK)))
+        return count, one * count
+    sums = list(accumulate(step[0] for step in steps))
+    count = min(len(steps), bisect_left(sums, left_s) + 1)
+    return count, sums[count - 1]
 
 
 def _sum_at(going: _Going, ticks: int) -> float:
@@ -676,7 +662,9 @@ def _sum_at(going: _Going, ticks: int) -> float:
 
 
 def _outcome_of(stride: Stride) -> Outcome:
-    seconds = sum(stride.seconds)
-    energy = None if stride.energy_j is None else sum(stride.energy_j)
-    agrees = stride.tokens.agrees if isinstance(stride.tokens, TokenBlock) else None
-    return Outcome(seconds, Tokens(), stride.layers_run[-1], energy, stride, None, agrees)
+    seconds = 0.0
+    for step in stride.steps:
+        seconds += step[0]
+    energy = None if stride.watts is None else sum(stride.watts * step.seconds for step in stride.steps)
+    agrees = None if stride.tokens is None else stride.tokens.agrees  # type: ignore[attr-defined]
+    return Outcome(seconds, _NO_TOKENS, stride.steps[-1][1], energy, stride, None, agrees)

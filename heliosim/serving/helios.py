@@ -384,7 +384,7 @@ class Helios:
         if stride is not None:
             assert stride.tokens is not None
             everything = stride.tokens.confidences
-            seen = everything[len(everything) - stride.tokens_out[-1] :]
+            seen = everything[len(everything) - stride.steps[-1].tokens_out :]
         breaches = np.asarray(seen) < self.parameters.threshold
         if self.counter.add_all(breaches, self.parameters.max_breaches) is not None:
             self._react()
@@ -393,10 +393,10 @@ class Helios:
         """All steps of a stride but the last: the guard saw to it that none of them needs a reaction."""
         assert stride.tokens is not None
         everything = stride.tokens.confidences
-        before = everything[: len(everything) - stride.tokens_out[-1]] < self.parameters.threshold
+        ends = stride.token_ends()
+        before = everything[: ends[-2]] < self.parameters.threshold
         counts = np.concatenate(([self.counter.count], self.counter.counts(before)))
-        ends = np.add.accumulate(stride.tokens_out[:-1])
-        self._trail = counts[ends].tolist()
+        self._trail = counts[ends[:-1]].tolist()
         self.counter.take(before, int(counts[-1]))
 
     def _react(self) -> None:

@@ -29,6 +29,7 @@ from heliosim.types import (
     Run,
     Seconds,
     Served,
+    Setting,
     StepRecord,
     Stride,
     StrideRecord,
@@ -115,9 +116,7 @@ class Server:
             return
         self.batcher.add(request)
 
-    def next_action(
-        self, now: Seconds, next_arrival_s: Seconds | None = None, max_ends: int | None = 1
-    ) -> Action:
+    def next_action(self, now: Seconds, next_arrival_s: Seconds | None = None, max_ends: int | None = 1) -> Action:
         """What to do now. A wanted change of placement waits for running requests, or takes their KV, as directed.
 
         A stride of steps ends when the driver must speak again: at ``next_arrival_s``, known to it alone, and behind
@@ -176,20 +175,24 @@ class Server:
         self._started = 0
         for record in served:
             self.recorder.served(record)
-        block_bytes = pool.block_bytes
+        placement, block_bytes = action.placement, pool.block_bytes
+        setting = Setting(
+            placement.model,
+            placement.depth,
+            pool.weights_bytes,
+            pool.total_blocks * block_bytes,
+            action.is_probe,
+        )
         self.recorder.stride(
             StrideRecord(
                 start_s,
                 stride,
-                action.placement.model,
-                action.placement.depth,
+                setting,
                 batcher.waiting,
                 settled.running,
-                pool.weights_bytes,
-                [blocks * block_bytes for blocks in settled.blocks],
-                pool.total_blocks * block_bytes,
-                self.controller.breaches_over(len(stride)),
-                action.is_probe,
+                settled.blocks,
+                block_bytes,
+                self.controller.breaches_over(len(stride.steps)),
                 agrees,
             )
         )
