@@ -49,6 +49,7 @@ from heliosim.types import (
 
 _FOREVER = 2**62
 _NO_TOKENS = Tokens()
+_tuple_new = tuple.__new__
 _AT_ONCE = 64
 
 
@@ -245,8 +246,13 @@ class SimEngine:
 
     def _lay_out(self, going: _Going, at: int) -> None:
         """Find the text a request follows now and enter what is left of it, one token at least."""
-        self._find_text(going)
-        left = max(1, going.length - going.generated)
+        if self.behaviour is None:
+            going.length = going.content.output_tokens or going.request.max_tokens
+        else:
+            self._find_text(going)
+        left = going.length - going.generated
+        if left < 1:
+            left = 1
         going.end = at + left
         self._expect_end(going)
         if going.walk is not None:
@@ -387,31 +393,22 @@ class SimEngine:
 
     def _shape(self, run: Run, asked: _Asked, ended: int, block: TokenBlock | None) -> StepShape:
         """The shape ``costs.shape_of`` finds, from counts. ``block``: the step's tokens, where exits are known."""
+        rows, tokens, decode_rows, longest_decode, prefill_rows, products, started, emitted, longest = asked
         depth = layers = run.placement.depth
-        emitted = asked.emitted
         checks, checked, filled = (1, emitted, 0) if emitted else (0, 0, 0)
-        if run.exits.kind == "threshold" and emitted and block is not None:
+        if emitted and block is not None and run.exits.kind == "threshold":
             exits = block.exit_layers
             deepest = int(exits.max())
-            if run.exits.batching != "full" and not asked.prefill_rows:
+            if run.exits.batching != "full" and not prefill_rows:
                 layers = deepest
             checks, checked = _checks(self.models[run.placement.model], deepest, exits)
             filled = depth - layers
-        return StepShape(
-            asked.rows,
-            asked.tokens,
-            asked.decode_rows,
-            asked.decode_rows * -(-asked.longest_decode // BLOCK_TOKENS) * BLOCK_TOKENS,
-            asked.prefill_rows,
-            asked.products,
-            layers,
-            checks,
-            checked,
-            filled,
-            asked.started,
-            ended,
-            asked.longest,
-        )
+        gathered = decode_rows * -(-longest_decode // BLOCK_TOKENS) * BLOCK_TOKENS
+        shape = (
+            rows, tokens, decode_rows, gathered, prefill_rows, products, layers, checks, checked, filled, started, ended,
+            longest,
+        )  # fmt: skip
+        return _tuple_new(StepShape, shape)
 
     # -- many steps -----------------------------------------------------------------------------------------------
 
@@ -480,7 +477,8 @@ class SimEngine:
             plan.noise_at_s.append(self.noise.at_s)
             one = self._noisy(one)
         rows, tokens, decode_rows, _, _, _, _, emitted, _ = asked
-        steps.append(StrideStep(one, shape.layers, rows, decode_rows, tokens - decode_rows, emitted))
+        step = (one, shape[6], rows, decode_rows, tokens - decode_rows, emitted)
+        steps.append(_tuple_new(StrideStep, step))
         return True
 
     def _plan_decoding(self, run: Run, most: int, left_s: Seconds, plan: _Plan) -> Seconds:
@@ -589,7 +587,10 @@ class SimEngine:
 
 
 class _Asked(NamedTuple):
-    """What a step was asked to compute, before exits are known."""
+    """What a step was asked to compute, before exits are known.
+
+    Tuples made for every step are made by ``_tuple_new``: three times as fast as calling their class.
+    """
 
     rows: int
     tokens: int
@@ -623,9 +624,9 @@ def _asked(chunks: Sequence[Chunk], decoding: int, longest_decode: int) -> _Aske
         else:
             prefill_rows += 1
             products += count * end
-    return _Asked(
-        decoding + len(chunks), tokens, decode_rows, longest_decode, prefill_rows, products, started, emitted, longest
-    )
+    rows = decoding + len(chunks)
+    asked = (rows, tokens, decode_rows, longest_decode, prefill_rows, products, started, emitted, longest)
+    return _tuple_new(_Asked, asked)
 
 
 def _checks(spec: ModelSpec, deepest: int, exits: npt.NDArray[np.int64]) -> tuple[int, int]:
@@ -667,4 +668,4 @@ def _outcome_of(stride: Stride) -> Outcome:
         seconds += step[0]
     energy = None if stride.watts is None else sum(stride.watts * step.seconds for step in stride.steps)
     agrees = None if stride.tokens is None else stride.tokens.agrees  # type: ignore[attr-defined]
-    return Outcome(seconds, _NO_TOKENS, stride.steps[-1][1], energy, stride, None, agrees)
+    return _tuple_new(Outcome, (seconds, _NO_TOKENS, stride.steps[-1][1], energy, stride, None, agrees))

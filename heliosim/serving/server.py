@@ -36,6 +36,7 @@ from heliosim.types import (
 )
 
 _IDLE = Idle()
+_NOBODY: list[Served] = []
 
 
 class ServerStatus:
@@ -103,6 +104,7 @@ class Server:
         self._refused: list[Served] = []
         self._started = 0
         self._status = ServerStatus(self)
+        self._settings: dict[bool, Setting] = {}
 
     def status(self, now: Seconds) -> ServerStatus:
         """The read-only view a controller decides on."""
@@ -166,8 +168,8 @@ class Server:
     def _complete_stride(self, action: Run, outcome: Outcome, stride: Stride, now: Seconds) -> list[Served]:
         pool, batcher = self.pool, self.batcher
         start_s = now - outcome.seconds
-        settled = batcher.settle_stride(action, stride, pool, start_s)
-        served = [self._served(seq, at, "finished", "") for seq, at in settled.ended]
+        ended, blocks, running = batcher.settle_stride(action, stride, pool, start_s)
+        served = [self._served(seq, at, "finished", "") for seq, at in ended]
         agrees = outcome.agrees
         if agrees is not None:
             outcome = outcome._replace(agrees=None)  # nobody knows that live
@@ -175,32 +177,22 @@ class Server:
         self._started = 0
         for record in served:
             self.recorder.served(record)
-        placement, block_bytes = action.placement, pool.block_bytes
-        setting = Setting(
-            placement.model,
-            placement.depth,
-            pool.weights_bytes,
-            pool.total_blocks * block_bytes,
-            action.is_probe,
-        )
+        setting = self._settings.get(action.is_probe)
+        if setting is None:
+            placement, kv_bytes = action.placement, pool.kv_total_bytes
+            setting = Setting(placement.model, placement.depth, pool.weights_bytes, kv_bytes, action.is_probe)
+            self._settings[action.is_probe] = setting
+        breaches = self.controller.breaches_over(len(stride.steps))
         self.recorder.stride(
-            StrideRecord(
-                start_s,
-                stride,
-                setting,
-                batcher.waiting,
-                settled.running,
-                settled.blocks,
-                block_bytes,
-                self.controller.breaches_over(len(stride.steps)),
-                agrees,
-            )
+            StrideRecord(start_s, stride, setting, batcher.waiting, running, blocks, pool.block_bytes, breaches, agrees)
         )
         self._take_notes(now)
         return served
 
     def take_refused(self) -> list[Served]:
         """Requests refused since the last call; the driver tells their senders and the engine."""
+        if not self._refused:
+            return _NOBODY
         refused, self._refused = self._refused, []
         return refused
 
@@ -263,6 +255,7 @@ class Server:
             self._evicted += self.batcher.preempt(self.pool, keep=keep)
         self.pool.place(weights, block)
         self.placement = new
+        self._settings.clear()
         self._directive = directive
         return Load(
             placement=new,
@@ -302,7 +295,8 @@ class Server:
         )
 
     def _take_notes(self, now: Seconds) -> None:
-        for note in self.controller.take_notes():
+        notes = self.controller.take_notes()
+        for note in notes:
             self.recorder.event(now, note.kind, dict(note.detail))
 
     def _record_step(self, action: Run | Load, outcome: Outcome, now: Seconds, kv_used: int) -> None:
