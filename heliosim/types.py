@@ -347,7 +347,7 @@ class Stride:
         """How many tokens there are up to each step's end, [steps]."""
         import numpy as np
 
-        return np.add.accumulate([step[5] for step in self.steps])
+        return np.add.accumulate(np.array([step[5] for step in self.steps]))
 
 
 _NO_TOKENS = Tokens()

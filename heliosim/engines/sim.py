@@ -405,8 +405,8 @@ class SimEngine:
             filled = depth - layers
         gathered = decode_rows * -(-longest_decode // BLOCK_TOKENS) * BLOCK_TOKENS
         shape = (
-            rows, tokens, decode_rows, gathered, prefill_rows, products, layers, checks, checked, filled, started, ended,
-            longest,
+            rows, tokens, decode_rows, gathered, prefill_rows, products, layers, checks, checked, filled, started,
+            ended, longest,
         )  # fmt: skip
         return _tuple_new(StepShape, shape)
 

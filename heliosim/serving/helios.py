@@ -262,13 +262,11 @@ class Helios:
             self._observe_probe(run, outcome, served, started)
             return
         is_counting = run.exits.kind == "greedy" and run.placement == self._directive.placement
-        if is_counting and outcome.stride is not None and len(outcome.stride) > 1:
-            self._count_stride(outcome.stride)
+        before = self._count_before(outcome.stride) if is_counting and outcome.stride is not None else 0
         if self._is_reassessment_due():
             self._start_evaluation()
-            return
-        if is_counting:
-            self._count_breaches(outcome)
+        elif is_counting:
+            self._count_last(outcome, before)
 
     def take_notes(self) -> list[Note]:
         notes, self._notes = self._notes, []
@@ -377,27 +375,34 @@ class Helios:
 
     # -- step 5: breach -------------------------------------------------------------------------------------------
 
-    def _count_breaches(self, outcome: Outcome) -> None:
-        """Tokens of one step; of a stride the last, those before it being counted already."""
+    def _count_before(self, stride: Stride) -> int:
+        """Count the tokens of all steps of a stride but the last: the guard saw to it that none needs a reaction.
+
+        Returns how many there were.
+        """
+        if len(stride.steps) == 1:
+            return 0
+        assert stride.tokens is not None
+        ends = stride.token_ends()[:-1]
+        before = stride.tokens.confidences[: ends[-1]] < self.parameters.threshold
+        counts = np.empty(len(before) + 1, dtype=np.int64)
+        counts[0], counts[1:] = self.counter.count, self.counter.counts(before)
+        self._trail = counts[ends].tolist()
+        self.counter.take(before, self._trail[-1])
+        return int(ends[-1])
+
+    def _count_last(self, outcome: Outcome, before: int) -> None:
+        """Count the tokens of the last step, behind ``before`` others of its stride, and react where the limit is
+        passed.
+        """
         stride = outcome.stride
         seen: Any = outcome.tokens.confidences
         if stride is not None:
             assert stride.tokens is not None
-            everything = stride.tokens.confidences
-            seen = everything[len(everything) - stride.steps[-1].tokens_out :]
+            seen = stride.tokens.confidences[before:]
         breaches = np.asarray(seen) < self.parameters.threshold
         if self.counter.add_all(breaches, self.parameters.max_breaches) is not None:
             self._react()
-
-    def _count_stride(self, stride: Stride) -> None:
-        """All steps of a stride but the last: the guard saw to it that none of them needs a reaction."""
-        assert stride.tokens is not None
-        everything = stride.tokens.confidences
-        ends = stride.token_ends()
-        before = everything[: ends[-2]] < self.parameters.threshold
-        counts = np.concatenate(([self.counter.count], self.counter.counts(before)))
-        self._trail = counts[ends[:-1]].tolist()
-        self.counter.take(before, int(counts[-1]))
 
     def _react(self) -> None:
         """Load more layers or switch to another candidate's partial model, whichever is expected to cost less."""

@@ -117,8 +117,9 @@ class Evaluation:
             energy_j = None if stride.watts is None else stride.watts * step.seconds
             self.energy_j = None if energy_j is None or self.energy_j is None else self.energy_j + energy_j
         self.tokens += at
-        for exit_layer, count in zip(*np.unique(stride.tokens.exit_layers, return_counts=True), strict=True):
-            self.exits[int(exit_layer)] = self.exits.get(int(exit_layer), 0) + int(count)
+        for exit_layer, count in enumerate(np.bincount(stride.tokens.exit_layers).tolist()):
+            if count:
+                self.exits[exit_layer] = self.exits.get(exit_layer, 0) + count
 
     def add_served(self, record: Served) -> None:
         """Response time counts from admission: a candidate is not blamed for the queue it met."""
