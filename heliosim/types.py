@@ -231,6 +231,10 @@ class Guard(Protocol):
         """
         ...
 
+    def watch(self) -> Guard:
+        """A guard that is told of steps bit by bit, each but once, and remembers those it was told of before."""
+        ...
+
 
 @dataclass(slots=True, unsafe_hash=True)
 class Run:
@@ -489,7 +493,7 @@ class StrideRecord(NamedTuple):
     start_s: Seconds
     stride: Stride
     setting: Setting
-    waiting: int
+    waiting: list[int]
     running: list[int]
     kv_blocks: list[int]
     block_bytes: Bytes

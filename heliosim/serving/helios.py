@@ -109,6 +109,12 @@ class BreachCounter:
         self._window: Ints = np.zeros(0, dtype=np.int64)
         self.count = 0
 
+    def copy(self) -> BreachCounter:
+        """Another counter that stands where this one does."""
+        other = BreachCounter(self.kind, self.tokens)
+        other.count, other._window = self.count, self._window
+        return other
+
     def add(self, is_breach: bool) -> None:
         self.add_all(np.array([is_breach]))
 
@@ -176,6 +182,39 @@ class BreachGuard:
         if int(counts.max()) <= self.limit:
             return None
         return int(np.searchsorted(ends, int((counts > self.limit).argmax()), side="right"))
+
+    def watch(self) -> BreachWatch:
+        return BreachWatch(self)
+
+
+class BreachWatch:
+    """A guard told of steps bit by bit. It counts exactly only when a bound says that the limit may be passed."""
+
+    def __init__(self, guard: BreachGuard) -> None:
+        self._guard, self._counter = guard, guard.counter.copy()
+        self._most = self._counter.count
+        self._uncounted: list[Bools] = []
+
+    def first_trip(self, confidences: Floats, ends: Ints) -> int | None:
+        """As ``BreachGuard.first_trip``, behind all steps shown before."""
+        limit = self._guard.limit
+        breaches = confidences < self._guard.threshold
+        more = int(np.count_nonzero(breaches))
+        self._uncounted.append(breaches)
+        if self._most + more <= limit:
+            self._most += more
+            return None
+        everything = np.concatenate(self._uncounted)
+        counts = self._counter.counts(everything)
+        self._counter.take(everything, int(counts[-1]))
+        self._uncounted, self._most = [], self._counter.count
+        new = counts[len(counts) - len(breaches) :]
+        if int(new.max()) <= limit:
+            return None
+        return int(np.searchsorted(ends, int((new > limit).argmax()), side="right"))
+
+    def watch(self) -> BreachWatch:
+        return self
 
 
 @dataclass
