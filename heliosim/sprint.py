@@ -21,7 +21,19 @@ from heliosim.engines.sim import Going, SimEngine, sum_of_logprobs
 from heliosim.serving.batcher import ContinuousBatcher
 from heliosim.serving.batcher import Sequence as Queued
 from heliosim.serving.server import Server
-from heliosim.types import BLOCK_TOKENS, TICK, Directive, Outcome, Run, Seconds, Served, Stride, StrideStep, Tokens
+from heliosim.types import (
+    BLOCK_TOKENS,
+    TICK,
+    Directive,
+    Outcome,
+    Run,
+    Seconds,
+    Served,
+    Stride,
+    StrideStep,
+    Tokens,
+    Watch,
+)
 from heliosim.workload import OpenLoop
 
 MOST_STEPS, MOST_STEPS_WITH_TOKENS = 4096, 512
@@ -87,7 +99,7 @@ class Sprint:
         has_tokens = engine.behaviour is not None
         watch = directive.guard.watch() if directive.guard is not None and has_tokens else None
         most, max_ends = MOST_STEPS_WITH_TOKENS if has_tokens else MOST_STEPS, directive.max_ends
-        is_over = False
+        is_over, shown = False, 0
 
         while not is_over and len(steps) < most:
             # 1. Who arrived meanwhile.
@@ -178,9 +190,9 @@ class Sprint:
                 one = round(cost.seconds(_new(StepShape, shape)) / TICK) * TICK
                 steps.append(_new(StrideStep, (one, depth, rows, decode_rows, tokens - decode_rows, emitted)))
                 blocks.append(used)
-                if watch is not None and emitted:
-                    block = engine._table.read(tick, 1)
-                    is_over = watch.first_trip(block.confidences, np.array((emitted,))) is not None
+                if watch is not None and emitted and not watch.is_safe(engine.low_tokens(tick, 1, watch.threshold)):
+                    is_over = self._first_trip(watch, steps, shown, tick + 1) is not None
+                    shown = len(steps)
                 done = 1
                 tick += 1
                 its_tick += 1
@@ -239,11 +251,11 @@ class Sprint:
                         done = k
                         break
                     in_use.append(in_use[-1] + due)
-                if watch is not None:
-                    block = engine._table.read(tick, done)
-                    trip = watch.first_trip(block.confidences, np.arange(decoding, decoding * done + 1, decoding))
+                if watch is not None and not watch.is_safe(engine.low_tokens(tick, done, watch.threshold)):
+                    trip = self._first_trip(watch, steps + planned[:done], shown, tick + done)
                     if trip is not None:
-                        done, is_over = trip + 1, True
+                        done, is_over = shown + trip + 1 - len(steps), True
+                    shown = len(steps) + done
                 del planned[done:], in_use[done:]
                 steps += planned
                 blocks += in_use
@@ -301,3 +313,11 @@ class Sprint:
         for going in gone:
             engine._leave_table(going, going.end)
         return now
+
+    def _first_trip(self, watch: Watch, steps: list[StrideStep], shown: int, tick: int) -> int | None:
+        """Show the watch the steps behind ``shown`` others, up to ``tick``; which of them trips it."""
+        new = steps[shown:]
+        if not any(step[5] for step in new):
+            return None
+        ends = np.add.accumulate(np.array([step[5] for step in new]))
+        return watch.first_trip(self.engine._table.read(tick - len(new), len(new)).confidences, ends)

@@ -231,8 +231,25 @@ class Guard(Protocol):
         """
         ...
 
-    def watch(self) -> Guard:
-        """A guard that is told of steps bit by bit, each but once, and remembers those it was told of before."""
+    def watch(self) -> Watch:
+        """The same for steps that are shown bit by bit."""
+        ...
+
+
+class Watch(Protocol):
+    """A guard that is shown steps bit by bit and remembers them.
+
+    ``threshold``: tokens below this confidence are those it minds.
+    """
+
+    threshold: float
+
+    def is_safe(self, low: int) -> bool:
+        """Whether steps with ``low`` tokens below the threshold cannot trip it; if so they need not be shown yet."""
+        ...
+
+    def first_trip(self, confidences: Floats, ends: Ints) -> int | None:
+        """As ``Guard.first_trip``, of all steps behind those shown to this method before."""
         ...
 
 

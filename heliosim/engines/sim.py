@@ -198,6 +198,10 @@ class SimEngine:
 
     # -- loads ----------------------------------------------------------------------------------------------------
 
+    def low_tokens(self, at: int, steps: int, threshold: float) -> int:
+        """How many tokens of the steps from tick ``at`` on leave below a confidence threshold."""
+        return int(np.count_nonzero(self._table.read(at, steps).cells(CONFIDENCES) < threshold))  # NaN is not below
+
     def _load(self, load: Load) -> Outcome:
         spec = self.models[load.placement.model]
         same = self._resident is not None and self._resident.model == load.placement.model

@@ -188,33 +188,28 @@ class BreachGuard:
 
 
 class BreachWatch:
-    """A guard told of steps bit by bit. It counts exactly only when a bound says that the limit may be passed."""
+    """A guard told of steps bit by bit; asked to count only when a bound says that the limit may be passed."""
 
     def __init__(self, guard: BreachGuard) -> None:
-        self._guard, self._counter = guard, guard.counter.copy()
+        self.threshold, self._limit, self._counter = guard.threshold, guard.limit, guard.counter.copy()
         self._most = self._counter.count
-        self._uncounted: list[Bools] = []
+
+    def is_safe(self, low: int) -> bool:
+        """Whether steps with ``low`` tokens below the threshold cannot trip it, whatever their order."""
+        if self._most + low > self._limit:
+            return False
+        self._most += low
+        return True
 
     def first_trip(self, confidences: Floats, ends: Ints) -> int | None:
-        """As ``BreachGuard.first_trip``, behind all steps shown before."""
-        limit = self._guard.limit
-        breaches = confidences < self._guard.threshold
-        more = int(np.count_nonzero(breaches))
-        self._uncounted.append(breaches)
-        if self._most + more <= limit:
-            self._most += more
+        """As ``BreachGuard.first_trip``, of all steps behind those shown to this method before."""
+        breaches = confidences < self.threshold
+        counts = self._counter.counts(breaches)
+        self._counter.take(breaches, int(counts[-1]))
+        self._most = self._counter.count
+        if int(counts.max()) <= self._limit:
             return None
-        everything = np.concatenate(self._uncounted)
-        counts = self._counter.counts(everything)
-        self._counter.take(everything, int(counts[-1]))
-        self._uncounted, self._most = [], self._counter.count
-        new = counts[len(counts) - len(breaches) :]
-        if int(new.max()) <= limit:
-            return None
-        return int(np.searchsorted(ends, int((new > limit).argmax()), side="right"))
-
-    def watch(self) -> BreachWatch:
-        return self
+        return int(np.searchsorted(ends, int((counts > self._limit).argmax()), side="right"))
 
 
 @dataclass
