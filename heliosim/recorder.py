@@ -17,7 +17,7 @@ from itertools import repeat
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
-from heliosim.step_log import StepLog
+from heliosim.step_log import StepLog, as_array
 from heliosim.types import (
     Load,
     Outcome,
@@ -83,7 +83,7 @@ class TableRecorder:
         self.keep_tokens = keep_tokens
         self._events: list[tuple[Seconds, str, str]] = []
         self._placement: Placement | None = None
-        self._log = StepLog()
+        self._log = StepLog(lambda: schemas().steps)
         self._served: list[Served] = []
         # One entry per token.
         self._token_request, self._token_step = array("q"), array("q")
@@ -143,10 +143,10 @@ class TableRecorder:
     def tables(self, tasks: Mapping[RequestId, str] | None = None) -> Tables:
         """The run so far as pyarrow tables. ``tasks`` names the task of each request; '' where unknown."""
         schema = schemas()
-        steps = self._log.columns()
+        steps = self._log.table()
         return Tables(
             requests=_table(self._request_columns(tasks or {}), schema.requests),
-            steps=_table(steps, schema.steps),
+            steps=steps,
             tokens=_table(self._token_columns(steps), schema.tokens),
             events=_table(
                 {name: [row[i] for row in self._events] for i, name in enumerate(("time_s", "kind", "detail"))},
@@ -192,25 +192,30 @@ class TableRecorder:
                 columns[name] = list(map(attrgetter(name), rows))
         return columns
 
-    def _token_columns(self, steps: Mapping[str, Any]) -> dict[str, Any]:
+    def _token_columns(self, steps: pa.Table) -> dict[str, Any]:
         import numpy as np
         import pyarrow as pa
 
+        def of_step(name: str) -> pa.Array:
+            return steps[name].combine_chunks().take(at)
+
         step, ids, agrees = np.array(self._token_step), np.array(self._token_id), np.array(self._agrees)
+        at = pa.array(step)
+        ends = steps["start_s"].to_numpy() + steps["seconds"].to_numpy()
         request = np.array(self._token_request)
         return {
             "request_id": request,
             "position": _positions(request),
-            "time_s": (steps["start_s"] + steps["seconds"])[step],
+            "time_s": ends[step],
             "step": step,
-            "model": steps["model"].take(pa.array(step)),
-            "depth": steps["depth"].take(pa.array(step)),
+            "model": of_step("model"),
+            "depth": of_step("depth"),
             "exit_layer": np.array(self._exit_layer),
             "confidence": np.array(self._confidence),
             "logprob": np.array(self._logprob),
             "token_id": pa.array(ids, mask=ids < 0),
             "agrees": pa.array(agrees > 0, mask=agrees < 0),
-            "is_probe": steps["is_probe"].take(pa.array(step)),
+            "is_probe": of_step("is_probe"),
         }
 
 
@@ -300,10 +305,7 @@ def _table(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
     """Columns in the schema's order and types. Raises KeyError or an Arrow error if they do not match it."""
     import pyarrow as pa
 
-    def typed(values: Any, kind: pa.DataType) -> pa.Array:
-        return values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, type=kind)
-
-    return pa.table([typed(columns[field.name], field.type) for field in schema], schema=schema)
+    return pa.table([as_array(columns[field.name], field.type) for field in schema], schema=schema)
 
 
 def _plain(value: Any) -> Any:

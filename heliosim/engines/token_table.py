@@ -114,9 +114,9 @@ class TokenTable:
         lanes = list(self.lanes.values())
         tallest = max(lane.tick + lane.count - now for lane in (*lanes, coming))
         rows, columns = self._shape
-        while rows < 4 * tallest:
+        while rows < 2 * tallest:
             rows *= 2
-        while columns < 4 * (len(lanes) + 1):
+        while columns < 2 * (len(lanes) + 1):
             columns *= 2
         if (rows, columns) != self._shape:
             self._shape = (rows, columns)
