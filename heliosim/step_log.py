@@ -72,15 +72,19 @@ class StepLog:
             *pending, strict=True
         )
         counts = np.fromiter(map(len, steps), np.int64, len(steps))
-        total, width = int(counts.sum()), len(StrideStep._fields)
+        total = int(counts.sum())
 
-        def flat(lists: Any, dtype: Any, size: int = total) -> Any:
-            return np.fromiter(chain.from_iterable(lists), dtype, size)
+        def flat(lists: Any, dtype: Any) -> Any:
+            return np.fromiter(chain.from_iterable(lists), dtype, total)
 
         def each(values: Any, dtype: Any) -> Any:
             return np.repeat(np.fromiter(values, dtype, len(counts)), counts)
 
-        facts = flat(chain.from_iterable(steps), np.float64, total * width).reshape(-1, width)
+        every = list(chain.from_iterable(steps))  # many of them are one object: look at each object once
+        _, firsts, which = np.unique(
+            np.fromiter(map(id, every), np.int64, total), return_index=True, return_inverse=True
+        )
+        facts = np.array([every[k] for k in firsts.tolist()], dtype=np.float64)[which]
         seconds = facts[:, 0].copy()
         before = np.cumsum(seconds) - seconds  # exact: times are multiples of a tick, as are the differences below
         firsts = np.cumsum(counts) - counts

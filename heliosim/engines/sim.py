@@ -200,7 +200,7 @@ class SimEngine:
 
     def low_tokens(self, at: int, steps: int, threshold: float) -> int:
         """How many tokens of the steps from tick ``at`` on leave below a confidence threshold."""
-        return int(np.count_nonzero(self._table.read(at, steps).cells(CONFIDENCES) < threshold))  # NaN is not below
+        return self._table.count_low(at, steps, threshold)
 
     def _load(self, load: Load) -> Outcome:
         spec = self.models[load.placement.model]
