@@ -20,7 +20,6 @@ from heliosim.types import Arrival, RequestId, Seconds, Served, tick
 from heliosim.workload import Source
 
 NO_REPLICA = "no replica is up"
-_GAPS = 1.0
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class FleetRun:
     """A fleet on its way through a source.
 
     ``members``: name of each replica and what begins a life of it, given the number of lives it had. ``recorder``
-    keeps what happens at the dispatcher: requests refused there.
+    keeps what happens at the dispatcher: requests refused there. ``gaps``: how far strides go, see ``horizon_s``.
     """
 
     members: Sequence[tuple[str, Callable[[int], Life]]]
@@ -46,6 +45,7 @@ class FleetRun:
     outages: Sequence[Outage] = ()
     on_progress: Callable[[float], None] = lambda now: None
     recorder: TableRecorder = field(default_factory=TableRecorder)
+    gaps: float = 1.0
 
     def __post_init__(self) -> None:
         if len(self.members) > MOST_REPLICAS:
@@ -84,14 +84,14 @@ class FleetRun:
         return 1 if self.source.is_answering else None
 
     def horizon_s(self, received: int, since_s: Seconds) -> Seconds | None:
-        """The next arrival where all come to one replica; else twice the mean gap a replica has seen: most strides end
-        with an arrival, and what was planned beyond it is taken back.
+        """The next arrival where all come to one replica; else ``gaps`` times the mean gap this replica has seen: most
+        strides end with an arrival, and what was planned beyond it is taken back.
         """
         next_s = self.source.next_s
         if len(self.replicas) == 1 or next_s is None or not received:
             return next_s
         now = self.env.now
-        return max(next_s, tick(now + _GAPS * (now - since_s) / received))
+        return max(next_s, tick(now + self.gaps * (now - since_s) / received))
 
     def left(self, record: Served) -> None:
         self._note(record.finish_s)
@@ -157,9 +157,7 @@ class FleetRun:
 
     def _is_over(self) -> bool:
         """Whether every request has left; what befalls a replica then is no part of the run."""
-        if not self.source.is_exhausted or self._waiting:
-            return False
-        return not any(len(replica.held) - replica.ended for replica in self.replicas)
+        return self.source.is_exhausted and not self._waiting and not any(replica.held for replica in self.replicas)
 
     def _expect(self, outage: Outage) -> None:
         Moment(self.env, outage.at_s, Turn.FAIL, lambda: self._fail(outage), outage.index)

@@ -47,6 +47,7 @@ def fleet(
     max_stride: int = 1,
     budget: int = 100_000,
     max_batch: int = 8,
+    gaps: float = 1.0,
 ) -> FleetRun:
     def begin(name: str) -> Callable[[int], Life]:
         def life(_: int) -> Life:
@@ -58,7 +59,7 @@ def fleet(
         return life
 
     members = [(f"r-{k}", begin(f"r-{k}")) for k in range(count)]
-    return FleetRun(members, router or RoundRobin(), source, outages, recorder=TableRecorder(replica=None))
+    return FleetRun(members, router or RoundRobin(), source, outages, recorder=TableRecorder(replica=None), gaps=gaps)
 
 
 def tables(run: FleetRun) -> Tables:
@@ -219,6 +220,25 @@ def test_a_status_is_read_only_and_counts_what_is_under_way() -> None:
     block = 16 * 6 * 2
     # at 3 s a step of 39 tokens ends; at 3.01 s the prompt of request 1 is read; request 2 waits behind that step
     assert seen == [(0, 0, 0, 0), (1, 0, 1, 3 * block), (2, 0, 2, 5 * block), (3, 1, 2, 5 * block)]
+
+
+def test_a_status_is_true_in_the_middle_of_a_stride() -> None:
+    """Replica 0 reads 20 tokens up to 0.625 s, then decodes; its step from 2.125 s on takes the third block."""
+    seen: list[tuple[float, int, int, int]] = []
+
+    class Watching:
+        def choose(self, request: Request, replicas: Sequence[ReplicaStatus]) -> int:
+            r = replicas[0]
+            seen.append((request.arrival_s, r.outstanding, r.running, r.kv_used_bytes // 192))
+            return 0 if request.id < 2 else 1
+
+    arrivals = [arrival(0, 0.0, prompt=20, output=60), arrival(1, 0.0, prompt=20, output=16)]
+    arrivals += [arrival(k, t) for k, t in enumerate((0.5625, 0.625, 2.0, 2.125, 2.25, 2.375, 2.5), 2)]
+    ran(2, OpenLoop(arrivals), Watching(), engine=simulated, max_stride=1000, gaps=100.0)
+    assert seen[2:] == [
+        (0.5625, 2, 2, 4), (0.625, 2, 2, 4), (2.0, 2, 2, 4), (2.125, 2, 2, 4), (2.25, 2, 2, 6), (2.375, 2, 2, 6),
+        (2.5, 1, 1, 3),
+    ]  # fmt: skip
 
 
 # --- strides ----------------------------------------------------------------------------------------------------------
