@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from heliosim.assembly import build_server, repositories
 from heliosim.behaviour import Behaviour
@@ -15,7 +15,7 @@ from heliosim.fleet import FleetRun, outage
 from heliosim.fleet_tables import merged
 from heliosim.formats.profile import Profile
 from heliosim.profile_view import open_profile
-from heliosim.recorder import TableRecorder
+from heliosim.recorder import TableRecorder, Tables
 from heliosim.registry import ROUTERS
 from heliosim.replica import Life
 from heliosim.scenario import Fleet, ReplicaGroup, Scenario
@@ -104,7 +104,8 @@ class FleetOutcome:
     profile_hash: str
     extrapolated_steps: int
 
-    def tables(self, tasks: dict[int, str]) -> Any:
+    def tables(self, tasks: dict[int, str]) -> Tables:
+        """The tables of the whole fleet. ``tasks`` names the task of each request."""
         return merged(self.recorders, self.retries, tasks)
 
 
