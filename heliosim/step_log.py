@@ -16,10 +16,12 @@ STEPS_AT_ONCE = 8192
 
 
 class StepLog:
-    """Steps, action by action. ``count``: how many steps there are. ``schema``: that of steps.parquet, when needed."""
+    """Steps, action by action. ``count``: how many steps there are. ``schema``: that of steps.parquet, when needed.
+    ``replica``: whose steps they are.
+    """
 
-    def __init__(self, schema: Callable[[], pa.Schema]) -> None:
-        self._schema = schema
+    def __init__(self, schema: Callable[[], pa.Schema], replica: str | None) -> None:
+        self._schema, self._replica = schema, replica
         self.count = self._unsettled = 0
         self._pending: list[tuple[Any, ...]] = []
         self._done: list[pa.RecordBatch] = []
@@ -104,6 +106,7 @@ class StepLog:
             "kv_used_bytes": flat(blocks, np.int64) * each(block_bytes, np.int64),
             "breaches": flat(breaches, np.int32),
             "energy_j": pa.array(energy, mask=np.isnan(energy)),
+            "replica": pa.repeat(pa.scalar(self._replica, pa.string()), total),
         }
         columns |= {name: facts[:, k].astype(np.int32) for k, name in enumerate(StrideStep._fields) if k}
         codes = each((numbers[one] for one in what), np.int32)
