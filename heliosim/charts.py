@@ -78,6 +78,7 @@ def caption_of(systems: Sequence[SystemResult]) -> str:
 def run_caption(run: RunResults) -> str:
     """Sample size, seed and origin of one run."""
     origin = "simulated" if run.info.mode == "simulated" else f"measured, {run.info.clock} clock"
+    origin += ", derived profile" if run.info.profile_kind == "derived" else ""
     return f"{run.requests.num_rows} requests · {run.tokens.num_rows:,} tokens · seed {run.info.seed} · {origin}"
 
 

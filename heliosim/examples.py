@@ -13,6 +13,9 @@ from heliosim.profile_view import open_profile, shipped_profiles
 from heliosim.scenario import BatcherSpec, Failure, Fleet, Memory, ReplicaGroup, Scenario
 from heliosim.workload import WorkloadSpec
 
+REFERENCE = "tiny-opt-cpu"
+"""The measured profile that is shipped, which the shipped models can be run against."""
+
 
 def systems(small: str, large: str, **helios: Any) -> dict[str, dict[str, Any]]:
     """The five systems that HELIOS is compared with, as controller sections by name."""
@@ -129,7 +132,7 @@ def write_examples(out: Path, profile_folder: Path | None, *, overwrite: bool = 
         shipped = shipped_profiles()
         if not shipped:
             raise InputError("--profile", None, "no reference profile is shipped", "Calibrate one and name it.")
-        profile = open_profile(next(iter(shipped)))
+        profile = open_profile(REFERENCE if REFERENCE in shipped else next(iter(shipped)))
     else:
         profile = open_profile(str(profile_folder.resolve() if profile_folder.exists() else profile_folder))
     written = []
