@@ -1,9 +1,9 @@
 """The search for the smallest fleet and the highest rate, and what makes a verdict. Pure: it asks a callable, whatever
 answers it.
 
-A verdict is *meets*, *misses* or *undecided*: an interval over replications either clears a limit or straddles it. The
-search takes for granted that more replicas, and a lower rate, never turn *meets* into *misses*; it looks whether its own
-probes contradict that, and then stops trusting it.
+A verdict is *meets*, *misses* or *undecided*: an interval over replications either clears a limit or straddles it.
+The search takes for granted that more replicas, and a lower rate, never turn *meets* into *misses*. It asks once on the
+safe side of its answer whether that holds, and if not, trusts it no longer.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Judgement:
 def compare(limit: Limit, values: Sequence[float | None], confidence: float) -> Margin:
     """Whether the mean over replications keeps a bound, as far as Student's t can tell.
 
-    Without an interval (one value, or a missing one) it is undecided. A bound of 0 at most is broken by any value above.
+    Without an interval (one value, or a missing one) it is undecided. "0 at most" is broken by any value above.
     """
     interval = t_interval(values, confidence)
     if limit.sense == "most" and limit.bound == 0 and interval.mean is not None:
@@ -95,8 +95,8 @@ def deciding(margins: Sequence[Margin]) -> Margin | None:
 class Capacity:
     """What a search over counts found. ``count``: the smallest shown to meet; None: none up to ``high``.
 
-    ``verdicts``: of every count asked. ``is_monotone``: whether no larger count missed where a smaller one met;
-    if it is False every count below ``count`` was asked.
+    ``verdicts``: of every count asked. ``is_monotone``: whether no larger count missed where a smaller one met, the
+    next larger one among them; if it is False every smaller count was asked.
     """
 
     count: int | None
@@ -137,15 +137,21 @@ def find_capacity(judge: Callable[[int], Verdict], low: int, high: int) -> Capac
             good = middle
         else:
             failed = middle
+    if good < high:
+        meets(good + 1)
     monotone = _is_monotone(seen)
     if not monotone:
         good = next(count for count in range(low, good + 1) if meets(count))
     return Capacity(good, dict(sorted(seen.items())), monotone)
 
 
-def _is_monotone(seen: Mapping[int | float, Verdict] | Mapping[int, Verdict]) -> bool:
+def _is_monotone(seen: Mapping[int, Verdict] | Mapping[float, Verdict]) -> bool:
     met = min((k for k, v in seen.items() if v == "meets"), default=None)
     return met is None or not any(v == "misses" and k > met for k, v in seen.items())
+
+
+CHECK = 0.9
+"""Below a rate that meets, this much slower must meet too: asked once."""
 
 
 # --- how fast -----------------------------------------------------------------------------------------------
@@ -190,4 +196,6 @@ def find_rate(
     while good is not None and bad is not None and bad / good > 1 + tolerance:
         middle = math.sqrt(good * bad)
         good, bad = (middle, bad) if meets(middle) else (good, middle)
+    if good is not None and good * CHECK >= least:
+        meets(good * CHECK)
     return Rate(good, bad, dict(sorted(seen.items())), _is_monotone({-k: v for k, v in seen.items()}))

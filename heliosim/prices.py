@@ -6,8 +6,8 @@ A price is a fact about a day and a seller. The shipped table is a starting poin
 
 from __future__ import annotations
 
+import datetime
 import re
-from datetime import date
 from pathlib import Path
 from typing import Literal
 
@@ -34,23 +34,23 @@ class Price(Strict):
     @field_validator("date", mode="before")
     @classmethod
     def _is_a_date(cls, value: object) -> str:
-        text = value.isoformat() if isinstance(value, date) else value
+        text = value.isoformat() if isinstance(value, datetime.date) else value
         if not isinstance(text, str) or not re.fullmatch(r"\d{4}-\d{2}(-\d{2})?", text):
             raise ValueError("give a date as YYYY-MM-DD or YYYY-MM")
         _day(text)
         return text
 
-    def age_days(self, today: date) -> int:
+    def age_days(self, today: datetime.date) -> int:
         """Days since the price was taken; a month counts from its first day."""
         return (today - _day(self.date)).days
 
-    def is_stale(self, today: date) -> bool:
+    def is_stale(self, today: datetime.date) -> bool:
         return self.age_days(today) > STALE_DAYS
 
 
-def _day(text: str) -> date:
+def _day(text: str) -> datetime.date:
     """The day a date names, the first of the month if it names none. Raises ValueError."""
-    return date.fromisoformat(text if len(text) == 10 else f"{text}-01")
+    return datetime.date.fromisoformat(text if len(text) == 10 else f"{text}-01")
 
 
 class PriceTable(Strict):
