@@ -9,6 +9,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from heliosim import __version__
+from heliosim.cli_plan import max_rate, plan
 from heliosim.cli_trace import trace_app
 from heliosim.errors import HelioSimError, InputError, about
 
@@ -202,6 +203,10 @@ def example(
 
     for path in write_examples(out, profile, overwrite=overwrite):
         typer.echo(path)
+
+
+app.command()(plan)
+app.command("max-rate")(max_rate)
 
 
 @app.command()

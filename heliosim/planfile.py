@@ -6,6 +6,7 @@ It knows what a candidate's scenario looks like at a given count, load and seed;
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,6 +103,16 @@ class Replications(Strict):
         return self
 
 
+@dataclass(frozen=True)
+class Rules:
+    """What makes a verdict: targets, floors of quality, how many replications, what is left out as warm-up."""
+
+    targets: Targets
+    quality: Quality = field(default_factory=Quality)
+    replications: Replications = field(default_factory=Replications)
+    warm_up: float = 0.1
+
+
 class Candidate(Strict):
     """One kind of replica a fleet may be made of. ``gpu``: a name of the price table."""
 
@@ -150,6 +161,10 @@ class PlanFile(Strict):
             raise ValueError(f"two candidates are called {twice!r}")
         return value
 
+    @property
+    def rules(self) -> Rules:
+        return Rules(self.slo, self.quality, self.replications, self.warm_up)
+
     def most(self, candidate: Candidate) -> int:
         """The largest count looked at."""
         return candidate.max_count or self.max_count
@@ -184,6 +199,11 @@ def default_memory(profile: Profile, candidate: Candidate) -> Memory:
         where = f"candidates {candidate.name!r}, field memory"
         raise InputError(where, None, "the profile names no device memory", "Give memory: {budget_bytes: ...}.")
     return Memory(budget_bytes=int(MEMORY_SHARE * total))
+
+
+def is_closed(workload: WorkloadSpec) -> bool:
+    """Whether its arrivals answer to the server."""
+    return isinstance(workload.arrivals, Closed)
 
 
 def with_load(workload: WorkloadSpec, load: float) -> WorkloadSpec:
