@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from heliosim.errors import InputError
-from heliosim.formats.files import new_folder
+from heliosim.formats.files import new_folder, write_text
 from heliosim.formats.profile import Profile
 from heliosim.profile_view import open_profile, shipped_profiles
 from heliosim.scenario import BatcherSpec, Failure, Fleet, Memory, ReplicaGroup, Scenario
@@ -124,6 +124,15 @@ def _text_workload(profile: Profile, folder: Path, final: Path, requests_per_tas
     rows = text_trace(tasks, order="blocks", arrivals=Poisson(rate_per_s=20.0), seed=0, tokenizer_file=tokenizer)
     save_trace(rows, folder / "workload.jsonl")
     return WorkloadSpec(trace=str((final / "workload.jsonl").resolve()))
+
+
+def write_plans(out: Path, *, overwrite: bool = False) -> list[Path]:
+    """Write the example plans and the shipped price table into ``out``. Raises InputError if it exists."""
+    shipped = sorted((Path(__file__).parent / "plans").glob("*.yaml"))
+    with new_folder(out, overwrite=overwrite) as folder:
+        for file in shipped:
+            write_text(folder / file.name, file.read_text(encoding="utf-8"))
+    return [out / file.name for file in shipped]
 
 
 def write_examples(out: Path, profile_folder: Path | None, *, overwrite: bool = False) -> list[Path]:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from heliosim.formats.files import write_json
 from heliosim.max_rate import MaxRate, scaled
+from heliosim.plan_words import describe, number, spread
 from heliosim.planfile import PlanFile
 from heliosim.planner import Judgement
 from heliosim.planning import Option, PlanResult
 from heliosim.prices import PriceTable
-from heliosim.probing import Prober, describe, number, spread
+from heliosim.probing import Prober
 from heliosim.profile_view import open_profile
 from heliosim.scenario import Scenario
 from heliosim.stats import Interval

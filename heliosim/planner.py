@@ -82,10 +82,13 @@ def overall(margins: Sequence[Margin]) -> Verdict:
 
 
 def deciding(margins: Sequence[Margin]) -> Margin | None:
-    """The limit that says most about a verdict: of those with the overall verdict, the one with the least slack."""
+    """The limit that says most about a verdict: of those with the overall verdict, the one with the least slack; for
+    *meets*, of times before anything else (a share near 1 never has much slack).
+    """
     verdict = overall(margins)
     those = [m for m in margins if m.verdict == verdict]
-    return min(those, key=lambda m: math.inf if m.slack is None else m.slack, default=None)
+    times = [m for m in those if m.limit.metric.endswith("_ms")] if verdict == "meets" else []
+    return min(times or those, key=lambda m: math.inf if m.slack is None else m.slack, default=None)
 
 
 # --- how many -----------------------------------------------------------------------------------------------

@@ -13,11 +13,16 @@ from typing import Any, Literal, Protocol
 from heliosim.bounds import CountBound, count_bound, fits, least_layers, step_floor
 from heliosim.errors import MemoryBudgetError, OutOfRangeError
 from heliosim.formats.profile import Profile
+from heliosim.plan_words import describe
 from heliosim.planfile import Candidate, PlanFile, default_memory, is_closed
-from heliosim.planner import Capacity, Judgement, find_capacity
+from heliosim.planner import Capacity, Judgement, Margin, Verdict, find_capacity
 from heliosim.prices import Price, PriceTable
 from heliosim.types import Arrival
 
+STATIC = ("vanilla", "early-exit", "fixed")
+"""Controllers under which a token leaves where its own text says, whatever the load: their quality is the same at any
+count."""
+QUALITIES = ("perplexity", "agreement", "low_confidence_share")
 LOADS = (0.8, 1.2)
 """Loads of the sensitivity."""
 MOST_VERIFICATIONS = 6
@@ -93,6 +98,19 @@ class PlanResult:
     notes: tuple[str, ...] = ()
 
 
+class _NoCountHelpsError(Exception):
+    """A search can stop: a floor of quality is broken that no count mends."""
+
+    def __init__(self, judgement: Judgement, margin: Margin) -> None:
+        super().__init__(judgement, margin)
+        self.judgement, self.margin = judgement, margin
+
+
+def broken_quality(judgement: Judgement) -> Margin | None:
+    """A floor of quality that the replications showed to be broken."""
+    return next((m for m in judgement.margins if m.verdict == "misses" and m.limit.metric in QUALITIES), None)
+
+
 @dataclass
 class Planner:
     """One planning. ``profiles``: of each candidate, by name of the profile; ``runs``: arrivals of each replication at
@@ -111,8 +129,7 @@ class Planner:
         """Search, verify, and look around the winner."""
         options = self._search([self._option(c) for c in self.plan.candidates])
         winner, verified, options = self._verify(options)
-        order = {c.name: k for k, c in enumerate(self.plan.candidates)}
-        options.sort(key=lambda o: order[o.candidate.name])
+        options.sort(key=lambda o: self._place(o))
         if winner is None or verified is None:
             is_open = any(o.undecided for o in options)
             return PlanResult("undecided" if is_open else "infeasible", tuple(options), notes=tuple(self.notes))
@@ -127,7 +144,7 @@ class Planner:
             winner,
             verified,
             fewer,
-            min(others, key=_rank, default=None),
+            min(others, key=self._rank, default=None),
             tuple(self._sensitivity(winner, load) for load in LOADS),
             tuple(self.notes),
         )
@@ -156,6 +173,15 @@ class Planner:
         costs = {name: profile.step_cost(name, profile.clock()) for name in candidate.models}
         return count_bound(plan, step_floor(candidate, specs, costs, budget), runs)
 
+    def _place(self, option: Option) -> int:
+        """Where the candidate stands in the plan."""
+        return self.plan.candidates.index(option.candidate)
+
+    def _rank(self, option: Option) -> tuple[float, int, int]:
+        """Cheapest first; of equal prices the fewer replicas, then the plan's order."""
+        price = option.price_per_hour
+        return (math.inf if price is None else price, option.count or 0, self._place(option))
+
     # -- search -------------------------------------------------------------------------------------------------
 
     def _search(self, options: Sequence[Option]) -> list[Option]:
@@ -175,8 +201,18 @@ class Planner:
         least = option.bound.least or 1
         if most < least:
             return _with(option, status="dearer than two fleets that meet")
+
+        def judge(count: int) -> Verdict:
+            judgement = self.judge.judge(option.candidate, count)
+            if option.candidate.controller["kind"] in STATIC and (margin := broken_quality(judgement)):
+                raise _NoCountHelpsError(judgement, margin)
+            return judgement.verdict
+
         try:
-            found = find_capacity(lambda n: self.judge.judge(option.candidate, n).verdict, least, most)
+            found = find_capacity(judge, least, most)
+        except _NoCountHelpsError as stop:
+            said = f"no count helps: {describe(stop.margin)}"
+            return _with(option, status=said, judgement=stop.judgement)
         except (OutOfRangeError, MemoryBudgetError) as error:
             return _with(option, status=f"cannot run: {error.problem}")
         open_ = tuple(n for n, v in found.verdicts.items() if v == "undecided" and n < (found.count or math.inf))
@@ -186,8 +222,9 @@ class Planner:
             )
         if found.count is None:
             last = self.judge.judge(option.candidate, most)
-            limited = "" if most == self.plan.most(option.candidate) else " (more would cost more than two that meet)"
-            said = f"{last.verdict} up to {most}{limited}: {last.reason}"
+            dearer = most < self.plan.most(option.candidate)
+            limited = f"; {most + 1} would be dearer than two fleets that meet" if dearer else ""
+            said = f"{most}: {last.verdict}, {last.reason}{limited}"
             return _with(option, capacity=found, undecided=open_, status=said, judgement=last)
         judgement = self.judge.judge(option.candidate, found.count)
         return _with(
@@ -201,7 +238,7 @@ class Planner:
             known = [o for o in left if o.count is not None]
             if not known:
                 break
-            best = min(known, key=_rank)
+            best = min(known, key=self._rank)
             assert best.count is not None
             verdict = self.judge.judge(best.candidate, best.count, fresh=True)
             if verdict.verdict == "meets":
@@ -237,12 +274,6 @@ class Planner:
             return Sensitivity(load, here, None)
         found = find_capacity(lambda n: self.judge.judge(candidate, n, load).verdict, low, high)
         return Sensitivity(load, here, found.count)
-
-
-def _rank(option: Option) -> tuple[float, int, str]:
-    """Cheapest first; of equal prices the fewer replicas."""
-    price = option.price_per_hour
-    return (math.inf if price is None else price, option.count or 0, option.candidate.name)
 
 
 def _with(option: Option, **changes: Any) -> Option:

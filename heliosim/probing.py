@@ -25,12 +25,13 @@ from heliosim.formats.files import read_json, write_json
 from heliosim.formats.profile import Profile
 from heliosim.formats.results import RunResults
 from heliosim.metrics import request_latencies, summarise
+from heliosim.plan_words import describe
 from heliosim.planfile import Candidate, PlanFile, Rules, latency_of
-from heliosim.planner import Judgement, Limit, Margin, compare, deciding, overall
+from heliosim.planner import Judgement, Limit, compare, deciding, overall
 from heliosim.profile_view import open_profile
 from heliosim.runs import run_simulated
 from heliosim.scenario import Scenario
-from heliosim.stats import Interval, delay_drift, is_saturated, t_interval
+from heliosim.stats import delay_drift, is_saturated, t_interval
 from heliosim.streams import stream
 
 HOPELESS_DRIFT = 0.2
@@ -193,52 +194,8 @@ def verdict_of(samples: Sequence[Sample], limits: Sequence[Limit], confidence: f
 
 
 def _drowned(drift: float, count: int) -> Judgement:
-    reason = f"saturated: waiting grows by {drift:.2f} s per second of arrivals, so percentiles have no limit"
+    reason = f"saturated, waiting grows by {drift:.2f} s per second of arrivals (percentiles only tell how long)"
     return Judgement("misses", reason, (), count)
-
-
-WORDS = {
-    "attainment": ("requests within all limits", 100, "%"),
-    "refused_share": ("refused requests", 100, "%"),
-    "agreement": ("agreement", 100, "%"),
-    "low_confidence_share": ("low-confidence tokens", 100, "%"),
-    "perplexity": ("perplexity", 1, ""),
-}
-
-
-def words_of(metric: str) -> tuple[str, float, str]:
-    """How a metric is said: its name, the factor on its value, the unit."""
-    if metric in WORDS:
-        return WORDS[metric]
-    percentile, family = latency_of(metric)
-    name = {"ttft": "TTFT", "tpot": "TPOT", "e2el": "E2E"}[family]
-    return (f"mean {name}" if percentile is None else f"p{percentile:g} {name}"), 1, "ms"
-
-
-def describe(margin: Margin) -> str:
-    """``p99 TTFT 812 ± 60 ms, limit 600 ms``."""
-    name, scale, unit = words_of(margin.limit.metric)
-    unit = f" {unit}" if unit else ""
-    bound = f"{'at most' if margin.limit.sense == 'most' else 'at least'} {number(scale * margin.limit.bound)}{unit}"
-    return f"{name} {spread(margin.interval, scale)}{unit}, {bound}"
-
-
-def spread(interval: Interval, scale: float = 1.0) -> str:
-    """``812 ± 60``; says so where there is no interval."""
-    if interval.mean is None:
-        return "unavailable"
-    if interval.half_width is None:
-        return f"{number(scale * interval.mean)} (interval unavailable)"
-    return f"{number(scale * interval.mean)} ± {number(scale * interval.half_width)}"
-
-
-def number(value: float) -> str:
-    """Three significant digits, with a comma in thousands."""
-    if value == 0:
-        return "0"
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
 
 
 # --- the prober ---------------------------------------------------------------------------------------------
