@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from heliosim.planfile import with_load
 from heliosim.planner import Judgement, Rate, find_rate
@@ -11,6 +11,9 @@ from heliosim.probing import Prober
 from heliosim.runs import last_arrival
 from heliosim.scenario import Scenario
 from heliosim.workload import build_arrivals
+
+MOST_STEPS_DOWN = 8
+"""How often a rate that fresh seeds do not confirm is lowered."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +68,19 @@ def find_max_rate(scenario: Scenario, prober: Prober, tolerance: float) -> MaxRa
     notes = []
     if not rate.is_monotone:
         notes.append("a lower rate missed where a higher one met: the search's assumption does not hold here")
-    good = None if rate.sustained is None else judge(rate.sustained)
+    load, verified = rate.sustained, None
+    for _ in range(MOST_STEPS_DOWN if load is not None else 0):
+        assert load is not None
+        verified = prober.judge_scenario(scaled(scenario, load), f"{load * base:.3g} requests/s", fresh=True)
+        if verified.verdict == "meets":
+            break
+        notes.append(f"{load * base:.3g} requests/s with fresh seeds: {verified.verdict}, {verified.reason}")
+        load = load / (1 + 2 * tolerance)
+    if verified is not None and verified.verdict != "meets":
+        load = None
     bad = None if rate.failed is None else judge(rate.failed)
-    verified = None
-    if rate.sustained is not None:
-        what = f"{rate.sustained * base:.3g} requests/s"
-        verified = prober.judge_scenario(scaled(scenario, rate.sustained), what, fresh=True)
-        if verified.verdict != "meets":
-            notes.append(
-                f"with fresh seeds: {verified.verdict}, {verified.reason}; the true rate may be a little lower"
-            )
-    is_open = rate.sustained is None and "undecided" in rate.verdicts.values()
-    verdict: Answer = "feasible" if rate.sustained is not None else "undecided" if is_open else "infeasible"
-    return MaxRate(rate, base, verdict, good, bad, verified, tuple(notes))
+    is_open = rate.sustained is not None or "undecided" in rate.verdicts.values()
+    verdict: Answer = "feasible" if load is not None else "undecided" if is_open else "infeasible"
+    good = None if load is None else judge(load)
+    found = replace(rate, sustained=load, verdicts={k: j.verdict for k, j in sorted(known.items())})
+    return MaxRate(found, base, verdict, good, bad, verified, tuple(notes))

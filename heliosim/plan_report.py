@@ -305,7 +305,7 @@ def print_rate(scenario: Scenario, answer: MaxRate, saved: list[Path], *, as_jso
         for margin in answer.sustained.margins if answer.sustained else ():
             out.print(f"  {describe(margin)}")
         if answer.verified is not None:
-            out.print(f"  with {answer.verified.replications} fresh seeds: {answer.verified.verdict}")
+            out.print(f"  verified   {answer.verified.replications} fresh seeds: {answer.verified.reason}")
     for note in (*answer.notes, *_derived_notes([scenario.profile]), *_short(answer.sustained)):
         out.print(f"[yellow]note[/] {note}")
     out.print("Written: " + ", ".join(str(p) for p in saved))
