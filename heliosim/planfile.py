@@ -240,8 +240,8 @@ def load_plan(path: Path) -> PlanFile:
     candidates = raw.get("candidates")
     for candidate in candidates if isinstance(candidates, list) else ():
         _beside(candidate, "profile", path)
-    plan = validate(PlanFile, raw, str(path))
     with about(path):
+        plan = validate(PlanFile, raw, str(path))
         for candidate in plan.candidates:
             where = f"candidates {candidate.name!r}"
             parse_controller(candidate.controller, where)

@@ -59,9 +59,13 @@ class Judgement:
 def compare(limit: Limit, values: Sequence[float | None], confidence: float) -> Margin:
     """Whether the mean over replications keeps a bound, as far as Student's t can tell.
 
-    Without an interval (one value, or a missing one) it is undecided. "0 at most" is broken by any value above.
+    Without an interval (one value, or a missing one) it is undecided. "0 at most" is broken by any value above. A
+    metric that is the same in every replication (a share of 1, no refusals) has no spread and is compared as it is.
     """
     interval = t_interval(values, confidence)
+    if len(values) > 1 and interval.mean is not None and len(set(values)) == 1:
+        is_kept = interval.mean <= limit.bound if limit.sense == "most" else interval.mean >= limit.bound
+        return Margin(limit, interval, "meets" if is_kept else "misses")
     if limit.sense == "most" and limit.bound == 0 and interval.mean is not None:
         return Margin(limit, interval, "meets" if interval.mean == 0 else "misses")
     low, high = interval.low, interval.high

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from heliosim import __version__
+from heliosim.errors import InputError
 from heliosim.executors import run_all
-from heliosim.formats.files import read_json, write_json
+from heliosim.formats.files import Strict, read_json, write_json
 from heliosim.formats.profile import Profile
 from heliosim.formats.results import RunResults
 from heliosim.metrics import request_latencies, summarise
@@ -53,8 +55,8 @@ FIGURES = (
 
 
 def replication_seed(seed: int, index: int) -> int:
-    """The seed of one replication; the first has the scenario's own."""
-    return seed if index == 0 else int(stream(seed, "replication", index).integers(2**62))
+    """The seed of one replication: the scenario's own for index 0, else drawn from it, below 2^63."""
+    return seed if index == 0 else int(stream(seed, "replication", index).integers(2**63))
 
 
 # --- one replication ----------------------------------------------------------------------------------------
@@ -84,6 +86,27 @@ class Sample:
     values: dict[str, float | None]
     drift: float | None
     is_saturated: bool
+
+
+class _SampleFile(Strict):
+    """Schema of a kept replication."""
+
+    values: dict[str, float | None]
+    drift: float | None
+    is_saturated: bool
+
+
+def write_sample(path: Path, sample: Sample) -> None:
+    """Keep a replication for the next call."""
+    write_json(path, asdict(sample))
+
+
+def read_sample(path: Path) -> Sample:
+    """A kept replication. Raises InputError for a file that holds none."""
+    try:
+        return Sample(**_SampleFile.model_validate(read_json(path)).model_dump())
+    except ValidationError:
+        raise InputError(str(path), path.name, "not a kept probe", "Remove the file; it is made again.") from None
 
 
 @lru_cache(maxsize=8)
@@ -256,7 +279,7 @@ class Prober:
         paths = [self._path(work) for work in works]
         for k, path in enumerate(paths):
             if path is not None and path.is_file():
-                found[k] = Sample(**read_json(path))
+                found[k] = read_sample(path)
                 self.remembered += 1
         missing = [k for k in range(len(works)) if k not in found]
 
@@ -265,7 +288,7 @@ class Prober:
             found[k] = sample
             self.simulated += 1
             if (path := paths[k]) is not None:
-                write_json(path, asdict(sample))
+                write_sample(path, sample)
 
         run_all(self.executor, measure, [works[k] for k in missing], keep)
         return [found[k] for k in range(len(works))]
