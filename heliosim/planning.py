@@ -135,7 +135,7 @@ class Planner:
             return PlanResult("undecided" if is_open else "infeasible", tuple(options), notes=tuple(self.notes))
         assert winner.count is not None
         others = [o for o in options if o.count is not None and o.candidate.name != winner.candidate.name]
-        fewer = self.judge.judge(winner.candidate, winner.count - 1) if winner.count > 1 else None
+        fewer = self._one_fewer(winner)
         if fewer is not None and fewer.verdict == "undecided":
             self.notes.append(f"{winner.count - 1} × {winner.candidate.name} may do too: undecided, {fewer.reason}")
         return PlanResult(
@@ -247,6 +247,14 @@ class Planner:
             self.notes.append(said)
             left[left.index(best)] = self._one_more(best, verdict)
         return None, None, left
+
+    def _one_fewer(self, winner: Option) -> Judgement | None:
+        """The verdict on one replica less; where the search took it for enough, the one that fresh seeds gave."""
+        count = (winner.count or 0) - 1
+        if count < 1:
+            return None
+        judgement = self.judge.judge(winner.candidate, count)
+        return self.judge.judge(winner.candidate, count, fresh=True) if judgement.verdict == "meets" else judgement
 
     def _one_more(self, option: Option, verdict: Judgement) -> Option:
         assert option.count is not None

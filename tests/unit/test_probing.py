@@ -80,13 +80,13 @@ def test_the_plan_is_what_trying_everything_finds(name: str, here: Executor, tmp
     result = solve(plan, judge)
     assert result.winner is not None
     assert result.answer == "feasible"
-    cheapest = min(meeting)
-    if not any("fresh seeds" in note for note in result.notes):
-        assert (result.winner.candidate.name, result.winner.count) == (cheapest[3], cheapest[1])
-        others = [m for m in meeting if m[3] != cheapest[3]]
-        assert (result.runner_up is None) == (not others)
-        if result.runner_up is not None:
-            assert result.runner_up.price_per_hour == min(others)[0]
+    confirmed = (m for m in sorted(meeting) if judge.judge(plan.candidates[m[2]], m[1], fresh=True).verdict == "meets")
+    cheapest = next(confirmed)
+    assert (result.winner.candidate.name, result.winner.count) == (cheapest[3], cheapest[1])
+    others = [m for m in meeting if m[3] != cheapest[3]]
+    assert (result.runner_up is None) == (not others)
+    if result.runner_up is not None:
+        assert result.runner_up.price_per_hour == min(others)[0]
     assert result.verified is not None
     assert result.verified.verdict == "meets"
     if result.winner.count != 1:
