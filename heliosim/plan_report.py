@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from heliosim.formats.files import write_json
 from heliosim.max_rate import MaxRate, scaled
-from heliosim.plan_words import describe, number, spread
+from heliosim.plan_words import bound_text, describe, number, spread
 from heliosim.planfile import PlanFile
 from heliosim.planner import Judgement
 from heliosim.planning import Option, PlanResult
 from heliosim.prices import PriceTable
-from heliosim.probing import Prober
+from heliosim.probing import Prober, limits_of
 from heliosim.profile_view import open_profile
 from heliosim.scenario import Scenario
 from heliosim.stats import Interval
@@ -217,10 +217,18 @@ def _options_table(plan: PlanFile, result: PlanResult, table: PriceTable) -> Any
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(title=f"Plan {plan.name} · {_workload(plan)}", title_justify="left", title_style="bold")
+    limits = ", ".join(bound_text(limit) for limit in limits_of(plan.rules))
+    rule = plan.replications
+    shown = Table(
+        title=f"Plan {plan.name} · {_workload(plan)}",
+        title_justify="left",
+        title_style="bold",
+        caption=f"{limits}\n{rule.confidence:.0%} intervals over {rule.least} to {rule.most} seeds from {plan.seed}",
+        caption_justify="left",
+    )
     shown.add_column("candidate", overflow="fold")
     shown.add_column("GPU", overflow="fold")
-    for name in ("at least", "replicas", f"{table.currency}/h", f"{table.currency}/M tokens"):
+    for name in ("bound", "replicas", f"{table.currency}/h", f"{table.currency}/M tokens"):
         shown.add_column(name, justify="right", no_wrap=name != f"{table.currency}/M tokens")
     shown.add_column("why", overflow="fold")
     for option in result.options:
@@ -242,6 +250,7 @@ def _workload(plan: PlanFile) -> str:
     rate = getattr(process, "rate_per_s", None)
     kind = process.kind if process is not None else "replay"
     arrivals = kind if rate is None else f"{kind}, {rate:g} requests/s"
+    arrivals = f"{plan.workload.requests:,} requests, {arrivals}" if plan.workload.requests else arrivals
     tasks = ", ".join(t.task for t in plan.workload.tasks)
     return f"{arrivals}{f' ({tasks})' if tasks else ''}"
 
@@ -267,7 +276,11 @@ def _print_winner(out: Console, result: PlanResult, table: PriceTable) -> None:
         )
         out.print(f"  {word}: {result.one_fewer.reason}")
     for s in result.sensitivity:
-        need = "no count known" if s.count is None else f"{s.count} × ({s.count * winner.price_per_replica:.2f} /h)"
+        need = (
+            "no count known"
+            if s.count is None
+            else f"{s.count} × ({s.count * winner.price_per_replica:.2f} {table.currency}/h)"
+        )
         verdict = s.judgement.verdict
         out.print(f"  load {s.load - 1:+.0%}  needs {need}; {winner.count} × [{COLOURS[verdict]}]{verdict}[/]: "
                   f"{s.judgement.reason}")  # fmt: skip

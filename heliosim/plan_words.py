@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from heliosim.planfile import latency_of
-from heliosim.planner import Margin
+from heliosim.planner import Limit, Margin
 from heliosim.stats import Interval
 
 WORDS = {
@@ -32,12 +32,21 @@ def describe(margin: Margin) -> str:
     return f"{name} {spread(margin.interval, scale)}{unit}, {bound}"
 
 
+def bound_text(limit: Limit) -> str:
+    """``p99 TTFT ≤ 600 ms``."""
+    name, scale, unit = words_of(limit.metric)
+    sign = "≤" if limit.sense == "most" else "≥"
+    return f"{name} {sign} {number(scale * limit.bound)}{f' {unit}' if unit else ''}"
+
+
 def spread(interval: Interval, scale: float = 1.0) -> str:
     """``812 ± 60``; says so where there is no interval."""
     if interval.mean is None:
         return "unavailable"
     if interval.half_width is None:
         return f"{number(scale * interval.mean)} (interval unavailable)"
+    if interval.half_width == 0:
+        return number(scale * interval.mean)
     return f"{number(scale * interval.mean)} ± {number(scale * interval.half_width)}"
 
 
