@@ -72,6 +72,8 @@ def caption_of(systems: Sequence[SystemResult]) -> str:
     if live:
         clocks = "/".join(sorted({run.info.clock for run in live}))
         parts.append(f"{_span(len(s.live) for s in systems if s.live)} measured runs each ({clocks} clock)")
+    if any(run.info.profile_kind == "derived" for run in runs):
+        parts.append("profile derived, not measured")
     return " · ".join(parts)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from heliosim import __version__
+from heliosim.arrivals import Gaps
 from heliosim.errors import InputError
 from heliosim.executors import run_all
 from heliosim.formats.files import Strict, read_json, write_json
@@ -144,8 +145,17 @@ def measure(work: Work) -> Sample:
             values[name] = None
         else:
             values[name] = float(some.mean() if percentile is None else np.percentile(some, percentile))
-    drift, saturated = _waiting(results)
+    drift, saturated = _waiting(results) if is_steady(scenario) else (None, False)
     return Sample(values, drift, saturated)
+
+
+def is_steady(scenario: Scenario) -> bool:
+    """Whether its arrivals go on alike, so that waiting which grows will go on growing. A trace's own times may hold a
+    rush hour, tasks in blocks change on the way, and a closed loop waits for its answers.
+    """
+    workload = scenario.workload
+    in_blocks = workload.order == "blocks" and len(workload.tasks) > 1
+    return isinstance(workload.arrivals, Gaps) and not in_blocks
 
 
 def _after(arrival: Any, warm_up: float) -> float:
@@ -262,7 +272,7 @@ class Prober:
     def _screen(self, scenario: Scenario) -> Judgement | None:
         """A first look at fewer requests: a fleet that drowns in them needs no other."""
         requests = scenario.workload.requests
-        if requests is None or requests < 50 * SCREEN:
+        if requests is None or requests < 50 * SCREEN or not is_steady(scenario):
             return None
         sample = self._measure([replace(self._work(scenario, 0), requests=requests // SCREEN)])[0]
         if sample.is_saturated and (sample.drift or 0) >= HOPELESS_DRIFT:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from heliosim_calibrate.behaviour import write_table
 from heliosim_calibrate.fit import region_of, relative_nnls
-from scipy.special import ndtr
+from kernel_times import GPUS, LARGE, SMALL, Gpu, Kernels, Shape
+from synthetic_exits import SEED, TASKS, TEXT_TOKENS, TEXTS, THRESHOLD, behaviour_columns
 
 from heliosim import __version__
 from heliosim.costs import TERMS, StepShape
@@ -44,61 +44,13 @@ from heliosim.formats.profile import (
     write_profile,
 )
 from heliosim.premises import measure_premises
-from heliosim.streams import stream
 from heliosim.types import blocks_for
 
-SEED = 0
 MAX_ROWS, MAX_CONTEXT, MAX_TOKENS = 256, 4096, 8192
 HOST_STEP_S = 1e-3
 """Scheduling, sampling and launch of one step: a choice (about what CUDA-graph engines show beside their kernels)."""
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a Llama: hidden and MLP width, layers, heads of 128 (as many for keys as for queries)."""
-
-    name: str
-    hidden: int
-    mlp: int
-    layers: int
-    heads: int
-    exits: tuple[int, ...]
-    vocabulary: int = 32_000
-
-    @property
-    def layer_bytes(self) -> int:
-        return 2 * (4 * self.hidden**2 + 3 * self.hidden * self.mlp + 2 * self.hidden)
-
-    @property
-    def base_bytes(self) -> int:
-        return 2 * (2 * self.vocabulary * self.hidden + self.hidden)
-
-
-LARGE = Shape("llama2-7b", 4096, 11008, 32, 32, (8, 16, 24, 32))
-SMALL = Shape("llama2-2.7b", 2560, 6912, 32, 20, (8, 16, 24, 32))
-"""Llama-2-7B, and the shape of Sheared-LLaMA-2.7B, which was pruned from it and shares its tokenizer."""
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A device: its folder in the tables, memory, board power, host-to-device bandwidth with its source."""
-
-    name: str
-    folder: str
-    vidur: str
-    attention: str
-    memory_bytes: int
-    watts: float
-    host_bytes_per_s: float
-    host_source: str
-
-
-GPUS = (
-    Gpu("A100-80GB", "a100_sxm", "a100", "vllm/0.14.0", 80 * 10**9, 400, 24.8e9,
-        "nvbandwidth, NVIDIA developer forum topic 352186"),
-    Gpu("H100-80GB", "h100_sxm", "h100", "vllm/0.14.0", 80 * 10**9, 700, 52.4e9,
-        "ServerlessLLM, cached checkpoint to device, benchmarks/results/h100_2025"),
-)  # fmt: skip
 BUSY_SHARE = 0.60
 """Mean power over board power while serving: Splitwise's Llama-2-70B on A100-80GB, tensor parallel 4."""
 
@@ -116,111 +68,6 @@ SOURCES = (
            url="https://github.com/NVIDIA/TensorRT-LLM/blob/138f96d45f90b9667426f7c47297d8c06bafac73/docs/source/performance.md",
            licence="Apache-2.0"),
 )  # fmt: skip
-
-
-# --- kernel times -------------------------------------------------------------------------------------------
-
-
-class Kernels:
-    """Times of single kernels on one GPU, seconds, interpolated in logarithms between the points of the tables."""
-
-    def __init__(self, data: Path, gpu: Gpu) -> None:
-        from scipy.interpolate import RegularGridInterpolator
-
-        root = data / "aiconfigurator" / gpu.folder
-        gemm = pq.read_table(root / "gemm/vllm/0.14.0/gemm_perf.parquet").to_pylist()
-        found: dict[tuple[int, int, int], list[float]] = {}
-        for row in gemm:
-            if row["gemm_dtype"] == "bfloat16":
-                found.setdefault((row["m"], row["n"], row["k"]), []).append(1e-3 * row["latency"])
-        m, n, k = (sorted({key[i] for key in found}) for i in range(3))
-        n, k = ([v for v in axis if v <= 65_536] for axis in (n, k))
-        grid = np.array([[[np.mean(found.get((a, b, c), [np.nan])) for c in k] for b in n] for a in m])
-        _fill(grid)
-        self._gemm = RegularGridInterpolator(tuple(np.log(v) for v in (m, n, k)), np.log(grid))
-        attention = root / "attention" / gpu.attention
-        self._decode = _table(attention / "generation_attention_perf.parquet", "step")
-        self._prefill = _table(attention / "context_attention_perf.parquet", "isl")
-        self._small, self._width = self._elementwise(data / f"vidur/profiling/compute/{gpu.vidur}")
-
-    @staticmethod
-    def _elementwise(folder: Path) -> tuple[tuple[Any, Any], int]:
-        """Norms, rotary, activation and additions of one layer of Llama-2-7B, by tokens."""
-        import pyarrow.csv
-
-        table = pyarrow.csv.read_csv(folder / "meta-llama/Llama-2-7b-hf/mlp.csv")
-        rows = [r for r in table.to_pylist() if r["num_tensor_parallel_workers"] == 1]
-        names = ("input_layernorm", "attn_rope", "post_attention_layernorm", "mlp_act", "add", "add")
-        by: dict[int, list[float]] = {}
-        for row in rows:
-            by.setdefault(row["num_tokens"], []).append(1e-3 * sum(row[f"time_stats.{n}.median"] for n in names))
-        tokens = sorted(by)
-        return (np.array(tokens), np.array([np.mean(by[t]) for t in tokens])), 4096
-
-    def gemm(self, m: float, n: int, k: int) -> float:
-        return float(np.exp(self._gemm((np.log(max(1.0, m)), np.log(n), np.log(k)))))
-
-    def elementwise(self, tokens: float, hidden: int) -> float:
-        """Memory-bound: a narrower model takes what fewer tokens of the recorded width take."""
-        at, seconds = self._small
-        equal = max(1.0, tokens * hidden / self._width)
-        if equal > at[-1]:
-            return float(seconds[-1] * equal / at[-1])
-        return float(np.interp(equal, at, seconds))
-
-    def decode_attention(self, rows: int, context: int, heads: int) -> float:
-        """One layer. Rows of 32 heads are as much work as 4 times as many of 8; key heads = query heads."""
-        return _read(self._decode, rows * heads / 8, context, 8)
-
-    def prefill_attention(self, area: float, heads: int) -> float:
-        """One layer; ``area``: token-context pairs, as a whole prompt of sqrt(2 area) tokens has them."""
-        return _read(self._prefill, 1, max(1.0, np.sqrt(2 * area)), heads)
-
-
-def _fill(grid: Any) -> None:
-    """Single gaps of a table, from their neighbours along tokens."""
-    for b in range(grid.shape[1]):
-        for c in range(grid.shape[2]):
-            line = grid[:, b, c]
-            bad = np.isnan(line)
-            if bad.any() and not bad.all():
-                line[bad] = np.interp(np.flatnonzero(bad), np.flatnonzero(~bad), line[~bad])
-
-
-def _table(path: Path, length: str) -> dict[int, dict[tuple[int, int], float]]:
-    """Attention seconds by (batch, length), for each number of heads with as many key heads."""
-    found: dict[int, dict[tuple[int, int], list[float]]] = {}
-    for row in pq.read_table(path).to_pylist():
-        if row["num_heads"] == row["num_key_value_heads"] and row["kv_cache_dtype"] == "bfloat16":
-            key = (row["batch_size"], row[length])
-            found.setdefault(row["num_heads"], {}).setdefault(key, []).append(1e-3 * row["latency"])
-    return {h: {key: float(np.mean(v)) for key, v in by.items()} for h, by in found.items()}
-
-
-def _read(table: dict[int, dict[tuple[int, int], float]], batch: float, length: float, heads: int) -> float:
-    """Linear in heads (between the two nearest), log-log in batch and length."""
-    known = sorted(table)
-    low = max((h for h in known if h <= heads), default=known[0])
-    high = min((h for h in known if h >= heads), default=known[-1])
-    one = _bilinear(table[low], batch, length)
-    if low == high:
-        return one
-    return one + (_bilinear(table[high], batch, length) - one) * (heads - low) / (high - low)
-
-
-def _bilinear(by: dict[tuple[int, int], float], batch: float, length: float) -> float:
-    def along(b: int) -> float:
-        at = sorted(n for k, n in by if k == b)
-        values = np.log([by[b, n] for n in at])
-        return float(np.interp(np.log(length), np.log(at), values))
-
-    batches = sorted({b for b, n in by if sum(k == b for k, _ in by) > 4})
-    low = max((b for b in batches if b <= batch), default=batches[0])
-    high = min((b for b in batches if b >= batch), default=batches[-1])
-    if low == high:
-        return float(np.exp(along(low)))
-    share = (np.log(batch) - np.log(low)) / (np.log(high) - np.log(low))
-    return float(np.exp(along(low) + share * (along(high) - along(low))))
 
 
 # --- steps --------------------------------------------------------------------------------------------------
@@ -333,69 +180,6 @@ def own_terms(model: Shape, kernels: Kernels) -> dict[str, float]:
     head = relative_nnls(x, np.array([kernels.gemm(t, model.vocabulary, model.hidden) for t in rows]))
     fill = relative_nnls(x, np.array([kernels.gemm(t, 2 * model.hidden, model.hidden) for t in rows]))
     return dict(zip(OWN_FITS, [*map(float, head), *map(float, fill)], strict=True))
-
-
-# --- behaviour ----------------------------------------------------------------------------------------------
-
-TASKS: dict[str, tuple[int, tuple[float, ...]]] = {
-    "chat": (512, (0.30, 0.48, 0.70, 0.92)),
-    "summarisation": (1536, (0.38, 0.58, 0.78, 0.94)),
-    "code": (768, (0.52, 0.70, 0.85, 0.96)),
-}
-"""Made up, for the larger model: prompt length, and the share of tokens that are confident (>= 0.8) at each exit."""
-SMALLER = 0.94
-"""The smaller model's shares over the larger one's."""
-ALIKE = 0.5
-"""Correlation of what is hard for one model and for the other."""
-AGREES = (0.97, 0.62)
-"""Share of confident tokens, and of the others, that the last layer agrees with."""
-TEXTS, TEXT_TOKENS, THRESHOLD = 12, 96, 0.8
-LEVELS = 64
-"""Steps of a confidence: few enough that the table stays small."""
-
-
-def behaviour_columns(models: Sequence[Shape]) -> tuple[dict[str, list[Any]], list[str]]:
-    """Synthetic texts, the same under every policy. Drawn from streams named by task, text and model."""
-    sources = [
-        f"{m.name}:{kind}" for m in models for kind in ("full", "threshold", *(f"greedy@{e}" for e in m.exits[:-1]))
-    ]
-    names = ("sequence", "task", "source", "prompt_tokens", "position", "end", "token_id")
-    columns: dict[str, list[Any]] = {name: [] for name in names}
-    n = TEXT_TOKENS
-    drawn = {(task, k): _text(models, task, k) for task in TASKS for k in range(TEXTS)}
-    for source in sources:
-        for (task, k), values in drawn.items():
-            columns["sequence"] += [f"{task}-{k:03d}"] * n
-            columns["task"] += [task] * n
-            columns["source"] += [source] * n
-            columns["prompt_tokens"] += [TASKS[task][0]] * n
-            columns["position"] += list(range(n))
-            columns["end"] += [None] * n
-            columns["token_id"] += [0] * n
-            for name, column in values.items():
-                columns.setdefault(name, []).extend(column.tolist())
-    return columns, sources
-
-
-def _text(models: Sequence[Shape], task: str, k: int) -> dict[str, Any]:
-    """Confidence and agreement of every exit along one text: hard tokens are hard at every depth of a model."""
-    shared = stream(SEED, "synthetic", task, k).standard_normal(TEXT_TOKENS)
-    found = {}
-    for model in models:
-        rng = stream(SEED, "synthetic", task, k, model.name)
-        own = rng.standard_normal(TEXT_TOKENS)
-        hard = ndtr(np.sqrt(ALIKE) * shared + np.sqrt(1 - ALIKE) * own)
-        for depth, share in zip(model.exits, TASKS[task][1], strict=True):
-            sure = share * (SMALLER if model is SMALL else 1.0)
-            above = 1 - (1 - THRESHOLD) * (hard / sure) ** 1.5
-            below = THRESHOLD * (1 - (hard - sure) / (1 - sure)) ** 0.7 * 0.999 + 0.02
-            value = np.where(hard < sure, above, np.minimum(below, THRESHOLD - 1e-3))
-            confidence = np.ceil(value * LEVELS) / LEVELS
-            confidence = np.where(hard < sure, np.maximum(confidence, THRESHOLD), np.floor(value * LEVELS) / LEVELS)
-            right = rng.random(TEXT_TOKENS) < np.where(hard < sure, *AGREES)
-            found[f"confidence:{model.name}@{depth}"] = np.clip(confidence, 1 / LEVELS, 1.0)
-            found[f"agrees:{model.name}@{depth}"] = right | (depth == model.layers)
-    return found
 
 
 # --- the profile --------------------------------------------------------------------------------------------
