@@ -26,7 +26,7 @@ from heliosim.probing import FleetJudge, Prober, Sample, Work, measure, replicat
 from heliosim.profile_view import open_profile
 from heliosim.runs import run_simulated
 from heliosim.scenario import Memory
-from heliosim.workload import build_arrivals
+from heliosim.workload import WorkloadSpec, build_arrivals
 
 PLANS = Path(__file__).parents[2] / "heliosim" / "plans"
 EXAMPLES = ("chat", "summarisation", "code")
@@ -147,6 +147,22 @@ def test_overload_ends_within_seconds(here: Executor) -> None:
     assert result.answer == "infeasible"
     assert "saturated" in result.options[0].status
     assert prober.simulated <= 6
+
+
+def test_a_rush_hour_of_a_trace_is_no_saturation(tmp_path: Path) -> None:
+    """200 requests at the end of a quiet trace: waiting grows to the last, and the limits alone must judge it."""
+    plan = small("chat")
+    times = [*range(0, 40_000, 400), *(40_000 + 5 * k for k in range(200))]
+    lines = [json.dumps({"timestamp": t, "input_length": 400, "output_length": 40}) for t in times]
+    (tmp_path / "trace.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    candidate = plan.candidates[0]
+    scenario = plan.scenario(candidate, open_profile(candidate.profile), 1)
+    trace = WorkloadSpec(trace=str(tmp_path / "trace.jsonl"))
+    sample = measure(Work(scenario.model_copy(update={"workload": trace}), ("p99_ttft_ms",), 0.1))
+    assert not sample.is_saturated
+    assert (sample.values["p99_ttft_ms"] or 0) > 1000
+    steady = WorkloadSpec(trace=trace.trace, arrivals={"kind": "poisson", "rate_per_s": 40})  # type: ignore[arg-type]
+    assert measure(Work(scenario.model_copy(update={"workload": steady}), (), 0.1)).is_saturated
 
 
 def test_done_probes_are_not_done_again_and_workers_change_nothing(tmp_path: Path, here: Executor) -> None:
