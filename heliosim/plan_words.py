@@ -25,7 +25,7 @@ def words_of(metric: str) -> tuple[str, float, str]:
 
 
 def describe(margin: Margin) -> str:
-    """``p99 TTFT 812 ± 60 ms, limit 600 ms``."""
+    """``p99 TTFT 812 ± 60 ms, at most 600 ms``."""
     name, scale, unit = words_of(margin.limit.metric)
     unit = f" {unit}" if unit else ""
     bound = f"{'at most' if margin.limit.sense == 'most' else 'at least'} {number(scale * margin.limit.bound)}{unit}"
@@ -43,10 +43,10 @@ def spread(interval: Interval, scale: float = 1.0) -> str:
     """``812 ± 60``; says so where there is no interval."""
     if interval.mean is None:
         return "unavailable"
+    if interval.half_width == 0 or getattr(interval, "is_constant", False):  # the same in every replication
+        return number(scale * interval.mean)
     if interval.half_width is None:
         return f"{number(scale * interval.mean)} (interval unavailable)"
-    if interval.half_width == 0:
-        return number(scale * interval.mean)
     return f"{number(scale * interval.mean)} ± {number(scale * interval.half_width)}"
 
 

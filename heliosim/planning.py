@@ -32,9 +32,14 @@ EXIT_CODES: Mapping[Answer, int] = {"feasible": 0, "infeasible": 1, "undecided":
 
 
 class Judge(Protocol):
-    """What gives verdicts on ``count`` replicas of a candidate under ``load`` times the plan's load."""
+    """What gives verdicts on ``count`` replicas of a candidate under ``load`` times the plan's load.
 
-    def judge(self, candidate: Candidate, count: int, load: float = 1.0, *, fresh: bool = False) -> Judgement: ...
+    ``fresh``: with seeds no search has seen. ``thorough``: with an interval even where one look is enough.
+    """
+
+    def judge(
+        self, candidate: Candidate, count: int, load: float = 1.0, *, fresh: bool = False, thorough: bool = False
+    ) -> Judgement: ...
 
 
 @dataclass(frozen=True)
@@ -253,7 +258,7 @@ class Planner:
         count = (winner.count or 0) - 1
         if count < 1:
             return None
-        judgement = self.judge.judge(winner.candidate, count)
+        judgement = self.judge.judge(winner.candidate, count, thorough=True)
         return self.judge.judge(winner.candidate, count, fresh=True) if judgement.verdict == "meets" else judgement
 
     def _one_more(self, option: Option, verdict: Judgement) -> Option:

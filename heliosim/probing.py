@@ -28,7 +28,7 @@ from heliosim.formats.files import Strict, read_json, write_json
 from heliosim.formats.profile import Profile
 from heliosim.formats.results import RunResults
 from heliosim.metrics import request_latencies, summarise
-from heliosim.plan_words import describe
+from heliosim.plan_words import describe, spread
 from heliosim.planfile import Candidate, PlanFile, Rules, latency_of
 from heliosim.planner import Judgement, Limit, compare, deciding, overall
 from heliosim.profile_view import open_profile
@@ -211,14 +211,10 @@ def limits_of(rules: Rules) -> list[Limit]:
 
 def verdict_of(samples: Sequence[Sample], limits: Sequence[Limit], confidence: float, least: int) -> Judgement | None:
     """The verdict these replications allow; None while they are too few. More of them may still decide *undecided*."""
-    first = samples[0]
-    if first.is_saturated and (first.drift or 0) >= HOPELESS_DRIFT:
-        return _drowned(first.drift or 0.0, 1)
     if len(samples) < least:
         return None
-    drifts = [s.drift for s in samples if s.is_saturated and s.drift is not None]
-    if len(drifts) > len(samples) / 2:
-        return _drowned(sum(drifts) / len(drifts), len(samples))
+    if sum(s.is_saturated for s in samples) > len(samples) / 2:
+        return _drowned(samples, confidence)
     margins = tuple(compare(limit, [s.values[limit.metric] for s in samples], confidence) for limit in limits)
     figures = {name: t_interval([s.values[name] for s in samples], confidence) for name in FIGURES}
     most_telling = deciding(margins)
@@ -226,9 +222,17 @@ def verdict_of(samples: Sequence[Sample], limits: Sequence[Limit], confidence: f
     return Judgement(overall(margins), reason, margins, len(samples), figures)
 
 
-def _drowned(drift: float, count: int) -> Judgement:
-    reason = f"saturated, waiting grows by {drift:.2f} s per second of arrivals (percentiles only tell how long)"
-    return Judgement("misses", reason, (), count)
+def is_hopeless(sample: Sample) -> bool:
+    """Whether one look is enough."""
+    return sample.is_saturated and (sample.drift or 0.0) >= HOPELESS_DRIFT
+
+
+def _drowned(samples: Sequence[Sample], confidence: float) -> Judgement:
+    """Percentiles of such runs only tell how long they lasted, so none are given."""
+    drift = t_interval([s.drift for s in samples], confidence)
+    grows = f"{drift.mean:.2f}" if len(samples) == 1 else spread(drift)
+    reason = f"saturated, waiting grows by {grows} s per second of arrivals"
+    return Judgement("misses", reason, (), len(samples), {"waiting_drift": drift})
 
 
 # --- the prober ---------------------------------------------------------------------------------------------
@@ -248,10 +252,15 @@ class Prober:
     simulated: int = 0
     remembered: int = 0
 
-    def judge_scenario(self, scenario: Scenario, what: str, *, fresh: bool = False) -> Judgement:
-        """The verdict on a scenario. ``fresh``: seeds no search has seen, as many as there may be, one look."""
+    def judge_scenario(
+        self, scenario: Scenario, what: str, *, fresh: bool = False, thorough: bool = False
+    ) -> Judgement:
+        """The verdict on a scenario. ``fresh``: seeds no search has seen, as many as there may be, one look.
+        ``thorough``: an interval even of a fleet that one look shows to drown.
+        """
         rule, limits = self.rules.replications, limits_of(self.rules)
-        if not fresh and (short := self._screen(scenario)) is not None:
+        is_quick = not fresh and not thorough
+        if is_quick and (short := self._screen(scenario)) is not None:
             return short
         first, least = (FRESH, rule.most) if fresh else (0, rule.least)
         width = max(1, getattr(self.executor, "width", 1))
@@ -262,6 +271,8 @@ class Prober:
             batch = range(before, min(rule.most, before + width))
             self.report(f"{'verifying ' if fresh else ''}{what}, replication {batch[0] + 1}")
             samples += self._measure([self._work(scenario, first + k) for k in batch])
+            if is_quick and before == 0 and is_hopeless(samples[0]):
+                return _drowned(samples[:1], rule.confidence)
             for count in range(before + 1, len(samples) + 1):
                 judgement = verdict_of(samples[:count], limits, rule.confidence, least)
                 if judgement is not None and judgement.verdict != "undecided":
@@ -275,9 +286,7 @@ class Prober:
         if requests is None or requests < 50 * SCREEN or not is_steady(scenario):
             return None
         sample = self._measure([replace(self._work(scenario, 0), requests=requests // SCREEN)])[0]
-        if sample.is_saturated and (sample.drift or 0) >= HOPELESS_DRIFT:
-            return _drowned(sample.drift or 0.0, 1)
-        return None
+        return _drowned([sample], self.rules.replications.confidence) if is_hopeless(sample) else None
 
     def _work(self, scenario: Scenario, index: int) -> Work:
         seed = replication_seed(scenario.seed, index)
@@ -315,13 +324,15 @@ class FleetJudge:
 
     plan: PlanFile
     prober: Prober
-    _known: dict[tuple[str, int, float, bool], Judgement] = field(default_factory=dict)
+    _known: dict[tuple[str, int, float, bool, bool], Judgement] = field(default_factory=dict)
 
-    def judge(self, candidate: Candidate, count: int, load: float = 1.0, *, fresh: bool = False) -> Judgement:
+    def judge(
+        self, candidate: Candidate, count: int, load: float = 1.0, *, fresh: bool = False, thorough: bool = False
+    ) -> Judgement:
         """The verdict on ``count`` replicas under ``load`` times the plan's load."""
-        key = (candidate.name, count, load, fresh)
+        key = (candidate.name, count, load, fresh, thorough)
         if key not in self._known:
             scenario = self.plan.scenario(candidate, _profile(candidate.profile), count, load)
             what = f"{count} × {candidate.name}" + (f" at {load:.2f} × load" if load != 1 else "")
-            self._known[key] = self.prober.judge_scenario(scenario, what, fresh=fresh)
+            self._known[key] = self.prober.judge_scenario(scenario, what, fresh=fresh, thorough=thorough)
         return self._known[key]

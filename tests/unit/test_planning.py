@@ -67,7 +67,9 @@ class Formula:
     floors: tuple[str, ...] = ()
     asked: list[tuple[str, int, float, bool]] = field(default_factory=list)
 
-    def judge(self, candidate: Candidate, count: int, load: float = 1.0, *, fresh: bool = False) -> Judgement:
+    def judge(
+        self, candidate: Candidate, count: int, load: float = 1.0, *, fresh: bool = False, thorough: bool = False
+    ) -> Judgement:
         self.asked.append((candidate.name, count, load, fresh))
         if candidate.name in self.floors:
             broken = compare(Limit("agreement", "least", 0.9), [0.5, 0.5], 0.95)
