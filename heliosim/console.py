@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from heliosim.runs import LiveRun
 
 NARROWEST, USUAL = 60, 120
+DERIVED = "Derived, not measured: step times come from published kernel times, exits are synthetic."
+"""What is said wherever figures rest on a derived profile."""
 
 
 @cache
@@ -120,6 +122,8 @@ def print_summary(run: RunResults | LiveRun, slo: Slo | None) -> None:
         table.add_row(spec.label, unavailable, spec.unit)
     out = console()
     out.print(table)
+    if results.info.profile_kind == "derived":
+        out.print(f"[yellow]{DERIVED}[/]")
     for model, mix in summary.exit_mix.items():
         out.print(f"tokens by exit, {model}: " + "  ".join(f"layer {e}: {s:.1%}" for e, s in mix.items()))
     for reason, count in sorted(_refusals(results).items()):
