@@ -19,7 +19,8 @@ from heliosim.errors import InputError
 from heliosim.executors import run_all
 from heliosim.formats.files import Strict, read_json, validate, write_json
 from heliosim.queueing import QueueCase, Service, simulate_waits
-from heliosim.stats import Interval, mser5, t_interval
+from heliosim.replicate import warm_up_of
+from heliosim.stats import Interval, t_interval
 
 CONFIDENCE, SHARE = 0.95, 0.95
 LEAST, MOST = 0.90, 0.99
@@ -104,8 +105,7 @@ def study_seed(item: tuple[CoverageCase, int]) -> SeedResult:
     queue, customers = case.queue, case.customers
     names = (queue.name, f"{queue.load:g}")
     pilot = simulate_waits(queue, customers, seed, *names, "pilot")
-    found = mser5(pilot)
-    cut = customers // 2 if found is None else found
+    cut = warm_up_of([pilot]).requests
     means, tops = [], []
     for k in range(REPLICATIONS):
         waits = simulate_waits(queue, customers, seed, *names, k)[cut:]

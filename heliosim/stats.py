@@ -119,8 +119,8 @@ def mser5(values: Sequence[float] | Floats, batch: int = 5) -> int | None:
     """How many leading observations to leave out as warm-up: MSER-5 (White, Cobb and Spratt 2000).
 
     Batches of five are cut off until the marginal standard error of what remains is least; cuts up to half of the
-    series are tried. None if the longest of these is the best, or there are fewer than 20 observations: the series is
-    too short to show that it settled.
+    series are tried. None if the best of these is (nearly) the longest, or there are fewer than 20 observations: the
+    series is too short to show that it settled.
 
     Do not cut a series by its own MSER-5 and average the rest: the rule favours cuts behind which, by chance, little
     happens, and such means of a queue are too small (by 5 to 10 % of the mean wait in docs/statistics.md). Cut by the
@@ -137,7 +137,7 @@ def mser5(values: Sequence[float] | Floats, batch: int = 5) -> int | None:
     error = (tail_square - tail_sum**2 / left) / left**2
     half = count // 2
     best = int(np.argmin(error[: half + 1]))
-    return best * batch if best < half else None
+    return best * batch if best <= 0.9 * half else None
 
 
 def delay_drift(arrival_s: Sequence[float] | Floats, delay_s: Sequence[float] | Floats) -> float | None:

@@ -141,7 +141,7 @@ def save_run(folder: Path, results: RunResults, *, overwrite: bool = False) -> N
     with new_folder(folder, overwrite=overwrite) as temporary:
         write_text(temporary / "scenario.yaml", results.scenario_yaml)
         for name in TABLES:
-            _write_table(temporary / f"{name}.parquet", getattr(results, name))
+            write_table(temporary / f"{name}.parquet", getattr(results, name))
         digests = {p.name: sha256_of(p) for p in sorted(temporary.iterdir())}
         run = _RunFile(**results.info.model_dump(), counts=results.counts, files=digests)
         write_json(temporary / "run.json", run.model_dump(mode="json"))
@@ -218,7 +218,7 @@ def _read_table(path: Path, name: str) -> pa.Table:
         raise InputError(f"{path}, columns", path.name, f"wrong type: {reason}", _REMEDY) from None
 
 
-def _write_table(path: Path, table: pa.Table) -> None:
+def write_table(path: Path, table: pa.Table) -> None:
     """Parquet with every setting fixed: equal content gives equal bytes (under one version of pyarrow)."""
     import pyarrow.parquet as pq
 
