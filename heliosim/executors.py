@@ -14,7 +14,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 from heliosim.errors import HelioSimError, InputError, UnknownNameError
@@ -180,19 +180,25 @@ class _DaskExecutor(_Owned):
 
     def __init__(self, jobs: int, address: str | None) -> None:
         try:
+            import dask
             import distributed
         except ModuleNotFoundError:
             raise _absent("distributed", "dask") from None
-        self._cluster: Any = None
+        self._owned = ExitStack()
+        where: Any = address
         if address is None:
-            self._cluster = _dask_cluster(jobs)
-            self._client = distributed.Client(self._cluster, set_as_default=False)
-        else:
-            try:
-                self._client = distributed.Client(address, timeout=10, set_as_default=False)
-            except (OSError, ValueError) as error:
-                remedy = "Is the scheduler running there? It looks like tcp://host:8786."
-                raise InputError("--address", address, f"no Dask scheduler answers ({error})", remedy) from None
+            self._owned.enter_context(dask.config.set(_DASK_LOCAL))
+            where = distributed.LocalCluster(
+                n_workers=jobs, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None,
+                silence_logs=50,
+            )  # fmt: skip
+            self._owned.callback(where.close)
+        try:
+            self._client = distributed.Client(where, timeout=10, set_as_default=False)
+        except (OSError, ValueError) as error:
+            remedy = "Is the scheduler running there? It looks like tcp://host:8786."
+            raise InputError("--address", address, f"no Dask scheduler answers ({error})", remedy) from None
+        self._owned.callback(self._client.close)
         self.width = max(1, sum(self._client.nthreads().values()))
         self._inner = self._client.get_executor(pure=False)
 
@@ -201,54 +207,31 @@ class _DaskExecutor(_Owned):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self._inner.shutdown(wait=wait and not cancel_futures)
-        self._client.close()
-        if self._cluster is not None:
-            self._cluster.close()
+        self._owned.close()
 
 
-def _dask_cluster(jobs: int) -> Any:
-    """Worker processes of one thread each on this machine, reached through the loopback interface."""
-    import dask
-    import distributed
-
-    # allowed-failures 0: run_all decides how often work whose worker died is started again
-    with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
-        return distributed.LocalCluster(
-            n_workers=jobs, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None,
-            silence_logs=50,
-        )  # fmt: skip
+_DASK_LOCAL = {
+    "distributed.scheduler.allowed-failures": 0,  # run_all decides how often work whose worker died is started again
+    "distributed.comm.timeouts.connect": "2s",  # a worker on this machine that does not answer is dead
+}
 
 
 class _RayExecutor(_Owned):
     """Tasks of Ray as futures. A Ray that was already started in this process is used and left running."""
 
     def __init__(self, jobs: int, address: str | None) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        try:
-            import ray
-        except ModuleNotFoundError:
-            raise _absent("ray", "ray") from None
-        self._ray = ray
-        self._owns = not ray.is_initialized()
-        if self._owns and address is None:
-            ray.init(
-                address="local",
-                num_cpus=jobs,
-                num_gpus=0,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=50,
-                object_store_memory=100 * 2**20,
-                _node_ip_address="127.0.0.1",
-            )
-        elif self._owns:
+        with _environment(_RAY_QUIET | ({} if address else _RAY_LOOPBACK)):
             try:
-                ray.init(address=address, log_to_driver=False, logging_level=50)
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                reason = str(error).splitlines()[0]
-                remedy = "Is Ray running there? It looks like host:6379 or ray://host:10001."
-                raise InputError("--address", address, f"no Ray answers ({reason})", remedy) from None
+                import ray
+            except ModuleNotFoundError:
+                raise _absent("ray", "ray") from None
+            self._ray = ray
+            self._owns = not ray.is_initialized()
+            if address is not None and not self._owns:
+                remedy = "Leave it out to use that one, or shut it down first."
+                raise InputError("--address", address, "Ray is already in use in this process", remedy)
+            if self._owns:
+                _start_ray(ray, jobs, address)
         self.width = max(1, int(ray.cluster_resources().get("CPU", jobs)))
         # max_retries 0: run_all decides how often work whose worker died is started again
         self._remote = ray.remote(num_cpus=1, max_retries=0)(_outcome)
@@ -283,6 +266,36 @@ class _RayExecutor(_Owned):
             self._ray.wait(refs, num_returns=len(refs))
         if self._owns:
             self._ray.shutdown()
+
+
+_RAY_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+_RAY_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # the name is historical: 0 keeps Ray on 127.0.0.1
+_RAY_STORE_BYTES = 100 * 2**20  # results are small
+
+
+def _start_ray(ray: Any, jobs: int, address: str | None) -> None:
+    if address is None:
+        ray.init(
+            address="local", num_cpus=jobs, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level=50,
+            object_store_memory=_RAY_STORE_BYTES,
+        )  # fmt: skip
+        return
+    try:
+        _knock(address.removeprefix("ray://"))  # Ray itself tries for minutes
+        ray.init(address=address, log_to_driver=False, logging_level=50)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        remedy = "Is Ray running there? It looks like host:6379 or ray://host:10001."
+        raise InputError("--address", address, f"no Ray answers ({reason})", remedy) from None
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nobody listens at ``host:port``. Other forms (``auto``) are left to Ray."""
+    import socket
+
+    host, _, port = address.rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _outcome(paths: Sequence[str], call: bytes) -> tuple[bool, Any]:
