@@ -9,6 +9,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from heliosim import __version__
+from heliosim.cli_sweep import sweep
 from heliosim.cli_trace import trace_app
 from heliosim.errors import HelioSimError, InputError, about
 
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 profile_app = typer.Typer(help="Look at and check profiles.", no_args_is_help=True)
 app.add_typer(profile_app, name="profile")
+app.command()(sweep)
 app.add_typer(trace_app, name="trace", help="Make, import and describe request traces.")
 
 Models = Annotated[str, typer.Option(help="Shipped names or local checkpoint folders, separated by commas.")]

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from heliosim.errors import InputError
+from heliosim.sweep import Done, Job, run_job
 
 
 def square(number: int) -> int:
@@ -38,3 +39,13 @@ def die_always(number: int) -> int:
     if number == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     return number * number
+
+
+def run_job_killed_once(job: Job) -> Done:
+    """A sweep's run; the first one of point 2 has its process killed while it simulates."""
+    assert job.folder is not None
+    mark = Path(job.folder).parent / "killed"
+    if job.point != 2 or mark.exists():
+        return run_job(job)
+    mark.touch()
+    return run_job(job, on_progress=lambda now: os.kill(os.getpid(), signal.SIGKILL) if now > 0.1 else None)
