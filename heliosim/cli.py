@@ -239,7 +239,10 @@ def main() -> None:
     """Entry point: one line for anything a user can correct (exit code 2), and a way on after an interruption (130)."""
     usage_error: Any = typer.BadParameter.__mro__[2]  # click's base of them all, wherever typer keeps its click
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
+        if code == 130:  # typer makes this of an interruption
+            raise KeyboardInterrupt
+        sys.exit(code)
     except HelioSimError as error:
         _fail(str(error))
     except usage_error as error:
