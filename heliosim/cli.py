@@ -9,6 +9,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from heliosim import __version__
+from heliosim.cli_sweep import sweep
 from heliosim.cli_trace import trace_app
 from heliosim.errors import HelioSimError, InputError, about
 
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 profile_app = typer.Typer(help="Look at and check profiles.", no_args_is_help=True)
 app.add_typer(profile_app, name="profile")
+app.command()(sweep)
 app.add_typer(trace_app, name="trace", help="Make, import and describe request traces.")
 
 Models = Annotated[str, typer.Option(help="Shipped names or local checkpoint folders, separated by commas.")]
@@ -237,7 +239,10 @@ def main() -> None:
     """Entry point: one line for anything a user can correct (exit code 2), and a way on after an interruption (130)."""
     usage_error: Any = typer.BadParameter.__mro__[2]  # click's base of them all, wherever typer keeps its click
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
+        if code == 130:  # typer makes this of an interruption
+            raise KeyboardInterrupt
+        sys.exit(code)
     except HelioSimError as error:
         _fail(str(error))
     except usage_error as error:
