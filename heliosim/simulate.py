@@ -26,9 +26,10 @@ def serve(
     on_progress: Callable[[float], None] | None = None,
 ) -> Generator[simpy.Event, Any, None]:
     """One server as a SimPy process; ends when the source is exhausted and the server empty."""
+    max_ends = 1 if source.is_answering else None
     while True:
         feed(source, engine, server, env.now)
-        action = server.next_action(env.now, source.next_s)
+        action = server.next_action(env.now, source.next_s, max_ends)
         settle_refused(source, engine, server, env.now)
         if isinstance(action, Idle):
             if source.next_s is None:
@@ -38,7 +39,7 @@ def serve(
             continue
         outcome = engine.perform(action)
         yield env.timeout(outcome.seconds)
-        settle(source, server.complete(action, outcome, env.now), env.now)
+        settle(source, server.complete(action, outcome, env.now))
         if on_progress is not None:
             on_progress(env.now)
 
