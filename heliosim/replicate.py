@@ -93,7 +93,7 @@ def replicate(
     horizon = horizon or horizon_of(scenario)
     uncertain = said.profile_uncertainty if profile_uncertainty is None else profile_uncertainty
     if uncertain:
-        _require_uncertain(scenario)
+        require_uncertain(scenario)
     warm_up = warm_up or find_warm_up(scenario, horizon)
     so_far = Replicated(
         name=scenario.name,
@@ -226,7 +226,8 @@ def _waits(results: RunResults) -> tuple[Floats, Floats]:
     return arrival[started], (admitted - arrival)[started]
 
 
-def _require_uncertain(scenario: Scenario) -> None:
+def require_uncertain(scenario: Scenario) -> None:
+    """Raise InputError ("unavailable") if step costs cannot be drawn anew for this scenario."""
     if getattr(scenario, "fleet", None) is not None:
         remedy = "Leave profile uncertainty out, or study one replica."
         raise InputError(f"scenario {scenario.name!r}", "fleet", "profile uncertainty is unavailable for fleets", remedy)

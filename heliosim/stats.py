@@ -73,7 +73,7 @@ def t_interval(values: Sequence[float | None], confidence: float = 0.95) -> Inte
     if len(known) < 2:
         return Interval(mean, None, len(values), confidence, "one replication")
     if min(known) == max(known):
-        return Interval(known[0], None, len(known), confidence, "the same in every replication", True)
+        return Interval(known[0], None, len(known), confidence, "the same every time", True)
     variance = math.fsum((v - mean) ** 2 for v in known) / (len(known) - 1)
     quantile = t_quantile(0.5 + confidence / 2, len(known) - 1)
     return Interval(mean, quantile * math.sqrt(variance / len(known)), len(known), confidence)
