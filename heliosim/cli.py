@@ -9,8 +9,8 @@ from typing import Annotated, Any, Optional
 import typer
 
 from heliosim import __version__
-from heliosim.cli_sweep import sweep
 from heliosim.cli_statistics import Asked, HalfWidth, Jobs, ProfileUncertainty, Replications, add_statistics
+from heliosim.cli_sweep import sweep
 from heliosim.cli_trace import trace_app
 from heliosim.errors import HelioSimError, InputError, about
 
@@ -133,7 +133,7 @@ def run(
     profile_uncertainty: ProfileUncertainty = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Run a scenario: simulated from its profile, replicated until the figures are sharp; or live on the torch engine."""
+    """Run a scenario: simulated from its profile, until its figures are sharp, or live on the torch engine."""
     from heliosim.console import print_summary, progress_bar, run_progress
     from heliosim.scenario import load_scenario, parse_clock
 

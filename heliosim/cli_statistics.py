@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from heliosim.errors import InputError, about
+from heliosim.errors import InputError
 
 if TYPE_CHECKING:
     from heliosim.formats.results import RunResults

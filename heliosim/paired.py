@@ -1,7 +1,7 @@
 """Two scenarios under common random numbers: the same replications of both, and their differences pair by pair.
 
-What both draw from streams of the same name is the same: arrivals, tasks, lengths, the text each request stands for. What
-they then do differently is the difference of the policies; luck that both share cancels.
+What both draw from streams of the same name is the same: arrivals, tasks, lengths, the text each request stands for.
+What they then do differently is the difference of the policies; luck that both share cancels.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from heliosim.replicate import (
     require_uncertain,
     run_replication,
     watched_of,
+    width_of,
 )
 from heliosim.replicated import is_refused
 from heliosim.scenario import Scenario, StatisticsSpec
@@ -108,13 +109,17 @@ def pair(
         for s, u in zip(scenarios, uncertain, strict=True)
     ]
     so_far = Paired(sides[0], sides[1], watched, first.workload == second.workload)
-    width = int(getattr(executor, "width", 1))
+    width = width_of(executor)
     while not so_far.is_done:
         start = so_far.count
         count = max(rule.least - start, width) if width > 1 else 1
-        items = [_Item(s, r.warm_up, r.profile_uncertainty, start + k) for k in range(count) for s, r in _both(scenarios, so_far)]
+        items = [
+            _Item(scenario, side.warm_up, side.profile_uncertainty, start + k)
+            for k in range(count)
+            for scenario, side in zip(scenarios, (so_far.first, so_far.second), strict=True)
+        ]
         found: dict[int, Replication] = {}
-        run_all(executor, _run, items, lambda k, one, found=found: found.update({k: one}))  # type: ignore[misc]
+        run_all(executor, _run, items, found.__setitem__)
         for k in range(count):
             so_far = replace(
                 so_far,
@@ -134,10 +139,6 @@ class _Item:
     warm_up: WarmUp
     profile_uncertainty: bool
     index: int
-
-
-def _both(scenarios: tuple[Scenario, Scenario], so_far: Paired) -> list[tuple[Scenario, Replicated]]:
-    return [(scenarios[0], so_far.first), (scenarios[1], so_far.second)]
 
 
 def _run(item: _Item) -> Replication:
@@ -172,7 +173,7 @@ def paired_dict(paired: Paired) -> dict[str, Any]:
             "second": asdict(paired.second.interval(metric)),
             "difference": asdict(difference.interval),
             "variance_ratio": difference.variance_ratio,
-            "values": [list(pair) for pair in zip(paired.first.values(metric), paired.second.values(metric), strict=True)],
+            "values": [list(v) for v in zip(paired.first.values(metric), paired.second.values(metric), strict=True)],
         }
     return {
         "first": paired.first.name,

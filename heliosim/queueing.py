@@ -102,7 +102,7 @@ def erlang_c(servers: int, load: float) -> float:
 
 
 def _md1_cdf(load: float, wait: float) -> float:
-    """(1 - load) sum_{k <= t} (load (k - t))^k / k! exp(-load (k - t)). Terms alternate: fine up to waits of about 25."""
+    """(1 - load) sum_{k <= t} (load (k - t))^k / k! exp(-load (k - t)). Terms alternate: right up to waits of 25."""
     terms = []
     for k in range(int(wait) + 1):
         x = load * (k - wait)

@@ -3,8 +3,8 @@
 **What a replication varies.** Replication k runs the scenario under ``replication_seed(seed, k)``; the seed's named
 streams draw arrivals, tasks, lengths, the recorded text each request stands for (hence its exits), and the starting
 place of recorded step noise. Under a trace with its own times only what the trace leaves open is drawn: texts (exits,
-natural lengths), tasks, noise. A metric on which none of this has any influence is the same every time, and its interval
-is unavailable, not zero.
+natural lengths), tasks, noise. A metric on which none of this has any influence is the same every time, and its
+interval is unavailable, not zero.
 
 **Common random numbers.** The k-th replication of every scenario of one seed has the same seed, and every draw belongs
 to a stream and a request, so two policies meet the same requests at the same times, standing for the same texts.
@@ -119,13 +119,18 @@ def replicate(
 
 def _wave(run_one: Callable[[int], Replication], so_far: Replicated, executor: Executor | None) -> list[Replication]:
     """The next replications: one in this process; else as many as are surely needed or keep every worker busy."""
-    start, width = so_far.count, getattr(executor, "width", None) or getattr(executor, "_max_workers", 1)
+    start, width = so_far.count, width_of(executor)
     if executor is None or width == 1:
         return [run_one(start)]
     found: dict[int, Replication] = {}
-    indices = range(start, start + max(so_far.rule.least - start, int(width)))
+    indices = range(start, start + max(so_far.rule.least - start, width))
     run_all(executor, run_one, indices, lambda k, one: found.update({indices[k]: one}))
     return [found[index] for index in indices]
+
+
+def width_of(executor: Executor | None) -> int:
+    """Items an executor works on at the same time, as far as it says."""
+    return int(getattr(executor, "width", None) or getattr(executor, "_max_workers", None) or 1)
 
 
 def _progress(so_far: Replicated) -> tuple[str, float]:
@@ -154,10 +159,10 @@ def find_warm_up(scenario: Scenario, horizon: Horizon | None = None) -> WarmUp:
         seed = int(stream(scenario.seed, "pilot", k).integers(2**63))
         results = run_simulated(scenario.model_copy(update={"seed": seed}), _opened(scenario.profile))
         delays.append(pilot_delays(results))
-        found = warm_up_of(delays)
-        if found.is_settled or is_saturated(*_waits(results)):
+        warm_up = warm_up_of(delays)
+        if warm_up.is_settled or is_saturated(*_waits(results)):
             break
-    return found
+    return warm_up
 
 
 def warm_up_of(delays: Sequence[Floats]) -> WarmUp:
@@ -230,7 +235,9 @@ def require_uncertain(scenario: Scenario) -> None:
     """Raise InputError ("unavailable") if step costs cannot be drawn anew for this scenario."""
     if getattr(scenario, "fleet", None) is not None:
         remedy = "Leave profile uncertainty out, or study one replica."
-        raise InputError(f"scenario {scenario.name!r}", "fleet", "profile uncertainty is unavailable for fleets", remedy)
+        raise InputError(
+            f"scenario {scenario.name!r}", "fleet", "profile uncertainty is unavailable for fleets", remedy
+        )
     require_steps(_opened(scenario.profile), scenario.models, scenario.clock)
 
 

@@ -87,10 +87,10 @@ class ReplicationSpec(Strict):
 class StatisticsSpec(Strict):
     """What is said of a scenario beyond one run: intervals from replications.
 
-    ``horizon``: ``steady`` (a system that goes on as it is: warm-up is left out) or ``terminating`` (this very day, from
-    its empty start to its end); None: by the workload. ``warm_up_requests``: how many first arrivals to leave out;
-    None: found by MSER-5. ``metrics``: those whose intervals must become narrow. ``profile_uncertainty``: fit step costs
-    anew for each replication, to steps drawn from those measured.
+    ``horizon``: ``steady`` (a system that goes on as it is: warm-up is left out) or ``terminating`` (this very day,
+    from its empty start to its end); None: by the workload. ``warm_up_requests``: how many first arrivals to leave out;
+    None: found by MSER-5. ``metrics``: those whose intervals must become narrow. ``profile_uncertainty``: fit step
+    costs anew for each replication, to steps drawn from those measured.
     """
 
     horizon: Literal["steady", "terminating"] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from heliosim.metrics import MetricSpec, metric_spec
+from heliosim.metrics import MetricSpec, metric_spec, significant
 from heliosim.replicated import SATURATED, Replicated
 from heliosim.stats import Interval
 
@@ -46,7 +46,7 @@ def replicated_table(replicated: Replicated, *, has_slo: bool) -> Table:
             table.add_row(spec.label, f"[yellow]{SATURATED}[/]", "", "", "", "", "depends on how long the run is")
             continue
         if name in _QUIET and not known:
-            table.add_row(spec.label, "unavailable", "", "", "", spec.unit, "the profile has no power figures")
+            table.add_row(spec.label, "unavailable", "", "", "", spec.unit, "no power figures")
             continue
         spread = f"{spec.text(min(known))} … {spec.text(max(known))}" if known and min(known) != max(known) else "–"
         table.add_row(
@@ -59,7 +59,9 @@ def _title(replicated: Replicated) -> str:
     n = replicated.count
     first = replicated.replications[0]
     runs = f"{n} replications" if n != 1 else "1 replication"
-    return f"{replicated.name} · simulated, {runs} of {first.requests:,} counted requests, {_level(replicated)} intervals"
+    return (
+        f"{replicated.name} · simulated, {runs} of {first.requests:,} counted requests, {_level(replicated)} intervals"
+    )
 
 
 def _level(replicated: Replicated) -> str:
@@ -75,8 +77,6 @@ def _half_width(interval: Interval, spec: MetricSpec) -> tuple[str, str]:
 
 def _width_text(interval: Interval, spec: MetricSpec) -> str:
     """A half-width to two significant digits."""
-    from heliosim.metrics import significant
-
     assert interval.half_width is not None
     return significant(interval.half_width * spec.scale, 2)
 
@@ -90,7 +90,7 @@ def replicated_notes(replicated: Replicated) -> list[str]:
     rule, warm_up = replicated.rule, replicated.warm_up
     lines = []
     if replicated.horizon == "terminating":
-        lines.append("terminating: each replication runs from its empty start to its last request; nothing is left out.")
+        lines.append("terminating: replications run from their empty start to their last request; nothing is left out.")
     elif warm_up.source == "given":
         lines.append(f"steady: the first {warm_up.requests:,} requests of each replication are left out, as given.")
     elif warm_up.is_settled:
@@ -100,8 +100,8 @@ def replicated_notes(replicated: Replicated) -> list[str]:
         )
     else:
         lines.append(
-            f"[yellow]steady: the pilot run did not settle; half of each replication ({warm_up.requests:,} requests) is "
-            "left out. Longer runs would say more.[/]"
+            f"[yellow]steady: no pilot run settled; half of each replication ({warm_up.requests:,} requests) is left "
+            "out. Longer runs would say more.[/]"
         )
     saturated = sum(r.is_saturated for r in replicated.replications)
     drifts = [r.drift for r in replicated.replications if r.drift is not None]
@@ -267,7 +267,7 @@ def print_crn(rows: Sequence[CrnRow], pairs: int) -> None:
     """The table of the study of common random numbers."""
     from heliosim.console import console
 
-    table = _new_table(f"Differences of policies · {pairs} pairs under common random numbers, and with independent seeds")
+    table = _new_table(f"Differences of policies · {pairs} pairs, common random numbers against independent seeds")
     table.add_column("second less first")
     table.add_column("metric")
     for name in ("difference", "± common", "± independent", "variance ratio"):
@@ -278,7 +278,9 @@ def print_crn(rows: Sequence[CrnRow], pairs: int) -> None:
         spec = metric_spec(row.metric)
         pair = f"{row.second} − {row.first}"
         mean = "–" if row.difference.mean is None else _signed(row.difference.mean, spec)
-        widths = ["–" if i.half_width is None else _width_text(i, spec) for i in (row.difference, row.independent)]
+        common = row.difference.half_width
+        widths = ["0" if common is None else significant(common * spec.scale, 2)]
+        widths.append(significant(row.independent_half_width * spec.scale, 2))
         ratio = "always equal" if row.variance_ratio is None else f"{row.variance_ratio:,.1f}"
         table.add_row(
             pair if pair != last else "", spec.label, mean, *widths, ratio if row.passes else f"[red]{ratio}[/]",

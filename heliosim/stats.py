@@ -98,9 +98,7 @@ class Difference:
     variance_ratio: float | None
 
 
-def paired_difference(
-    a: Sequence[float | None], b: Sequence[float | None], confidence: float = 0.95
-) -> Difference:
+def paired_difference(a: Sequence[float | None], b: Sequence[float | None], confidence: float = 0.95) -> Difference:
     """Interval of mean(a - b), replication by replication; a pair that lacks a value makes it unavailable.
 
     Raises ValueError for unequal lengths.

@@ -87,7 +87,9 @@ def _measured(folder: Path, digest: str, models: tuple[str, ...], clock: ClockNa
         published = np.array(profile.step_cost(name, clock).coefficients)
         mismatch = abs((steps.terms @ steps.fit()).sum() / (steps.terms @ published).sum() - 1)
         if not mismatch <= LARGEST_MISMATCH:
-            problem = f"profile uncertainty is unavailable: steps.parquet is not what the costs of {name} were fitted to"
+            problem = (
+                f"profile uncertainty is unavailable: steps.parquet is not what the costs of {name} were fitted to"
+            )
             raise _unavailable(folder / "steps.parquet", f"fits differ by {mismatch:.1%}", problem)
     return found
 
@@ -111,11 +113,14 @@ def _read(path: Path, clock: ClockName) -> dict[str, list[object]]:
 
 def _of_model(columns: Mapping[str, Sequence[object]], model: str, clock: ClockName, folder: Path) -> MeasuredSteps:
     rows = [i for i, name in enumerate(columns["model"]) if name == model]
-    shapes = [StepShape(*values) for values in zip(*([columns[n][i] for i in rows] for n in StepShape._fields), strict=True)]  # type: ignore[arg-type]
+    fields = ([int(str(columns[n][i])) for i in rows] for n in StepShape._fields)
+    shapes = [StepShape(*values) for values in zip(*fields, strict=True)]
     modes = [str(columns["mode"][i]) for i in rows]
-    seconds = np.array([columns[f"{clock}_s"][i] for i in rows], dtype=np.float64)
+    seconds = np.array([float(str(columns[f"{clock}_s"][i])) for i in rows], dtype=np.float64)
     if not rows or not (seconds > 0).all():
-        raise _unavailable(folder / "steps.parquet", model, "profile uncertainty is unavailable: no steps of this model")
+        raise _unavailable(
+            folder / "steps.parquet", model, "profile uncertainty is unavailable: no steps of this model"
+        )
     usual = is_usual(seconds, by_cell([step_cell(m, s) for m, s in zip(modes, shapes, strict=True)]))
     visits = [(modes[k], columns["visit"][i]) for k, i in enumerate(rows)]
     number = {visit: k for k, visit in enumerate(dict.fromkeys(visits))}

@@ -171,4 +171,3 @@ class TokenBlock:
     def _read(self, name: str) -> npt.NDArray[Any]:
         found: npt.NDArray[Any] = self.cells(name)[self._present]
         return found
-

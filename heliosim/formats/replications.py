@@ -135,7 +135,12 @@ def _rows(path: Path, digest: str) -> list[Replication]:
         raise InputError(f"{path}, columns", odd[0], "missing or unknown column", _REMEDY)
     return [
         Replication(
-            **{name: int(row["seed"]) if name == "seed" else row[name] for name in _FACTS},
+            index=row["index"],
+            seed=int(row["seed"]),
+            requests=row["requests"],
+            after_s=row["after_s"],
+            drift=row["drift"],
+            is_saturated=row["is_saturated"],
             values={name: row[name] for name in SCALARS},
         )
         for row in table.to_pylist()

@@ -115,9 +115,7 @@ class Server:
             return
         self.batcher.add(request)
 
-    def next_action(
-        self, now: Seconds, next_arrival_s: Seconds | None = None, max_ends: int | None = 1
-    ) -> Action:
+    def next_action(self, now: Seconds, next_arrival_s: Seconds | None = None, max_ends: int | None = 1) -> Action:
         """What to do now. A wanted change of placement waits for running requests, or takes their KV, as directed.
 
         A stride of steps ends when the driver must speak again: at ``next_arrival_s``, known to it alone, and behind
