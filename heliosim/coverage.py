@@ -27,10 +27,10 @@ LEAST, MOST = 0.90, 0.99
 """Share of seeds whose interval must hold the truth, between these, for a study to pass."""
 REPLICATIONS = 5
 CUSTOMERS: dict[tuple[Service, int], dict[float, int]] = {
-    ("exponential", 1): {0.5: 1000, 0.8: 4000, 0.9: 14_000},
-    ("constant", 1): {0.5: 1000, 0.8: 2500, 0.9: 7000},
-    ("exponential", 4): {0.5: 2000, 0.8: 4000, 0.9: 14_000},
-    ("erlang-2", 1): {0.5: 1000, 0.8: 3000, 0.9: 10_000},
+    ("exponential", 1): {0.5: 2000, 0.8: 6000, 0.9: 14_000},
+    ("constant", 1): {0.5: 2000, 0.8: 4000, 0.9: 7000},
+    ("exponential", 4): {0.5: 4000, 0.8: 6000, 0.9: 14_000},
+    ("erlang-2", 1): {0.5: 2000, 0.8: 5000, 0.9: 10_000},
 }
 """Customers of one replication, by queue and load: 30 or more relaxation times 1 / (1 - sqrt(load))^2 (Abate and Whitt
 1987) of M/M/1, since an interval is as good as its replications are long: short ones are skewed."""

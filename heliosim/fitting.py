@@ -64,9 +64,23 @@ def relative_nnls(x: Array, y: Array, rounds: int = 8, weights: Array | None = N
     predicted = y
     for _ in range(rounds):
         by = often / predicted
-        coefficients, _ = nnls(design * by[:, None], y * by, maxiter=30 * x.shape[1])
+        triangle = _triangle(np.column_stack([design, y]) * by[:, None])
+        coefficients, _ = nnls(triangle[:, :-1], triangle[:, -1], maxiter=30 * x.shape[1])
         predicted = np.maximum(design @ coefficients, 0.05 * y)
     return np.asarray(coefficients / scale)
+
+
+def _triangle(rows: Array, block: int = 256) -> Array:
+    """R of a QR decomposition: all that least squares need of many rows. Block by block, each small enough for one
+    thread: where processors are busy, threads of a linear algebra library wait for each other longer than they work.
+    """
+    width = rows.shape[1]
+    while len(rows) > 2 * max(block, width):
+        count = -(-len(rows) // block)
+        padded = np.zeros((count * block, width))
+        padded[: len(rows)] = rows
+        rows = np.linalg.qr(padded.reshape(count, block, width), mode="r").reshape(-1, width)
+    return np.asarray(np.linalg.qr(rows, mode="r"))
 
 
 def unbiased(x: Array, y: Array, weights: Array | None = None) -> Array:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from heliosim.costs import TERMS, StepShape
 from heliosim.errors import InputError
 from heliosim.fitting import by_cell, is_usual, step_cell, unbiased
-from heliosim.formats.profile import ClockName, Profile
+from heliosim.formats.profile import ClockName, Profile, load_profile
 
 LARGEST_MISMATCH = 0.01
 """A fit to all steps must predict their total time as the published one does, within this share, for the steps to be
@@ -61,14 +61,14 @@ def resampled_profile(profile: Profile, models: Sequence[str], clock: ClockName,
 
     Raises InputError ("unavailable") if the profile does not hold the steps its costs were fitted to.
     """
-    measured = _measured(profile.folder, profile.hash, tuple(models), clock)
+    measured = measured_steps(profile.folder, profile.hash, tuple(models), clock)
     costs = {name: _named(measured[name].resampled_fit(rng)) for name in models}
     return profile.with_step_costs(clock, costs)
 
 
 def require_steps(profile: Profile, models: Sequence[str], clock: ClockName) -> None:
     """Raise InputError ("unavailable") if step costs cannot be resampled."""
-    _measured(profile.folder, profile.hash, tuple(models), clock)
+    measured_steps(profile.folder, profile.hash, tuple(models), clock)
 
 
 def _named(coefficients: npt.NDArray[np.float64]) -> dict[str, float]:
@@ -76,9 +76,8 @@ def _named(coefficients: npt.NDArray[np.float64]) -> dict[str, float]:
 
 
 @lru_cache(maxsize=4)
-def _measured(folder: Path, digest: str, models: tuple[str, ...], clock: ClockName) -> Mapping[str, MeasuredSteps]:
-    from heliosim.formats.profile import load_profile
-
+def measured_steps(folder: Path, digest: str, models: tuple[str, ...], clock: ClockName) -> Mapping[str, MeasuredSteps]:
+    """The steps behind the costs of these models; read once in each process. Raises as ``resampled_profile``."""
     profile = load_profile(folder, verify=False)
     found = {}
     columns = _read(folder / "steps.parquet", clock)
@@ -87,9 +86,7 @@ def _measured(folder: Path, digest: str, models: tuple[str, ...], clock: ClockNa
         published = np.array(profile.step_cost(name, clock).coefficients)
         mismatch = abs((steps.terms @ steps.fit()).sum() / (steps.terms @ published).sum() - 1)
         if not mismatch <= LARGEST_MISMATCH:
-            problem = (
-                f"profile uncertainty is unavailable: steps.parquet is not what the costs of {name} were fitted to"
-            )
+            problem = f"profile uncertainty is unavailable: the costs of {name} were not fitted to these steps"
             raise _unavailable(folder / "steps.parquet", f"fits differ by {mismatch:.1%}", problem)
     return found
 
