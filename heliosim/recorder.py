@@ -14,8 +14,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import repeat
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
+from heliosim.step_log import StepLog
 from heliosim.types import (
     Load,
     Outcome,
@@ -24,9 +26,11 @@ from heliosim.types import (
     Run,
     Seconds,
     Served,
+    Setting,
     StepRecord,
     Stride,
     StrideRecord,
+    StrideStep,
     StrideTokens,
 )
 
@@ -79,85 +83,43 @@ class TableRecorder:
         self.keep_tokens = keep_tokens
         self._events: list[tuple[Seconds, str, str]] = []
         self._placement: Placement | None = None
-        # One entry per step.
-        self._seconds, self._energy_j = array("d"), array("d")
-        self._layers_run, self._rows, self._decode_rows = array("q"), array("q"), array("q")
-        self._prefill_tokens, self._tokens_out, self._running = array("q"), array("q"), array("q")
-        self._kv_used, self._breaches = array("q"), array("q")
-        # One entry per action: its first step, start, and what is the same for all of its steps.
-        self._firsts, self._starts, self._waiting = array("q"), array("d"), array("q")
-        self._settings = array("q")
-        self._known_settings: dict[tuple[Any, ...], int] = {}
-        # One entry per request.
-        self._ids, self._prompts, self._limits, self._outputs = array("q"), array("q"), array("q"), array("q")
-        self._arrivals, self._finishes = array("d"), array("d")
-        self._admitted, self._first_tokens = array("d"), array("d")
-        self._preemptions, self._logprob_sums = array("q"), array("d")
-        self._ends = array("q")
-        self._known_ends: dict[tuple[Any, ...], int] = {}
+        self._log = StepLog()
+        self._served: list[Served] = []
         # One entry per token.
         self._token_request, self._token_step = array("q"), array("q")
         self._exit_layer, self._confidence, self._logprob = array("q"), array("d"), array("d")
         self._token_id, self._agrees = array("q"), array("b")
 
-    @property
-    def _step_count(self) -> int:
-        return len(self._seconds)
-
     def step(self, record: StepRecord) -> None:
         if record.kind == "load":
             self._transition(record)
-        self._act(
-            record.start_s,
-            record.waiting,
-            (
-                record.kind,
-                record.reason,
-                record.model,
-                record.depth,
-                record.weights_bytes,
-                record.kv_total_bytes,
-                record.is_probe,
-            ),
+        step = StrideStep(
+            record.seconds,
+            record.layers_run,
+            record.rows,
+            record.decode_rows,
+            record.prefill_tokens,
+            record.tokens_out,
         )
-        self._seconds.append(record.seconds)
-        self._layers_run.append(record.layers_run)
-        self._rows.append(record.rows)
-        self._decode_rows.append(record.decode_rows)
-        self._prefill_tokens.append(record.prefill_tokens)
-        self._tokens_out.append(record.tokens_out)
-        self._running.append(record.running)
-        self._kv_used.append(record.kv_used_bytes)
-        self._breaches.append(record.breaches)
-        self._energy_j.append(math.nan if record.energy_j is None else record.energy_j)
+        setting = Setting(record.model, record.depth, record.weights_bytes, record.kv_total_bytes, record.is_probe)
+        self._log.add(
+            record.start_s,
+            (step,),
+            (record.kind, record.reason, setting),
+            (record.waiting,),
+            (record.running,),
+            (record.kv_used_bytes,),
+            1,
+            (record.breaches,),
+            energy_j=record.energy_j,
+        )
 
     def stride(self, record: StrideRecord) -> None:
-        stride = record.stride
+        start_s, stride, setting, waiting, running, kv_blocks, block_bytes, breaches, agrees = record
         if self.keep_tokens and stride.tokens is not None:
-            self._stride_tokens(stride, stride.tokens, record.agrees)
-        self._act(
-            record.start_s,
-            record.waiting,
-            (
-                "run",
-                "",
-                record.model,
-                record.depth,
-                record.weights_bytes,
-                record.kv_total_bytes,
-                record.is_probe,
-            ),
-        )
-        self._seconds.fromlist(stride.seconds)
-        self._layers_run.fromlist(stride.layers_run)
-        self._rows.fromlist(stride.rows)
-        self._decode_rows.fromlist(stride.decode_rows)
-        self._prefill_tokens.fromlist(stride.prefill_tokens)
-        self._tokens_out.fromlist(stride.tokens_out)
-        self._running.fromlist(record.running)
-        self._kv_used.fromlist(record.kv_used_bytes)
-        self._breaches.extend(record.breaches)
-        self._energy_j.extend(repeat(math.nan, len(stride)) if stride.energy_j is None else stride.energy_j)
+            self._stride_tokens(stride, stride.tokens, agrees)
+        what = ("run", "", setting)
+        self._log.add(start_s, stride.steps, what, waiting, running, kv_blocks, block_bytes, breaches, stride.watts)
 
     def tokens(self, now: Seconds, action: Run | Load, outcome: Outcome) -> None:
         tokens = outcome.tokens
@@ -165,7 +127,7 @@ class TableRecorder:
         if not count or not self.keep_tokens:
             return
         self._token_request.extend(tokens.requests)
-        self._token_step.extend(repeat(self._step_count, count))
+        self._token_step.extend(repeat(self._log.count, count))
         self._exit_layer.extend(tokens.exit_layers)
         self._confidence.extend(tokens.confidences)
         self._logprob.extend(tokens.logprobs)
@@ -173,20 +135,7 @@ class TableRecorder:
         self._agrees.extend(repeat(-1, count) if tokens.agrees is None else tokens.agrees)
 
     def served(self, record: Served) -> None:
-        self._ids.append(record.id)
-        self._arrivals.append(record.arrival_s)
-        self._admitted.append(math.nan if record.admitted_s is None else record.admitted_s)
-        self._first_tokens.append(math.nan if record.first_token_s is None else record.first_token_s)
-        self._finishes.append(record.finish_s)
-        self._prompts.append(record.prompt_tokens)
-        self._limits.append(record.max_tokens)
-        self._outputs.append(record.output_tokens)
-        self._preemptions.append(record.preemptions)
-        self._logprob_sums.append(record.logprob_sum)
-        placement = record.placement
-        model, depth = (None, None) if placement is None else (placement.model, placement.depth)
-        known = self._known_ends
-        self._ends.append(known.setdefault((record.status, record.refusal, record.is_probe, model, depth), len(known)))
+        self._served.append(record)
 
     def event(self, now: Seconds, kind: str, detail: dict[str, Any]) -> None:
         self._events.append((now, kind, json.dumps(_plain(detail), sort_keys=True, allow_nan=False)))
@@ -194,7 +143,7 @@ class TableRecorder:
     def tables(self, tasks: Mapping[RequestId, str] | None = None) -> Tables:
         """The run so far as pyarrow tables. ``tasks`` names the task of each request; '' where unknown."""
         schema = schemas()
-        steps = self._step_columns()
+        steps = self._log.columns()
         return Tables(
             requests=_table(self._request_columns(tasks or {}), schema.requests),
             steps=_table(steps, schema.steps),
@@ -205,18 +154,12 @@ class TableRecorder:
             ),
         )
 
-    def _act(self, start_s: Seconds, waiting: int, setting: tuple[Any, ...]) -> None:
-        self._firsts.append(len(self._seconds))
-        self._starts.append(start_s)
-        self._waiting.append(waiting)
-        known = self._known_settings
-        self._settings.append(known.setdefault(setting, len(known)))
-
     def _stride_tokens(self, stride: Stride, tokens: StrideTokens, agrees: Callable[[], Bools] | None) -> None:
         import numpy as np
 
-        steps = np.arange(self._step_count, self._step_count + len(stride))
-        self._token_step.frombytes(np.repeat(steps, stride.tokens_out).tobytes())
+        steps = np.arange(self._log.count, self._log.count + len(stride))
+        counts = [step.tokens_out for step in stride.steps]
+        self._token_step.frombytes(np.repeat(steps, counts).tobytes())
         self._token_request.frombytes(tokens.requests.tobytes())
         self._exit_layer.frombytes(tokens.exit_layers.tobytes())
         self._confidence.frombytes(tokens.confidences.tobytes())
@@ -236,54 +179,18 @@ class TableRecorder:
         }
         self.event(record.start_s, "transition", detail)
 
-    def _step_columns(self) -> dict[str, Any]:
-        import numpy as np
-        import pyarrow as pa
-
-        seconds, firsts = np.array(self._seconds), np.array(self._firsts)
-        counts = np.diff(firsts, append=len(seconds))
-        before = np.cumsum(seconds) - seconds  # exact: times are multiples of a tick
-        of_action = np.repeat(np.arange(len(firsts)), counts)
-        settings = np.array(self._settings, dtype=np.int32)[of_action]
-        energy = np.array(self._energy_j)
-        columns: dict[str, Any] = {
-            "step": np.arange(len(seconds)),
-            "start_s": np.array(self._starts)[of_action] + (before - before[firsts[of_action]]),
-            "seconds": seconds,
-            "layers_run": np.array(self._layers_run),
-            "rows": np.array(self._rows),
-            "decode_rows": np.array(self._decode_rows),
-            "prefill_tokens": np.array(self._prefill_tokens),
-            "tokens_out": np.array(self._tokens_out),
-            "waiting": np.array(self._waiting)[of_action],
-            "running": np.array(self._running),
-            "kv_used_bytes": np.array(self._kv_used),
-            "breaches": np.array(self._breaches),
-            "energy_j": pa.array(energy, mask=np.isnan(energy)),
-        }
-        names = ("kind", "reason", "model", "depth", "weights_bytes", "kv_total_bytes", "is_probe")
-        return columns | _spread(names, list(self._known_settings), settings)
-
     def _request_columns(self, tasks: Mapping[RequestId, str]) -> dict[str, Any]:
-        import numpy as np
-        import pyarrow as pa
-
-        admitted, first_tokens = np.array(self._admitted), np.array(self._first_tokens)
+        rows = self._served
         columns: dict[str, Any] = {
-            "request_id": np.array(self._ids),
-            "task": [tasks.get(request, "") for request in self._ids],
-            "arrival_s": np.array(self._arrivals),
-            "admitted_s": pa.array(admitted, mask=np.isnan(admitted)),
-            "first_token_s": pa.array(first_tokens, mask=np.isnan(first_tokens)),
-            "finish_s": np.array(self._finishes),
-            "prompt_tokens": np.array(self._prompts),
-            "max_tokens": np.array(self._limits),
-            "output_tokens": np.array(self._outputs),
-            "preemptions": np.array(self._preemptions),
-            "logprob_sum": np.array(self._logprob_sums),
+            "request_id": [r.id for r in rows],
+            "task": [tasks.get(r.id, "") for r in rows],
+            "model": [None if r.placement is None else r.placement.model for r in rows],
+            "depth": [None if r.placement is None else r.placement.depth for r in rows],
         }
-        names = ("status", "refusal", "is_probe", "model", "depth")
-        return columns | _spread(names, list(self._known_ends), np.array(self._ends, dtype=np.int32))
+        for name in schemas().requests.names:
+            if name not in columns:
+                columns[name] = list(map(attrgetter(name), rows))
+        return columns
 
     def _token_columns(self, steps: Mapping[str, Any]) -> dict[str, Any]:
         import numpy as np
@@ -305,14 +212,6 @@ class TableRecorder:
             "agrees": pa.array(agrees > 0, mask=agrees < 0),
             "is_probe": steps["is_probe"].take(pa.array(step)),
         }
-
-
-def _spread(names: tuple[str, ...], known: list[tuple[Any, ...]], codes: Any) -> dict[str, pa.Array]:
-    """Columns whose values repeat: the known combinations, by code."""
-    import pyarrow as pa
-
-    at = pa.array(codes)
-    return {name: pa.array([values[i] for values in known]).take(at) for i, name in enumerate(names)}
 
 
 def _positions(request: Any) -> Any:

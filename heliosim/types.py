@@ -231,6 +231,27 @@ class Guard(Protocol):
         """
         ...
 
+    def watch(self) -> Watch:
+        """The same for steps that are shown bit by bit."""
+        ...
+
+
+class Watch(Protocol):
+    """A guard that is shown steps bit by bit and remembers them.
+
+    ``threshold``: tokens below this confidence are those it minds.
+    """
+
+    threshold: float
+
+    def is_safe(self, low: int) -> bool:
+        """Whether steps with ``low`` tokens below the threshold cannot trip it; if so they need not be shown yet."""
+        ...
+
+    def first_trip(self, confidences: Floats, ends: Ints) -> int | None:
+        """As ``Guard.first_trip``, of all steps behind those shown to this method before."""
+        ...
+
 
 @dataclass(slots=True, unsafe_hash=True)
 class Run:
@@ -316,27 +337,38 @@ class StrideTokens(Protocol):
     def logprobs(self) -> Floats: ...
 
 
+class StrideStep(NamedTuple):
+    """One step of a stride. Steps that are alike may be one object, named several times."""
+
+    seconds: Seconds
+    layers_run: int
+    rows: int
+    decode_rows: int
+    prefill_tokens: int
+    tokens_out: int
+
+
 @dataclass(slots=True, eq=False)
 class Stride:
-    """Several steps done in one go; n of them.
+    """Several steps done in one go.
 
-    Lists [n], of each step: ``seconds``, ``layers_run``, ``rows``, ``decode_rows``, ``prefill_tokens``, ``tokens_out``,
-    ``energy_j``. ``ended``: (step, request, sum of its tokens' natural-log probabilities), in order of time.
-    ``tokens``: None from an engine that knows of no behaviour.
+    ``ended``: (step, request, sum of its tokens' natural-log probabilities), in order of time. ``watts``: mean power
+    during the steps; None: unknown. ``tokens``: None from an engine that knows of no behaviour.
     """
 
-    seconds: list[Seconds]
-    layers_run: list[int]
-    rows: list[int]
-    decode_rows: list[int]
-    prefill_tokens: list[int]
-    tokens_out: list[int]
+    steps: list[StrideStep]
     ended: list[tuple[int, RequestId, float]]
-    energy_j: list[float] | None = None
+    watts: float | None = None
     tokens: StrideTokens | None = None
 
     def __len__(self) -> int:
-        return len(self.seconds)
+        return len(self.steps)
+
+    def token_ends(self) -> Ints:
+        """How many tokens there are up to each step's end, [steps]."""
+        import numpy as np
+
+        return np.add.accumulate(np.array([step[5] for step in self.steps]))
 
 
 _NO_TOKENS = Tokens()
@@ -459,19 +491,28 @@ class StepRecord(NamedTuple):
     energy_j: float | None
 
 
-@dataclass(slots=True, eq=False)
-class StrideRecord:
-    """Rows of steps.parquet, and of tokens.parquet, for the n steps of a stride; the lists have n entries each."""
+class Setting(NamedTuple):
+    """What stays the same over many steps."""
+
+    model: str
+    depth: int
+    weights_bytes: Bytes
+    kv_total_bytes: Bytes
+    is_probe: bool
+
+
+class StrideRecord(NamedTuple):
+    """Rows of steps.parquet, and of tokens.parquet, for the n steps of a stride; the lists have n entries each.
+
+    ``kv_blocks``: in use during a step, of ``block_bytes`` each; ``running``: requests that run behind it.
+    """
 
     start_s: Seconds
     stride: Stride
-    model: str
-    depth: int
-    waiting: int
+    setting: Setting
+    waiting: list[int]
     running: list[int]
-    weights_bytes: Bytes
-    kv_used_bytes: list[Bytes]
-    kv_total_bytes: Bytes
+    kv_blocks: list[int]
+    block_bytes: Bytes
     breaches: Sequence[int]
-    is_probe: bool
     agrees: Callable[[], Bools] | None

@@ -8,7 +8,6 @@ without a token hold NaN. When rows or columns run out, what is left of the runn
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from heliosim.behaviour import Walk
 from heliosim.types import RequestId
 
 CONFIDENCES, EXIT_LAYERS, LOGPROBS, AGREES = "confidences", "exit_layers", "logprobs", "agrees"
+_PRESENT = "present"
 _DTYPES: dict[str, Any] = {
     CONFIDENCES: np.float64, EXIT_LAYERS: np.int64, LOGPROBS: np.float64, AGREES: np.bool_,
 }  # fmt: skip
@@ -118,8 +118,10 @@ class TokenTable:
             rows *= 2
         while columns < 4 * (len(lanes) + 1):
             columns *= 2
-        self._shape, self._base = (rows, columns), now
-        self._planes = {name: self._blank(name) for name in self._planes}
+        if (rows, columns) != self._shape:
+            self._shape = (rows, columns)
+            self._planes = {name: self._blank(name) for name in self._planes}
+        self._base = now
         self.lanes = {}
         for column, lane in enumerate(lanes):
             lane.column = column
@@ -134,21 +136,25 @@ class TokenBlock:
 
     def __init__(self, table: TokenTable, rows: slice, columns: slice) -> None:
         self.table, self.rows, self.columns = table, rows, columns
+        self._known: dict[str, npt.NDArray[Any]] = {}
 
     def first(self, steps: int) -> TokenBlock:
         """The first ``steps`` steps alone."""
         return TokenBlock(self.table, slice(self.rows.start, self.rows.start + steps), self.columns)
 
-    @cached_property
+    @property
     def _present(self) -> npt.NDArray[np.bool_]:
-        present: npt.NDArray[np.bool_] = ~np.isnan(self.cells(CONFIDENCES))
-        return present
+        known = self._known.get(_PRESENT)
+        if known is None:
+            confidences = self.cells(CONFIDENCES)
+            known = self._known[_PRESENT] = confidences == confidences  # all but NaN
+        return known
 
     def cells(self, name: str) -> npt.NDArray[Any]:
         """A quantity as [steps, columns], with cells that hold no token."""
         return self.table.plane(name)[self.rows, self.columns]
 
-    @cached_property
+    @property
     def confidences(self) -> npt.NDArray[np.float64]:
         return self._read(CONFIDENCES)
 
@@ -169,5 +175,7 @@ class TokenBlock:
         return self._read(AGREES)
 
     def _read(self, name: str) -> npt.NDArray[Any]:
-        found: npt.NDArray[Any] = self.cells(name)[self._present]
-        return found
+        known = self._known.get(name)
+        if known is None:
+            known = self._known[name] = self.cells(name)[self._present]
+        return known

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from heliosim.serving.memory import MemoryPool
@@ -53,7 +53,6 @@ class Sequence:
         return self.request.prompt_tokens + self.generated
 
 
-@dataclass(slots=True)
 class Planned:
     """What a batcher wants to run next, with the requests it gave up on the way.
 
@@ -61,13 +60,16 @@ class Planned:
     of the steps behind the first one. ``may_pass_ends``: nobody's end lets another request start or read faster.
     """
 
-    batch: Batch | None = None
-    max_steps: int = 1
-    evicted: list[RequestId] = field(default_factory=list)
-    refused: list[tuple[Sequence, str]] = field(default_factory=list)
-    started: int = 0
-    program: tuple[tuple[Chunk, ...], ...] = ()
-    may_pass_ends: bool = False
+    __slots__ = ("batch", "evicted", "max_steps", "may_pass_ends", "program", "refused", "started")
+
+    def __init__(self) -> None:
+        self.batch: Batch | None = None
+        self.max_steps = 1
+        self.evicted: tuple[RequestId, ...] = ()
+        self.refused: tuple[tuple[Sequence, str], ...] = ()
+        self.started = 0
+        self.program: tuple[tuple[Chunk, ...], ...] = ()
+        self.may_pass_ends = False
 
 
 class Settled(NamedTuple):
@@ -168,13 +170,17 @@ class ContinuousBatcher:
             else:
                 is_blocked = self._start_waiting(pool, chunks, budget, plan, now=now, admit=admit, is_probe=is_probe)
         if self._ids or chunks:
-            known = self._as_batch
-            if known is None:
-                known = self._as_batch = (tuple(self._ids), tuple(self._offsets))
-            plan.batch = Batch.of(known[0], known[1], self.ticks, tuple(chunks))
+            plan.batch = self.decoding_batch(tuple(chunks))
             if is_blocked:
                 self._look_ahead(plan, chunks, pool.total_blocks - pool.used_blocks)
         return plan
+
+    def decoding_batch(self, chunks: tuple[Chunk, ...] = ()) -> Batch:
+        """Everybody who decodes, and these chunks."""
+        known = self._as_batch
+        if known is None:
+            known = self._as_batch = (tuple(self._ids), tuple(self._offsets))
+        return Batch.of(known[0], known[1], self.ticks, chunks)
 
     def _look_ahead(self, plan: Planned, chunks: list[Chunk], free_blocks: int) -> None:
         """How far the batch may run on while nobody who waits can start: as KV lasts and reading is planned."""
@@ -241,7 +247,7 @@ class ContinuousBatcher:
             i += 1
             while not pool.take(seq.request.id, blocks_for(seq.known)):
                 victim = self._reading[-1] if self._reading else self._decoding[-1]
-                plan.evicted.append(self._give_up(victim, pool, pool.holds(victim.request.id)))
+                plan.evicted += (self._give_up(victim, pool, pool.holds(victim.request.id)),)
                 if victim is seq:
                     break
 
@@ -290,7 +296,7 @@ class ContinuousBatcher:
                 return True
             if blocks_for(request.prompt_tokens + request.max_tokens - 1) > total:  # the last token is never read
                 waiting.popleft()
-                plan.refused.append((seq, "larger than the memory pool"))
+                plan.refused += ((seq, "larger than the memory pool"),)
                 continue
             known = request.prompt_tokens + seq.generated
             need = blocks_for(known)
@@ -345,16 +351,18 @@ class ContinuousBatcher:
         next_end, end_step = 0, ends[0][0] if ends else -1
         chunks, used, runs = run.batch.chunks, pool.used_blocks, self.running
         grown = 0
-        for k, seconds in enumerate(stride.seconds):
+        for k, step in enumerate(stride.steps):
             if k:
                 grown += block_due[ticks % BLOCK_TOKENS]
                 chunks = program[k - 1] if k <= len(program) else ()
             blocks.append(used + grown)
             ticks += 1
-            now += seconds
+            now += step[0]
             if chunks or k == end_step:
-                fits = pool.grow(grown)
-                assert fits, "an engine ran more steps than there was memory for"
+                if grown:
+                    fits = pool.grow(grown)
+                    assert fits, "an engine ran more steps than there was memory for"
+                    grown = 0
                 self.ticks = ticks
                 if chunks:
                     self._settle_chunks(chunks, now)
@@ -365,10 +373,11 @@ class ContinuousBatcher:
                     ended.append((seq, now))
                     next_end += 1
                     end_step = ends[next_end][0] if next_end < len(ends) else -1
-                used, grown, runs = pool.used_blocks, 0, self.running
+                used, runs = pool.used_blocks, len(self._ids) + len(self._reading)
             running.append(runs)
-        fits = pool.grow(grown)
-        assert fits, "an engine ran more steps than there was memory for"
+        if grown:
+            fits = pool.grow(grown)
+            assert fits, "an engine ran more steps than there was memory for"
         self.ticks = ticks
         self._is_due_booked = False
         return Settled(ended, blocks, running)

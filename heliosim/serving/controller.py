@@ -28,6 +28,9 @@ class Note:
     detail: Mapping[str, Any]
 
 
+_NO_NOTES: list[Note] = []
+
+
 class Controller(Protocol):
     """Sees what a live server sees: the status, and each outcome after it happened."""
 
@@ -68,7 +71,7 @@ class FixedPlacement:
         """Nothing to learn."""
 
     def take_notes(self) -> list[Note]:
-        return []
+        return _NO_NOTES
 
 
 def vanilla(model: ModelSpec) -> FixedPlacement:

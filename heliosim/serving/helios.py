@@ -109,6 +109,12 @@ class BreachCounter:
         self._window: Ints = np.zeros(0, dtype=np.int64)
         self.count = 0
 
+    def copy(self) -> BreachCounter:
+        """Another counter that stands where this one does."""
+        other = BreachCounter(self.kind, self.tokens)
+        other.count, other._window = self.count, self._window
+        return other
+
     def add(self, is_breach: bool) -> None:
         self.add_all(np.array([is_breach]))
 
@@ -176,6 +182,34 @@ class BreachGuard:
         if int(counts.max()) <= self.limit:
             return None
         return int(np.searchsorted(ends, int((counts > self.limit).argmax()), side="right"))
+
+    def watch(self) -> BreachWatch:
+        return BreachWatch(self)
+
+
+class BreachWatch:
+    """A guard told of steps bit by bit; asked to count only when a bound says that the limit may be passed."""
+
+    def __init__(self, guard: BreachGuard) -> None:
+        self.threshold, self._limit, self._counter = guard.threshold, guard.limit, guard.counter.copy()
+        self._most = self._counter.count
+
+    def is_safe(self, low: int) -> bool:
+        """Whether steps with ``low`` tokens below the threshold cannot trip it, whatever their order."""
+        if self._most + low > self._limit:
+            return False
+        self._most += low
+        return True
+
+    def first_trip(self, confidences: Floats, ends: Ints) -> int | None:
+        """As ``BreachGuard.first_trip``, of all steps behind those shown to this method before."""
+        breaches = confidences < self.threshold
+        counts = self._counter.counts(breaches)
+        self._counter.take(breaches, int(counts[-1]))
+        self._most = self._counter.count
+        if int(counts.max()) <= self._limit:
+            return None
+        return int(np.searchsorted(ends, int((counts > self._limit).argmax()), side="right"))
 
 
 @dataclass
@@ -262,13 +296,11 @@ class Helios:
             self._observe_probe(run, outcome, served, started)
             return
         is_counting = run.exits.kind == "greedy" and run.placement == self._directive.placement
-        if is_counting and outcome.stride is not None and len(outcome.stride) > 1:
-            self._count_stride(outcome.stride)
+        before = self._count_before(outcome.stride) if is_counting and outcome.stride is not None else 0
         if self._is_reassessment_due():
             self._start_evaluation()
-            return
-        if is_counting:
-            self._count_breaches(outcome)
+        elif is_counting:
+            self._count_last(outcome, before)
 
     def take_notes(self) -> list[Note]:
         notes, self._notes = self._notes, []
@@ -377,27 +409,34 @@ class Helios:
 
     # -- step 5: breach -------------------------------------------------------------------------------------------
 
-    def _count_breaches(self, outcome: Outcome) -> None:
-        """Tokens of one step; of a stride the last, those before it being counted already."""
+    def _count_before(self, stride: Stride) -> int:
+        """Count the tokens of all steps of a stride but the last: the guard saw to it that none needs a reaction.
+
+        Returns how many there were.
+        """
+        if len(stride.steps) == 1:
+            return 0
+        assert stride.tokens is not None
+        ends = stride.token_ends()[:-1]
+        before = stride.tokens.confidences[: ends[-1]] < self.parameters.threshold
+        counts = np.empty(len(before) + 1, dtype=np.int64)
+        counts[0], counts[1:] = self.counter.count, self.counter.counts(before)
+        self._trail = counts[ends].tolist()
+        self.counter.take(before, self._trail[-1])
+        return int(ends[-1])
+
+    def _count_last(self, outcome: Outcome, before: int) -> None:
+        """Count the tokens of the last step, behind ``before`` others of its stride, and react where the limit is
+        passed.
+        """
         stride = outcome.stride
         seen: Any = outcome.tokens.confidences
         if stride is not None:
             assert stride.tokens is not None
-            everything = stride.tokens.confidences
-            seen = everything[len(everything) - stride.tokens_out[-1] :]
+            seen = stride.tokens.confidences[before:]
         breaches = np.asarray(seen) < self.parameters.threshold
         if self.counter.add_all(breaches, self.parameters.max_breaches) is not None:
             self._react()
-
-    def _count_stride(self, stride: Stride) -> None:
-        """All steps of a stride but the last: the guard saw to it that none of them needs a reaction."""
-        assert stride.tokens is not None
-        everything = stride.tokens.confidences
-        before = everything[: len(everything) - stride.tokens_out[-1]] < self.parameters.threshold
-        counts = np.concatenate(([self.counter.count], self.counter.counts(before)))
-        ends = np.add.accumulate(stride.tokens_out[:-1])
-        self._trail = counts[ends].tolist()
-        self.counter.take(before, int(counts[-1]))
 
     def _react(self) -> None:
         """Load more layers or switch to another candidate's partial model, whichever is expected to cost less."""

@@ -110,15 +110,16 @@ class Evaluation:
         """The same as its steps one by one; sums are made in the same order."""
         assert stride.tokens is not None
         logprobs, at = stride.tokens.logprobs.tolist(), 0
-        for k, seconds in enumerate(stride.seconds):
-            self.busy_s += seconds
-            self.logprob_sum += sum(logprobs[at : at + stride.tokens_out[k]])
-            at += stride.tokens_out[k]
-            energy_j = None if stride.energy_j is None else stride.energy_j[k]
+        for step in stride.steps:
+            self.busy_s += step.seconds
+            self.logprob_sum += sum(logprobs[at : at + step.tokens_out])
+            at += step.tokens_out
+            energy_j = None if stride.watts is None else stride.watts * step.seconds
             self.energy_j = None if energy_j is None or self.energy_j is None else self.energy_j + energy_j
         self.tokens += at
-        for exit_layer, count in zip(*np.unique(stride.tokens.exit_layers, return_counts=True), strict=True):
-            self.exits[int(exit_layer)] = self.exits.get(int(exit_layer), 0) + int(count)
+        for exit_layer, count in enumerate(np.bincount(stride.tokens.exit_layers).tolist()):
+            if count:
+                self.exits[exit_layer] = self.exits.get(exit_layer, 0) + count
 
     def add_served(self, record: Served) -> None:
         """Response time counts from admission: a candidate is not blamed for the queue it met."""
