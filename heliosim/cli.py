@@ -26,7 +26,6 @@ profile_app = typer.Typer(help="Look at and check profiles.", no_args_is_help=Tr
 app.add_typer(profile_app, name="profile")
 app.command()(sweep)
 app.add_typer(trace_app, name="trace", help="Make, import and describe request traces.")
-add_statistics(app)
 
 Models = Annotated[str, typer.Option(help="Shipped names or local checkpoint folders, separated by commas.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -147,6 +146,8 @@ def run(
     asked = Asked(replications, half_width, jobs, profile_uncertainty)
     if live:
         asked.require_single("--live")
+    elif replications == 1:
+        asked.require_single("--replications 1")
     target = out or Path("runs") / f"{loaded.name}-{'live' if live else 'simulated'}"
     if target.exists() and not overwrite:  # said now, not after a long run
         raise InputError(str(target), target.name, "already exists", "Choose another folder or pass --overwrite.")
@@ -246,6 +247,9 @@ def profile_check(
     from heliosim.profile_view import check_profile, open_profile
 
     raise typer.Exit(check_profile(open_profile(str(folder))))
+
+
+add_statistics(app)  # behind the commands above in the list of help
 
 
 def _need_live() -> None:

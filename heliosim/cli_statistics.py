@@ -105,7 +105,7 @@ def compare_policies(
     ] = None,
     half_width: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option(help="Until half-widths of differences are within this share of the first's mean (default 0.02)."),
+        typer.Option(help="Until half-widths of differences are within this share of the larger mean (default 0.02)."),
     ] = None,
     jobs: Jobs = None,
     profile_uncertainty: ProfileUncertainty = False,

@@ -192,12 +192,20 @@ def pilot_delays(results: RunResults) -> Floats:
 def run_replication(scenario: Scenario, warm_up: WarmUp, profile_uncertainty: bool, index: int) -> Replication:
     """One replication, in numbers: what a worker process is asked to do."""
     seeded = scenario.model_copy(update={"seed": replication_seed(scenario.seed, index)})
-    profile = _opened(scenario.profile)
+    try:
+        return measure(_run(seeded, profile_uncertainty), scenario, index, warm_up)
+    except InputError as error:
+        error.where = f"replication {index}: {error.where}"
+        raise
+
+
+def _run(seeded: Scenario, profile_uncertainty: bool) -> RunResults:
+    profile = _opened(seeded.profile)
     if not profile_uncertainty:
-        return measure(run_simulated(seeded, profile), scenario, index, warm_up)
-    drawn = resampled_profile(profile, scenario.models, scenario.clock, stream(seeded.seed, "profile uncertainty"))
+        return run_simulated(seeded, profile)
+    drawn = resampled_profile(profile, seeded.models, seeded.clock, stream(seeded.seed, "profile uncertainty"))
     # The controller plans with the published costs, the steps take what was drawn: it cannot know better.
-    return measure(run_simulated(seeded, profile, engine=sim_engine(seeded, drawn)), scenario, index, warm_up)
+    return run_simulated(seeded, profile, engine=sim_engine(seeded, drawn))
 
 
 def measure(results: RunResults, scenario: Scenario, index: int, warm_up: WarmUp) -> Replication:

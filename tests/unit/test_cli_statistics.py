@@ -112,6 +112,8 @@ def test_saturation_is_said(cli: Cli, file: Callable[..., Path]) -> None:
         (("--profile-uncertainty",), "profile uncertainty is unavailable"),
         (("--live", "--replications", 4), "--live is a single run"),
         (("--live", "--jobs", 2), "--live is a single run"),
+        (("--replications", 1, "--half-width", 0.1), "--replications 1 is a single run"),
+        (("--replications", 1, "--profile-uncertainty"), "--replications 1 is a single run"),
     ],
 )
 def test_what_cannot_be_asked(

@@ -240,6 +240,16 @@ def test_requests_of_the_warm_up_are_left_out(profile: Profile) -> None:
         measure(run, chosen, 0, WarmUp(60, "given"))
 
 
+def test_what_goes_wrong_in_a_replication_says_in_which(profile: Profile) -> None:
+    """Prompts that only other seeds draw lie outside what was calibrated."""
+    lengths = {"kind": "empirical", "values": [16, 200], "weights": [0.99, 0.01]}
+    narrow = write_synthetic_profile(profile.folder.parent / "narrow", max_context=64)
+    chosen = early_exit(narrow, workload=workload(12, prompt=lengths, output=4, max_tokens=4), seed=2)
+    run_simulated(chosen, narrow)
+    with pytest.raises(InputError, match=r"^replication [1-9]\d*: profile costs of small"):
+        replicate(chosen, StoppingRule.exactly(40), warm_up=WarmUp(0, "given"))
+
+
 # --- scenario files -----------------------------------------------------------------------------------------
 
 
