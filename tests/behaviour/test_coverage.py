@@ -18,13 +18,13 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     """
     rows = [
         row
-        for case in cases(0.5)
+        for case in cases(0.25)
         if case.queue.load == 0.5
         for row in rows_of(case, [study_seed((case, seed)) for seed in range(12)])
     ]
     assert {row.queue for row in rows} == {"M/M/1", "M/D/1", "M/E2/1", "M/M/4"}
     held = sum(row.covered for row in rows) / sum(row.seeds for row in rows)
-    assert 0.83 < held < 1.0
+    assert 0.8 < held < 1.0
     for row in rows:
         assert row.mean_estimate == pytest.approx(row.truth, rel=0.1)
         assert 0 < row.mean_half_width < row.truth

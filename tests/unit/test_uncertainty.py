@@ -45,7 +45,7 @@ def test_the_spread_is_what_theory_says_of_whole_visits() -> None:
     """A coefficient with errors of 10 % of each of 40 visits is known to 0.1 / sqrt(40), not 0.1 / sqrt(800)."""
     steps = _measured(40, 0.1, 1)
     rng = np.random.default_rng(2)
-    found = np.array([steps.resampled_fit(rng)[0] for _ in range(300)])
+    found = np.array([steps.resampled_fit(rng)[0] for _ in range(120)])
     assert found.mean() == pytest.approx(steps.fit()[0], rel=0.01)
     assert found.std(ddof=1) / 2 == pytest.approx(0.1 / np.sqrt(40), rel=0.35)
 
