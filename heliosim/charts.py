@@ -307,7 +307,8 @@ class TimelineData:
 
     ``bands``: start_s, end_s, model, depth, is_probe (what was resident, split where evaluation began or
     ended). ``loads``: start_s, end_s, model, depth, reason. ``series``: time_s, rows, waiting, weights_bytes,
-    kv_bytes, breaches: values hold from their time to the next. ``budget_bytes``, ``max_breaches``: None if
+    kv_bytes, breaches: values hold from their time to the next; of a fleet the sums over replicas (of breaches the
+    greatest). ``budget_bytes``, ``max_breaches``: None if
     not known.
     """
 
@@ -335,6 +336,23 @@ def timeline_data(run: RunResults) -> TimelineData:
         )
     steps["end_s"] = steps["start_s"] + steps["seconds"]
     loads = steps[steps["kind"] == "load"][["start_s", "end_s", "model", "depth", "reason"]].reset_index(drop=True)
+    own = [part for _, part in steps.groupby("replica", sort=False)]
+    bands = pd.concat([_bands(part) for part in own], ignore_index=True)
+    return TimelineData(
+        bands=bands,
+        loads=loads,
+        series=_thinned(_together([_series(part) for part in own])),
+        budget_bytes=run.budget_bytes,
+        max_breaches=run.max_breaches,
+        end_s=float(steps["end_s"].max()),
+    )
+
+
+_SERIES = ("rows", "waiting", "weights_bytes", "kv_bytes", "breaches")
+
+
+def _bands(steps: pd.DataFrame) -> pd.DataFrame:
+    """What was resident at one replica while it ran steps, split where evaluation began or ended."""
     key = steps["model"] + "@" + steps["depth"].astype(str) + steps["is_probe"].map({True: "?", False: ""})
     ran = steps[steps["kind"] == "run"]
     group = (key != key.shift()).cumsum()[ran.index]
@@ -345,27 +363,30 @@ def timeline_data(run: RunResults) -> TimelineData:
         depth=("depth", "first"),
         is_probe=("is_probe", "first"),
     )
-    bands = bands.reset_index(drop=True)
-    return TimelineData(
-        bands=bands,
-        loads=loads,
-        series=_thinned(_series(steps)),
-        budget_bytes=run.budget_bytes,
-        max_breaches=run.max_breaches,
-        end_s=float(steps["end_s"].max()),
-    )
-
-
-_SERIES = ("rows", "waiting", "weights_bytes", "kv_bytes", "breaches")
+    return bands.reset_index(drop=True)
 
 
 def _series(steps: pd.DataFrame) -> pd.DataFrame:
-    """Step-wise values, with a row of rest wherever the server was idle."""
+    """Step-wise values of one replica, with a row of rest wherever it was idle, and of nothing where it failed."""
     values = steps.rename(columns={"start_s": "time_s", "kv_used_bytes": "kv_bytes"})[["time_s", *_SERIES]]
     following = steps["start_s"].shift(-1)
-    idle = steps[(following > steps["end_s"]) | following.isna()]
+    is_lost = steps["kind"] == "lost"
+    idle = steps[(following > steps["end_s"]) | following.isna() | is_lost]
     rest = values.loc[idle.index].assign(time_s=idle["end_s"], rows=0, kv_bytes=0)
+    rest.loc[is_lost[idle.index], list(_SERIES)] = 0
     return pd.concat([values, rest]).sort_values("time_s", kind="stable").reset_index(drop=True)
+
+
+def _together(series: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Values of several replicas at each time: sums, of breach counters the greatest."""
+    if len(series) == 1:
+        return series[0]
+    held = [s.drop_duplicates("time_s", keep="last").set_index("time_s") for s in series]
+    times = sorted(set().union(*(h.index for h in held)))
+    held = [h.reindex(times).ffill().fillna(0) for h in held]
+    together = sum(held[1:], start=held[0])
+    together["breaches"] = np.max([h["breaches"].to_numpy() for h in held], axis=0)
+    return together.rename_axis("time_s").reset_index()[["time_s", *_SERIES]]
 
 
 def _thinned(series: pd.DataFrame) -> pd.DataFrame:

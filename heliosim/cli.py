@@ -151,9 +151,10 @@ def run(
     target = out or Path("runs") / f"{loaded.name}-{'live' if live else 'simulated'}"
     if target.exists() and not overwrite:  # said now, not after a long run
         raise InputError(str(target), target.name, "already exists", "Choose another folder or pass --overwrite.")
-    from heliosim.runs import last_arrival, run_live, run_simulated, save
+    from heliosim.runs import last_arrival, refuse_live_fleet, run_live, run_simulated, save
 
     if live:
+        refuse_live_fleet(loaded)
         _need_live()
     with about(scenario), progress_bar("Live" if live else "Simulating") as progress:
         on_progress = run_progress(progress, last_arrival(loaded))
@@ -175,6 +176,10 @@ def run(
 
         save_replications(target, replicated)
         print_replicated(replicated, results, loaded.slo)
+    if loaded.fleet is not None:
+        from heliosim.fleet_view import print_fleet
+
+        print_fleet(results, loaded.fleet)
     typer.echo(f"Run written to {target}")
 
 
@@ -216,7 +221,7 @@ def example(
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write example scenarios (vanilla, early exit, HELIOS) ready to run and to change."""
+    """Write example scenarios (vanilla, early exit, HELIOS, a fleet) ready to run and to change."""
     from heliosim.examples import write_examples
 
     for path in write_examples(out, profile, overwrite=overwrite):

@@ -43,8 +43,8 @@ class UnknownNameError(InputError):
 
 
 @contextmanager
-def about(file: Path) -> Iterator[None]:
-    """Have errors raised inside name the file they come from, unless they do."""
+def about(file: Path | str) -> Iterator[None]:
+    """Have errors raised inside name the file (or the part of one) they come from, unless they do."""
     try:
         yield
     except InputError as error:

@@ -1,4 +1,4 @@
-"""Example scenarios over a profile: the five systems of the demo, ready to run and to change."""
+"""Example scenarios over a profile: the five systems of the demo and a fleet, ready to run and to change."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from heliosim.errors import InputError
 from heliosim.formats.files import new_folder
 from heliosim.formats.profile import Profile
 from heliosim.profile_view import open_profile, shipped_profiles
-from heliosim.scenario import BatcherSpec, Memory, Scenario
+from heliosim.scenario import BatcherSpec, Failure, Fleet, Memory, ReplicaGroup, Scenario
 from heliosim.workload import WorkloadSpec
 
 
@@ -87,6 +87,21 @@ def drawn_workload(profile: Profile, requests_per_task: int = 60, rate_per_s: fl
     )
 
 
+def fleet_example(profile: Profile, workload: WorkloadSpec) -> Scenario:
+    """Two HELIOS replicas and one that exits early, one of which fails and comes back."""
+    _, large = pair_of(profile)
+    fleet = Fleet(
+        router="least-outstanding",
+        replicas=(
+            ReplicaGroup(name="helios", count=2),
+            ReplicaGroup(name="plain", controller={"kind": "early-exit", "model": large}),
+        ),
+        failures=(Failure(replica="helios-0", at_s=2.0, restart_after_s=2.0),),
+    )
+    controller = {"kind": "helios", "in_flight": "extend"}
+    return scenario_for("fleet", controller, profile, workload).model_copy(update={"fleet": fleet})
+
+
 def _text_workload(profile: Profile, folder: Path, final: Path, requests_per_task: int = 40) -> WorkloadSpec | None:
     """Real prompts, so that the scenarios also run live; None where no tokenizer is installed or at hand.
 
@@ -109,7 +124,7 @@ def _text_workload(profile: Profile, folder: Path, final: Path, requests_per_tas
 
 
 def write_examples(out: Path, profile_folder: Path | None, *, overwrite: bool = False) -> list[Path]:
-    """Write one scenario per system into ``out``. Raises InputError if it exists."""
+    """Write one scenario per system, and a fleet, into ``out``. Raises InputError if it exists."""
     if profile_folder is None:
         shipped = shipped_profiles()
         if not shipped:
@@ -120,8 +135,8 @@ def write_examples(out: Path, profile_folder: Path | None, *, overwrite: bool = 
     written = []
     with new_folder(out, overwrite=overwrite) as folder:
         workload = _text_workload(profile, folder, out) or drawn_workload(profile)
-        for name, controller in systems(*pair_of(profile)).items():
-            scenario = scenario_for(name, controller, profile, workload)
+        alone = [scenario_for(name, made, profile, workload) for name, made in systems(*pair_of(profile)).items()]
+        for scenario in (*alone, fleet_example(profile, workload)):
             file = folder / f"{scenario.name.lower()}.yaml"
             if workload.trace is not None:  # beside the scenarios: the folder can be moved
                 beside = workload.model_copy(update={"trace": "workload.jsonl"})

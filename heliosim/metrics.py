@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from heliosim.fleet_metrics import held_until, load_rows, peak_together, replica_codes
 from heliosim.types import Seconds
 
 if TYPE_CHECKING:
@@ -66,16 +67,18 @@ class Slo:
 class Summary:
     """One run in numbers. Units are in the names; see the module for definitions. None: no data.
 
-    Time-averaged and peak bytes use each step's state as it left it, held until the next step starts.
+    Time-averaged and peak bytes use each step's state as it left it, held until the replica's next step starts (or
+    until it fails), summed over replicas at each time.
     ``mean_batch_size``: rows per step, over steps that ran a batch. ``layers_per_token``: layers the token's
     step executed, mean over tokens; ``mean_exit_layer``: where the token left. ``exit_mix``: share of all
     tokens by model and exit layer. ``low_confidence_share``: share of tokens whose confidence at their exit
     is below the threshold TH (under a threshold rule such a token left at the deepest resident layer: a
-    breach). ``transitions``: changes of placement after the first load, evaluations included;
-    ``transition_sequence`` lists the first load too. ``load_s``: seconds steps waited for loads, the first
-    load excluded, which is ``initial_load_s``. ``agreement``: share of tokens equal to what the full model
-    would have emitted there, over tokens where that is known. ``energy_j``: joules of all steps; None is
-    "unavailable". ``utilisation``: share of the duration in which a step or a load was going on.
+    breach). ``transitions``: changes of placement after a replica's first load, evaluations included and loads
+    after a restart not; ``transition_sequence`` lists every load. ``load_s``: seconds steps waited for loads, each
+    replica's first one excluded; ``initial_load_s`` is the longest of those. ``agreement``: share of tokens
+    equal to what the full model would have emitted there, over tokens where that is known. ``energy_j``: joules
+    of all steps; None is "unavailable". ``utilisation``: share of the duration in which a step or a load was
+    going on, mean over replicas (time down counts as idle).
     """
 
     offered: int
@@ -249,7 +252,7 @@ def summarise(
     requests, steps, tokens = _Requests(results.requests, after_s), results.steps, results.tokens
     kept = np.isin(_column(tokens, "request_id", np.int64), requests.ids)
     window = requests.window
-    limit = results.threshold if threshold is None else threshold
+    limit = _thresholds(results, kept) if threshold is None else threshold
     return Summary(
         **_counts_and_rates(requests),
         **_slo(requests, slo),
@@ -260,6 +263,17 @@ def summarise(
         probe_request_share=_mean(requests.is_probe[requests.finished]),
         preemptions=int(requests.preemptions.sum()),
     )
+
+
+def _thresholds(results: RunResults, kept: Bools) -> float | Floats:
+    """The run's threshold, or the one of each kept token where replicas differ."""
+    own = results.thresholds
+    if not own:
+        return results.threshold
+    codes, names = replica_codes(results.steps)
+    limits = np.asarray([own.get(name, results.threshold) for name in names])
+    limit: Floats = limits[codes[_column(results.tokens, "step", np.int64)[kept]]]
+    return limit
 
 
 class _Requests:
@@ -388,22 +402,33 @@ def _steps(steps: pa.Table, window: tuple[Seconds, Seconds] | None, after_s: Sec
     if window is None or not len(start) or window[1] <= window[0]:
         return found
     a, b = window
-    held_until = np.append(start[1:], max(b, start[-1] + seconds[-1]))
-    busy = np.clip(np.minimum(start + seconds, b) - np.maximum(start, a), 0, None)
-    held = np.clip(np.minimum(held_until, b) - np.maximum(start, a), 0, None)
-    found["utilisation"] = float(busy.sum()) / (b - a)
-    running = _column(steps, "running", np.int64)
-    for name, column in (("weights", "weights_bytes"), ("kv", "kv_used_bytes")):
+    codes, names = replica_codes(steps)
+    end = start + seconds
+    busy = np.clip(np.minimum(end, b) - np.maximum(start, a), 0, None)
+    held = np.clip(np.minimum(held_until(start, end, codes, b), b) - np.maximum(start, a), 0, None)
+    found["utilisation"] = float(busy.sum()) / (b - a) / len(names)
+    is_lost = _is(steps, "kind", "lost")
+    is_empty = is_lost | (_column(steps, "running", np.int64) == 0)
+    # What a failure interrupts holds nothing afterwards. KV in use is what a step held; once nobody runs any more,
+    # nothing is held until the next one.
+    for name, column, is_over in (("weights", "weights_bytes", is_lost), ("kv", "kv_used_bytes", is_empty)):
         value = _column(steps, column, np.int64)
         if held.sum() > 0:
-            # KV in use is what a step held; once nobody runs any more, nothing is held until the next one
-            lasting = held if name == "weights" else np.where(running == 0, busy, held)
-            found[f"mean_{name}_bytes"] = float((value * lasting).sum() / held.sum())
-            found[f"peak_{name}_bytes"] = int(value[held > 0].max())
+            total = float((value * np.where(is_over, busy, held)).sum())
+            found[f"mean_{name}_bytes"] = total * len(names) / float(held.sum())
+            together = peak_together(start, end, value, is_over, codes, window) if len(names) > 1 else None
+            found[f"peak_{name}_bytes"] = int(value[held > 0].max()) if together is None else together
     return found
 
 
-def _tokens(tokens: pa.Table, steps: pa.Table, kept: Bools, threshold: float) -> dict[str, Any]:
+def _is(table: pa.Table, name: str, text: str) -> Bools:
+    import pyarrow.compute as pc
+
+    same: Bools = pc.equal(table[name], text).to_numpy()
+    return same
+
+
+def _tokens(tokens: pa.Table, steps: pa.Table, kept: Bools, threshold: float | Floats) -> dict[str, Any]:
     """Where tokens left, how sure and how right they were."""
     step = _column(tokens, "step", np.int64)[kept]
     confidence = _column(tokens, "confidence", np.float64)[kept]
@@ -433,23 +458,24 @@ def _exit_mix(tokens: pa.Table, kept: Bools, exits: Ints) -> dict[str, dict[int,
 
 
 def _transitions(steps: pa.Table, after_s: Seconds) -> dict[str, Any]:
-    """Loads that started at or after ``after_s``, in order; the run's first load is no transition."""
-    import pyarrow.compute as pc
-
-    loads = steps.filter(pc.equal(steps["kind"], "load")).to_pylist()
-    later = [load for load in loads[1:] if load["start_s"] >= after_s]
+    """Loads that started at or after ``after_s``, in order; what loads a cold replica is no transition."""
+    loads = load_rows(steps)
+    first = [load["seconds"] for load in loads if load["is_first"]]
     shown = [load for load in loads if load["start_s"] >= after_s]
+    later = [load for load in shown if not load["is_first"]]
+    names = {load["replica"] for load in loads}
     return {
-        "transitions": len(later),
-        "transition_sequence": tuple(_load_text(load) for load in shown),
-        "initial_load_s": loads[0]["seconds"] if loads else None,
+        "transitions": sum(not load["is_cold"] for load in later),
+        "transition_sequence": tuple(_load_text(load, len(names) > 1) for load in shown),
+        "initial_load_s": max(first, default=None),
         "load_s": math.fsum(load["seconds"] for load in later) if steps.num_rows else None,
     }
 
 
-def _load_text(load: Mapping[str, Any]) -> str:
+def _load_text(load: Mapping[str, Any], says_replica: bool) -> str:
     placement = f"{load['model']}@{load['depth']}"
-    return f"{placement} ({load['reason']})" if load["reason"] else placement
+    text = f"{placement} ({load['reason']})" if load["reason"] else placement
+    return f"{load['replica']}: {text}" if says_replica else text
 
 
 def _column(table: pa.Table, name: str, dtype: Any) -> Any:

@@ -17,7 +17,7 @@ from itertools import repeat
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
-from heliosim.step_log import StepLog
+from heliosim.step_log import StepLog, as_array
 from heliosim.types import (
     Load,
     Outcome,
@@ -70,20 +70,24 @@ class Tables:
     events: pa.Table
 
 
+ONLY_REPLICA = "replica-0"
+"""What the one server of a scenario without a fleet is called."""
+
+
 class TableRecorder:
     """Keeps everything in memory, in the order it was told.
 
     ``keep_tokens``: whether to keep a row per token, which long simulations may not want. ``tokens`` of a step belong
     to the step recorded next: a server reports the tokens first; a stride brings its own. A step of kind
     ``load`` also becomes an event ``transition`` at the load's start, with the placements before and after
-    it, the reason, and the seconds it took.
+    it, the reason, and the seconds it took. ``replica``: who reports; None: nobody that serves.
     """
 
-    def __init__(self, keep_tokens: bool = True) -> None:
-        self.keep_tokens = keep_tokens
+    def __init__(self, keep_tokens: bool = True, replica: str | None = ONLY_REPLICA) -> None:
+        self.keep_tokens, self.replica = keep_tokens, replica
         self._events: list[tuple[Seconds, str, str]] = []
         self._placement: Placement | None = None
-        self._log = StepLog()
+        self._log = StepLog(lambda: schemas().steps, replica)
         self._served: list[Served] = []
         # One entry per token.
         self._token_request, self._token_step = array("q"), array("q")
@@ -143,13 +147,14 @@ class TableRecorder:
     def tables(self, tasks: Mapping[RequestId, str] | None = None) -> Tables:
         """The run so far as pyarrow tables. ``tasks`` names the task of each request; '' where unknown."""
         schema = schemas()
-        steps = self._log.columns()
+        steps = self._log.table()
         return Tables(
             requests=_table(self._request_columns(tasks or {}), schema.requests),
-            steps=_table(steps, schema.steps),
+            steps=steps,
             tokens=_table(self._token_columns(steps), schema.tokens),
             events=_table(
-                {name: [row[i] for row in self._events] for i, name in enumerate(("time_s", "kind", "detail"))},
+                {name: [row[i] for row in self._events] for i, name in enumerate(("time_s", "kind", "detail"))}
+                | {"replica": self._name(len(self._events))},
                 schema.events,
             ),
         )
@@ -168,6 +173,12 @@ class TableRecorder:
         self._token_id.extend(repeat(-1, count))
         self._agrees.extend(repeat(-1, count)) if agrees is None else self._agrees.frombytes(agrees().tobytes())
 
+    def _name(self, rows: int) -> pa.Array:
+        """The column ``replica``."""
+        import pyarrow as pa
+
+        return pa.nulls(rows, pa.string()) if self.replica is None else pa.repeat(self.replica, rows)
+
     def _transition(self, record: StepRecord) -> None:
         old, new = self._placement, Placement(record.model, record.depth)
         self._placement = new
@@ -182,6 +193,8 @@ class TableRecorder:
     def _request_columns(self, tasks: Mapping[RequestId, str]) -> dict[str, Any]:
         rows = self._served
         columns: dict[str, Any] = {
+            "replica": self._name(len(rows)),
+            "retries": [0] * len(rows),
             "request_id": [r.id for r in rows],
             "task": [tasks.get(r.id, "") for r in rows],
             "model": [None if r.placement is None else r.placement.model for r in rows],
@@ -192,25 +205,30 @@ class TableRecorder:
                 columns[name] = list(map(attrgetter(name), rows))
         return columns
 
-    def _token_columns(self, steps: Mapping[str, Any]) -> dict[str, Any]:
+    def _token_columns(self, steps: pa.Table) -> dict[str, Any]:
         import numpy as np
         import pyarrow as pa
 
+        def of_step(name: str) -> pa.Array:
+            return steps[name].combine_chunks().take(at)
+
         step, ids, agrees = np.array(self._token_step), np.array(self._token_id), np.array(self._agrees)
+        at = pa.array(step)
+        ends = steps["start_s"].to_numpy() + steps["seconds"].to_numpy()
         request = np.array(self._token_request)
         return {
             "request_id": request,
             "position": _positions(request),
-            "time_s": (steps["start_s"] + steps["seconds"])[step],
+            "time_s": ends[step],
             "step": step,
-            "model": steps["model"].take(pa.array(step)),
-            "depth": steps["depth"].take(pa.array(step)),
+            "model": of_step("model"),
+            "depth": of_step("depth"),
             "exit_layer": np.array(self._exit_layer),
             "confidence": np.array(self._confidence),
             "logprob": np.array(self._logprob),
             "token_id": pa.array(ids, mask=ids < 0),
             "agrees": pa.array(agrees > 0, mask=agrees < 0),
-            "is_probe": steps["is_probe"].take(pa.array(step)),
+            "is_probe": of_step("is_probe"),
         }
 
 
@@ -253,7 +271,8 @@ def schemas() -> Schemas:
 
     return Schemas(
         requests=schema(
-            {"request_id": n, "task": s, "arrival_s": f, "admitted_s": f, "first_token_s": f, "finish_s": f}
+            {"request_id": n, "task": s, "replica": s}
+            | {"arrival_s": f, "admitted_s": f, "first_token_s": f, "finish_s": f}
             | {
                 "prompt_tokens": i,
                 "max_tokens": i,
@@ -261,13 +280,15 @@ def schemas() -> Schemas:
                 "status": s,
                 "refusal": s,
                 "preemptions": i,
+                "retries": i,
             }
             | {"logprob_sum": f, "is_probe": b, "model": s, "depth": i},
-            {"admitted_s", "first_token_s", "model", "depth"},
+            {"replica", "admitted_s", "first_token_s", "model", "depth"},
         ),
         steps=schema(
             {
                 "step": n,
+                "replica": s,
                 "start_s": f,
                 "seconds": f,
                 "kind": s,
@@ -292,7 +313,7 @@ def schemas() -> Schemas:
             | {"confidence": f, "logprob": f, "token_id": i, "agrees": b, "is_probe": b},
             {"token_id", "agrees"},
         ),
-        events=schema({"time_s": f, "kind": s, "detail": s}, set()),
+        events=schema({"time_s": f, "replica": s, "kind": s, "detail": s}, set()),
     )
 
 
@@ -300,10 +321,7 @@ def _table(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
     """Columns in the schema's order and types. Raises KeyError or an Arrow error if they do not match it."""
     import pyarrow as pa
 
-    def typed(values: Any, kind: pa.DataType) -> pa.Array:
-        return values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, type=kind)
-
-    return pa.table([typed(columns[field.name], field.type) for field in schema], schema=schema)
+    return pa.table([as_array(columns[field.name], field.type) for field in schema], schema=schema)
 
 
 def _plain(value: Any) -> Any:

@@ -46,3 +46,14 @@ CONTROLLERS = Registry(
         "helios": "heliosim.serving.helios:HeliosParameters",
     },
 )
+
+ROUTERS = Registry(
+    "fleet.router",
+    "heliosim.routers",
+    {
+        "round-robin": "heliosim.serving.routing:RoundRobin",
+        "least-outstanding": "heliosim.serving.routing:LeastOutstanding",
+        "least-kv": "heliosim.serving.routing:LeastKv",
+        "power-of-two": "heliosim.serving.routing:PowerOfTwo",
+    },
+)

@@ -42,9 +42,16 @@ class LiveRun:
 
 
 def sim_engine(
-    scenario: Scenario, profile: Profile, behaviour: Behaviour | None = None, strides: bool = False
+    scenario: Scenario,
+    profile: Profile,
+    behaviour: Behaviour | None = None,
+    strides: bool = False,
+    noise_of: Sequence[str | int] = (),
 ) -> SimEngine:
-    """The simulated engine of a scenario: costs on its clock, behaviour from the profile unless given."""
+    """The simulated engine of a scenario: costs on its clock, behaviour from the profile unless given.
+
+    ``noise_of``: tells the stream of this engine's step-time noise from those of others in the same run.
+    """
     return SimEngine(
         models={n: profile.spec(n) for n in scenario.models},
         costs={n: profile.step_cost(n, scenario.clock) for n in scenario.models},
@@ -53,15 +60,15 @@ def sim_engine(
         seed=scenario.seed,
         allow_extrapolation=scenario.allow_extrapolation,
         watts=profile.busy_watts,
-        noise=_noise(scenario, profile),
+        noise=_noise(scenario, profile, noise_of),
         strides=strides,
     )
 
 
-def _noise(scenario: Scenario, profile: Profile) -> NoisePlayer | None:
+def _noise(scenario: Scenario, profile: Profile, noise_of: Sequence[str | int]) -> NoisePlayer | None:
     if scenario.step_noise is None:
         return None
-    return profile.noise(scenario.clock).player(stream(scenario.seed, "step noise"), scenario.step_noise)
+    return profile.noise(scenario.clock).player(stream(scenario.seed, "step noise", *noise_of), scenario.step_noise)
 
 
 def run_simulated(
@@ -78,6 +85,10 @@ def run_simulated(
     ``max_stride``: decode steps the simulated engine may do at once; it changes how long the answer takes, never what
     it is. Other engines do one.
     """
+    if scenario.fleet is not None:
+        if engine is not None:
+            raise ValueError("a fleet's replicas have engines of their own; run it without one")
+        return _run_fleet(scenario, profile, behaviour, on_progress, max_stride)
     from heliosim.simulate import simulate_server
 
     profile = profile or open_profile(scenario.profile)
@@ -90,6 +101,30 @@ def run_simulated(
     if isinstance(engine, SimEngine):
         host["extrapolated_steps"] = engine.extrapolated_steps
     return _results(scenario, profile, recorder, "simulated", host)
+
+
+def _run_fleet(
+    scenario: Scenario,
+    profile: Profile | None,
+    behaviour: Behaviour | None,
+    on_progress: OnProgress | None,
+    max_stride: int,
+) -> RunResults:
+    from heliosim.fleet_runs import run_fleet
+
+    cpu, wall = time.process_time(), time.perf_counter()
+    done = run_fleet(scenario, profile, behaviour, on_progress, max_stride)
+    host = {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
+    tables = done.tables(_tasks(scenario))
+    return RunResults(
+        _info(scenario, done.profile_hash, "simulated"),
+        scenario.to_yaml(),
+        tables.requests,
+        tables.steps,
+        tables.tokens,
+        tables.events,
+        {**host, "extrapolated_steps": done.extrapolated_steps},
+    )
 
 
 def make_engine(
@@ -141,6 +176,7 @@ def run_live(
     """
     from heliosim.live import serve_live
 
+    refuse_live_fleet(scenario)
     profile = profile or open_profile(scenario.profile)
     if scenario.controller.get("objective") == "energy":
         remedy = "Simulate it from a profile with energy figures, or use another objective."
@@ -159,6 +195,13 @@ def run_live(
     if score_agreement:
         results = with_agreement(results, engine, contents(scenario.workload, scenario.seed), outputs)
     return LiveRun(results, done.log, outputs)
+
+
+def refuse_live_fleet(scenario: Scenario) -> None:
+    """Raise InputError for a scenario with a fleet: the live engine is one server."""
+    if scenario.fleet is not None:
+        remedy = "Simulate it (without --live), or take the fleet out of the scenario to run one replica live."
+        raise InputError("fleet", f"{len(scenario.fleet.names)} replicas", "a fleet cannot run live", remedy)
 
 
 def _warm_up(scenario: Scenario, profile: Profile, engine: TorchEngine, requests: int = 16) -> None:
@@ -206,19 +249,26 @@ def with_agreement(
 def _results(
     scenario: Scenario, profile: Profile, recorder: TableRecorder, clock: str, host: dict[str, Any]
 ) -> RunResults:
+    info = _info(scenario, profile.hash, clock)
+    return RunResults.of(recorder, info, scenario.to_yaml(), tasks=_tasks(scenario), host=host)
+
+
+def _info(scenario: Scenario, profile_hash: str, clock: str) -> RunInfo:
     is_live = clock != "simulated"
     named: RunClock = "simulated" if not is_live else scenario.clock
-    info = RunInfo(
+    return RunInfo(
         name=scenario.name,
         mode="live" if is_live else "simulated",
         clock=named,
         seed=scenario.seed,
         scenario_hash=scenario.hash,
-        profile_hash=profile.hash,
+        profile_hash=profile_hash,
         versions={"heliosim": __version__},
     )
-    tasks = {request: content.task for request, content in contents(scenario.workload, scenario.seed).items()}
-    return RunResults.of(recorder, info, scenario.to_yaml(), tasks=tasks, host=host)
+
+
+def _tasks(scenario: Scenario) -> dict[int, str]:
+    return {request: content.task for request, content in contents(scenario.workload, scenario.seed).items()}
 
 
 def last_arrival(scenario: Scenario) -> float | None:

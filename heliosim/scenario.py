@@ -9,6 +9,8 @@ import difflib
 import hashlib
 import json
 import re
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +20,12 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator, model
 from heliosim.errors import InputError, UnknownNameError, about
 from heliosim.formats.files import Strict, sha256_of, validate, write_text
 from heliosim.metrics import SCALARS, Slo
-from heliosim.registry import CONTROLLERS
+from heliosim.registry import CONTROLLERS, ROUTERS
 from heliosim.serving.kinds import ControllerKind
 from heliosim.stats import StoppingRule
 from heliosim.workload import WorkloadSpec
 
+_LATEST_S = 2.0**22  # where a clock of ticks ends
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -116,10 +119,108 @@ class StatisticsSpec(Strict):
         return self
 
 
+class ReplicaGroup(Strict):
+    """``count`` equal replicas of a fleet, named ``NAME-0``, ``NAME-1``, ... What is left out is the scenario's own."""
+
+    name: str
+    count: int = Field(default=1, ge=1)
+    profile: str | None = None
+    models: tuple[str, ...] | None = Field(default=None, min_length=1)
+    memory: Memory | None = None
+    batcher: BatcherSpec | None = None
+    controller: dict[str, Any] | None = None
+    clock: Literal["cpu", "wall"] | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+            raise ValueError("a group's name has letters, digits, '.', '_' and '-', the first a letter or digit")
+        return value
+
+    @field_validator("models")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if value is None else _each_once(value)
+
+    @property
+    def label(self) -> str:
+        """How errors name it."""
+        return f"fleet group {self.name!r}"
+
+    @property
+    def replicas(self) -> tuple[str, ...]:
+        return tuple(f"{self.name}-{k}" for k in range(self.count))
+
+
+class Failure(Strict):
+    """A replica that stops at ``at_s`` seconds and comes back, cold, ``restart_after_s`` later; None: never."""
+
+    replica: str
+    at_s: float = Field(ge=0, le=_LATEST_S, allow_inf_nan=False)
+    restart_after_s: float | None = Field(default=None, ge=1e-6, le=_LATEST_S, allow_inf_nan=False)
+
+
+class Fleet(Strict):
+    """Several replicas behind a router, with what befalls them."""
+
+    router: str = "least-outstanding"
+    replicas: tuple[ReplicaGroup, ...] = Field(min_length=1)
+    failures: tuple[Failure, ...] = ()
+
+    @field_validator("router")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if value not in ROUTERS.names():
+            raise ValueError(_unknown("router", value, ROUTERS.names()))
+        return value
+
+    @field_validator("replicas")
+    @classmethod
+    def _names_once(cls, value: tuple[ReplicaGroup, ...]) -> tuple[ReplicaGroup, ...]:
+        names = [group.name for group in value]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"the name {twice!r} stands at two groups")
+        return value
+
+    @model_validator(mode="after")
+    def _failures_can_happen(self) -> Fleet:
+        for failure in self.failures:
+            if failure.replica not in self.names:
+                raise ValueError("failures: " + _unknown("replica", failure.replica, self.names))
+        for name in {failure.replica for failure in self.failures}:
+            windows = sorted((f for f in self.failures if f.replica == name), key=lambda f: f.at_s)
+            for before, after in pairwise(windows):
+                if before.restart_after_s is None or before.at_s + before.restart_after_s > after.at_s:
+                    until = "for good" if before.restart_after_s is None else f"for {before.restart_after_s:g} s"
+                    down = f"{name} is down {until} from {before.at_s:g} s on"
+                    raise ValueError(f"failures: {down}, so it cannot fail at {after.at_s:g} s")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all replicas, in order."""
+        return tuple(name for group in self.replicas for name in group.replicas)
+
+
+def _unknown(what: str, name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    shown = known if len(known) <= 12 else (*known[:11], "...")
+    return f"unknown {what} {name!r}; {hint}known: {', '.join(shown)}"
+
+
+def _each_once(models: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(models)) != len(models):
+        raise ValueError("a model is named twice")
+    return models
+
+
 class Scenario(Strict):
     """One run. ``controller``: ``kind`` and that kind's parameters. ``clock``: whose costs a simulation uses, which
     clock a live run keeps. ``step_noise``: None gives every simulated step its expected time; k >= 0 replays the
-    step-time noise of the profile from its k-th random place.
+    step-time noise of the profile from its k-th random place. ``fleet``: replicas behind a router; None: one server.
     """
 
     schema_version: Literal[1] = 1
@@ -136,6 +237,7 @@ class Scenario(Strict):
     allow_extrapolation: bool = False
     step_noise: int | None = Field(default=None, ge=0)
     statistics: StatisticsSpec | None = None
+    fleet: Fleet | None = None
 
     @field_validator("name")
     @classmethod
@@ -147,9 +249,7 @@ class Scenario(Strict):
     @field_validator("models")
     @classmethod
     def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(value)) != len(value):
-            raise ValueError("a model is named twice")
-        return value
+        return _each_once(value)
 
     @property
     def hash(self) -> str:
@@ -162,6 +262,11 @@ class Scenario(Strict):
             content["workload"]["trace"] = sha256_of(Path(trace))
         content.pop("statistics")
         content.pop("profile")  # a run names its profile by that profile's own digest
+        if content["fleet"] is None:
+            content.pop("fleet")
+        else:
+            for group in content["fleet"]["replicas"]:
+                group.pop("profile")
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -169,10 +274,19 @@ class Scenario(Strict):
         """The controller's parameters. Raises InputError naming an unknown kind, field or value."""
         return parse_controller(self.controller, f"scenario {self.name!r}")
 
+    def of_group(self, group: ReplicaGroup) -> Scenario:
+        """The scenario as one replica of a group meets it: without a fleet, the group's own sections in place."""
+        own = ("profile", "models", "memory", "batcher", "controller", "clock")
+        given = {name: getattr(group, name) for name in own if getattr(group, name) is not None}
+        return self.model_copy(update={**given, "fleet": None})
+
     def to_yaml(self) -> str:
         content = self.model_dump(mode="json", exclude_defaults=False)
         if self.statistics is None:
             del content["statistics"]
+        for group in content["fleet"]["replicas"] if content["fleet"] else ():
+            for name in [name for name, value in group.items() if value is None]:
+                del group[name]  # the scenario's own
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
     def save(self, path: Path) -> None:
@@ -226,13 +340,25 @@ def load_scenario(path: Path) -> Scenario:
         raise InputError(f"{path}{line}", path.name, "not valid YAML", "Correct the syntax.") from None
     if not isinstance(raw, dict):
         raise InputError(str(path), type(raw).__name__, "a scenario is a mapping of fields", "See docs/formats.md.")
-    for section, key in (("", "profile"), ("workload", "trace")):
-        holder = raw.get(section) if section else raw
-        if isinstance(holder, dict) and isinstance(holder.get(key), str) and not Path(holder[key]).is_absolute():
-            beside = (path.parent / holder[key]).resolve()
-            if beside.exists() or key == "trace" or "/" in holder[key]:  # else the name of a shipped profile
-                holder[key] = str(beside)
+    _from_beside(path, raw, "profile")
+    _from_beside(path, raw.get("workload"), "trace")
+    fleet = raw.get("fleet")
+    groups = fleet.get("replicas") if isinstance(fleet, dict) else None
+    for group in groups if isinstance(groups, list) else ():
+        _from_beside(path, group, "profile")
     scenario = validate(Scenario, raw, str(path))
     with about(path):
         parse_controller(scenario.controller, str(path))
+        for group in scenario.fleet.replicas if scenario.fleet else ():
+            if group.controller is not None:
+                with about(group.label):
+                    parse_controller(group.controller, group.label)
     return scenario
+
+
+def _from_beside(path: Path, holder: Any, key: str) -> None:
+    """Have a relative path count from the scenario's folder, unless it is the name of a shipped profile."""
+    if isinstance(holder, dict) and isinstance(holder.get(key), str) and not Path(holder[key]).is_absolute():
+        beside = (path.parent / holder[key]).resolve()
+        if beside.exists() or key == "trace" or "/" in holder[key]:
+            holder[key] = str(beside)

@@ -36,7 +36,7 @@ from heliosim.types import (
 )
 from heliosim.workload import OpenLoop
 
-MOST_STEPS, MOST_STEPS_WITH_TOKENS = 4096, 512
+MOST_STEPS, MOST_STEPS_WITH_TOKENS = 4096, 256
 """Steps of one sprint: tokens of all of them are kept until it ends."""
 _NO_TOKENS = Tokens()
 _new = tuple.__new__

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,19 @@ STEPS_AT_ONCE = 8192
 
 
 class StepLog:
-    """Steps, action by action. ``count``: how many steps there are."""
+    """Steps, action by action. ``count``: how many steps there are. ``schema``: that of steps.parquet, when needed.
+    ``replica``: whose steps they are.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, schema: Callable[[], pa.Schema], replica: str | None) -> None:
+        self._schema, self._replica = schema, replica
         self.count = self._unsettled = 0
         self._pending: list[tuple[Any, ...]] = []
-        self._codes: dict[tuple[Any, ...], int] = {}
-        self._done: list[dict[str, Any]] = []
+        self._done: list[pa.RecordBatch] = []
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self._schema()
 
     def add(
         self,
@@ -49,64 +55,71 @@ class StepLog:
         if self._unsettled >= STEPS_AT_ONCE:
             self._settle()
 
-    def columns(self) -> dict[str, Any]:
-        """Every column of steps.parquet, in any order."""
-        import numpy as np
+    def table(self) -> pa.Table:
+        """The steps so far, with the columns of steps.parquet."""
         import pyarrow as pa
 
         self._settle()
-        names = list(self._done[0]) if self._done else []
-        columns = {name: np.concatenate([part[name] for part in self._done]) for name in names}
-        codes = columns.pop("code")
-        energy = columns["energy_j"]
-        known = [(kind, reason, *setting) for kind, reason, setting in self._codes]
-        spread_over = spread(("kind", "reason", *Setting._fields), known, codes)
-        return columns | spread_over | {
-            "step": np.arange(len(codes)),
-            "energy_j": pa.array(energy, mask=np.isnan(energy)),
-        }  # fmt: skip
+        return pa.Table.from_batches(self._done, schema=self.schema)
 
     def _settle(self) -> None:
-        """Turn what is pending into arrays."""
+        """Turn what is pending into columns."""
         import numpy as np
+        import pyarrow as pa
 
         pending, self._pending, self._unsettled = self._pending, [], 0
-        if not pending and self._done:
+        if not pending:
             return
-        starts, steps, what, waiting, running, blocks, block_bytes, breaches, watts, energies = (
-            zip(*pending, strict=True) if pending else ((),) * 10
+        starts, steps, what, waiting, running, blocks, block_bytes, breaches, watts, energies = zip(
+            *pending, strict=True
         )
         counts = np.fromiter(map(len, steps), np.int64, len(steps))
-        total, width = int(counts.sum()), len(StrideStep._fields)
+        total = int(counts.sum())
 
-        def flat(lists: Any, dtype: Any, size: int = total) -> Any:
-            return np.fromiter(chain.from_iterable(lists), dtype, size)
+        def flat(lists: Any, dtype: Any) -> Any:
+            return np.fromiter(chain.from_iterable(lists), dtype, total)
 
         def each(values: Any, dtype: Any) -> Any:
             return np.repeat(np.fromiter(values, dtype, len(counts)), counts)
 
-        facts = flat(chain.from_iterable(steps), np.float64, total * width).reshape(-1, width)
+        every = list(chain.from_iterable(steps))  # many of them are one object: look at each object once
+        _, firsts, which = np.unique(
+            np.fromiter(map(id, every), np.int64, total), return_index=True, return_inverse=True
+        )
+        facts = np.array([every[k] for k in firsts.tolist()], dtype=np.float64)[which]
         seconds = facts[:, 0].copy()
-        ends = np.cumsum(seconds)  # exact: times are multiples of a tick, as are the differences below
+        before = np.cumsum(seconds) - seconds  # exact: times are multiples of a tick, as are the differences below
         firsts = np.cumsum(counts) - counts
-        part: dict[str, Any] = {name: facts[:, k].astype(np.int64) for k, name in enumerate(StrideStep._fields) if k}
-        before = ends - seconds
-        known = self._codes
         power = each((math.nan if w is None else w for w in watts), np.float64) * seconds
         given = each((math.nan if e is None else e for e in energies), np.float64)
-        self._done.append(
-            part
-            | {
-                "seconds": seconds,
-                "start_s": each(starts, np.float64) + (before - np.repeat(before[firsts], counts)),
-                "waiting": flat(waiting, np.int64),
-                "running": flat(running, np.int64),
-                "kv_used_bytes": flat(blocks, np.int64) * each(block_bytes, np.int64),
-                "breaches": flat(breaches, np.int64),
-                "energy_j": np.where(np.isnan(given), power, given),
-                "code": each((known.setdefault(w, len(known)) for w in what), np.int32),
-            }
-        )
+        energy = np.where(np.isnan(given), power, given)
+        numbers: dict[tuple[str, str, Setting], int] = {}
+        for one in what:
+            numbers.setdefault(one, len(numbers))
+        known = [(kind, reason, *setting) for kind, reason, setting in numbers]
+        columns: dict[str, Any] = {
+            "step": np.arange(self.count - total, self.count),
+            "seconds": seconds,
+            "start_s": each(starts, np.float64) + (before - np.repeat(before[firsts], counts)),
+            "waiting": flat(waiting, np.int32),
+            "running": flat(running, np.int32),
+            "kv_used_bytes": flat(blocks, np.int64) * each(block_bytes, np.int64),
+            "breaches": flat(breaches, np.int32),
+            "energy_j": pa.array(energy, mask=np.isnan(energy)),
+            "replica": pa.repeat(pa.scalar(self._replica, pa.string()), total),
+        }
+        columns |= {name: facts[:, k].astype(np.int32) for k, name in enumerate(StrideStep._fields) if k}
+        codes = each((numbers[one] for one in what), np.int32)
+        columns |= spread(("kind", "reason", *Setting._fields), known, codes)
+        arrays = [as_array(columns[field.name], field.type) for field in self.schema]
+        self._done.append(pa.record_batch(arrays, schema=self.schema))
+
+
+def as_array(values: Any, kind: pa.DataType) -> pa.Array:
+    """Values as an array of a type. Raises KeyError or an Arrow error if they do not fit."""
+    import pyarrow as pa
+
+    return values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, type=kind)
 
 
 def spread(names: tuple[str, ...], known: list[tuple[Any, ...]], codes: Any) -> dict[str, pa.Array]:

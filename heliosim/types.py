@@ -468,11 +468,14 @@ class ModelSpec:
 
 
 class StepRecord(NamedTuple):
-    """One row of steps.parquet: an action, when it ran, the state it left; KV in use is what it held meanwhile."""
+    """One row of steps.parquet: an action, when it ran, the state it left; KV in use is what it held meanwhile.
+
+    ``lost``: a replica failed during the action (or idle, in no time); bytes are those held until then.
+    """
 
     start_s: Seconds
     seconds: Seconds
-    kind: Literal["run", "load"]
+    kind: Literal["run", "load", "lost"]
     reason: str
     model: str
     depth: int

@@ -200,7 +200,7 @@ class SimEngine:
 
     def low_tokens(self, at: int, steps: int, threshold: float) -> int:
         """How many tokens of the steps from tick ``at`` on leave below a confidence threshold."""
-        return int(np.count_nonzero(self._table.read(at, steps).cells(CONFIDENCES) < threshold))  # NaN is not below
+        return self._table.count_low(at, steps, threshold)
 
     def _load(self, load: Load) -> Outcome:
         spec = self.models[load.placement.model]
@@ -560,10 +560,11 @@ class SimEngine:
         depth, rows = run.placement.depth, len(self._ids)
         block = self._table.read(at, count)
         exits = np.where(np.isnan(block.cells(CONFIDENCES)), 0, block.cells(EXIT_LAYERS))
-        left = [np.count_nonzero(exits >= e, axis=1).tolist() for e in spec.exits]
+        layers = np.array(spec.exits)
+        left = np.add.reduce(exits[:, :, None] >= layers, axis=1, dtype=np.int64)
         steps: list[StrideStep] = []
-        for k, undecided in enumerate(zip(*left, strict=True)):
-            checks = sum(n > 0 for n in undecided)
+        for k, undecided in enumerate(left.tolist()):
+            checks = len(undecided) - undecided.count(0)
             walked = depth if run.exits.batching == "full" else spec.exits[checks - 1]
             ended = len(self._ending[at + until_end]) if k + 1 == until_end else 0
             blocks = -(-(longest + k) // BLOCK_TOKENS)

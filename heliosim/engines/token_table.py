@@ -38,7 +38,7 @@ class Lane:
 class TokenTable:
     """Lanes by column. A quantity is laid out from when it is first asked for; confidences always are."""
 
-    def __init__(self, rows: int = 256, columns: int = 64) -> None:
+    def __init__(self, rows: int = 264, columns: int = 64) -> None:
         self.lanes: dict[int, Lane] = {}
         self._base = 0
         self._next = 0
@@ -75,6 +75,12 @@ class TokenTable:
         """Tokens of ``steps`` steps from ``tick`` on, made when asked for; to be read before the table changes."""
         first = next(iter(self.lanes), 0)
         return TokenBlock(self, slice(tick - self._base, tick - self._base + steps), slice(first, self._next))
+
+    def count_low(self, tick: int, steps: int, threshold: float) -> int:
+        """How many tokens of ``steps`` steps from ``tick`` on have a confidence below the threshold."""
+        row = tick - self._base
+        cells = self._planes[CONFIDENCES][row : row + steps, next(iter(self.lanes), 0) : self._next]
+        return int(np.count_nonzero(cells < threshold))  # NaN is not below
 
     def plane(self, name: str) -> npt.NDArray[Any]:
         """One quantity of every lane, [rows, columns]."""
@@ -114,9 +120,9 @@ class TokenTable:
         lanes = list(self.lanes.values())
         tallest = max(lane.tick + lane.count - now for lane in (*lanes, coming))
         rows, columns = self._shape
-        while rows < 4 * tallest:
+        while rows < 2 * tallest:
             rows *= 2
-        while columns < 4 * (len(lanes) + 1):
+        while columns < 2 * (len(lanes) + 1):
             columns *= 2
         if (rows, columns) != self._shape:
             self._shape = (rows, columns)

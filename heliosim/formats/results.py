@@ -23,7 +23,7 @@ from heliosim.types import RequestId
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 TABLES = ("requests", "steps", "tokens", "events")
 DEFAULT_THRESHOLD = 0.8
 """Confidence threshold TH where a scenario's controller names none: the default of every controller."""
@@ -40,7 +40,7 @@ class RunInfo(Strict):
     ``wall``.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     name: str
     mode: Mode
     clock: RunClock
@@ -112,6 +112,18 @@ class RunResults:
         return float(value) if isinstance(value, (int, float)) else DEFAULT_THRESHOLD
 
     @property
+    def thresholds(self) -> Mapping[str, float]:
+        """Thresholds of replicas whose group has a controller of its own; those left out have the run's."""
+        found: dict[str, float] = {}
+        for group, names in _groups(self.scenario):
+            controller = group.get("controller")
+            if isinstance(controller, dict):
+                value = controller.get("threshold")
+                limit = float(value) if isinstance(value, (int, float)) else DEFAULT_THRESHOLD
+                found |= dict.fromkeys(names, limit)
+        return found
+
+    @property
     def max_breaches(self) -> int | None:
         """CBCmax of a HELIOS controller, as the scenario states it or by default; None for controllers that
         count none.
@@ -122,9 +134,19 @@ class RunResults:
 
     @property
     def budget_bytes(self) -> int | None:
-        """Device memory for weights and KV, bytes; None if the scenario does not say."""
+        """Device memory for weights and KV, bytes, of all replicas; None if the scenario does not say."""
         value = _section(self.scenario, "memory").get("budget_bytes")
-        return value if isinstance(value, int) else None
+        if not isinstance(value, int):
+            return None
+        groups = _groups(self.scenario)
+        own = [_section(group, "memory").get("budget_bytes", value) * len(names) for group, names in groups]
+        return sum(own) if groups else value
+
+
+def _groups(scenario: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], list[str]]]:
+    """Groups of a fleet as plain data, with the names of their replicas; none without a fleet."""
+    groups = _section(scenario, "fleet").get("replicas", ())
+    return [(group, [f"{group['name']}-{k}" for k in range(group.get("count", 1))]) for group in groups]
 
 
 def _section(scenario: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -101,7 +101,8 @@ class Evaluation:
     def add_step(self, seconds: Seconds, tokens: Tokens, energy_j: float | None) -> None:
         self.busy_s += seconds
         self.tokens += len(tokens)
-        self.logprob_sum += sum(tokens.logprobs)
+        for logprob in tokens.logprobs:
+            self.logprob_sum += logprob
         for exit_layer in tokens.exit_layers:
             self.exits[exit_layer] = self.exits.get(exit_layer, 0) + 1
         self.energy_j = None if energy_j is None or self.energy_j is None else self.energy_j + energy_j
@@ -109,14 +110,13 @@ class Evaluation:
     def add_stride(self, stride: Stride) -> None:
         """The same as its steps one by one; sums are made in the same order."""
         assert stride.tokens is not None
-        logprobs, at = stride.tokens.logprobs.tolist(), 0
+        logprobs = stride.tokens.logprobs
+        self.tokens += len(logprobs)
+        self.logprob_sum = float(np.add.accumulate(np.concatenate(([self.logprob_sum], logprobs)))[-1])
         for step in stride.steps:
-            self.busy_s += step.seconds
-            self.logprob_sum += sum(logprobs[at : at + step.tokens_out])
-            at += step.tokens_out
-            energy_j = None if stride.watts is None else stride.watts * step.seconds
+            self.busy_s += step[0]
+            energy_j = None if stride.watts is None else stride.watts * step[0]
             self.energy_j = None if energy_j is None or self.energy_j is None else self.energy_j + energy_j
-        self.tokens += at
         for exit_layer, count in enumerate(np.bincount(stride.tokens.exit_layers).tolist()):
             if count:
                 self.exits[exit_layer] = self.exits.get(exit_layer, 0) + count

@@ -14,6 +14,7 @@ import yaml
 from heliosim import __version__
 from heliosim.cli import main
 from heliosim.formats.profile import Profile
+from heliosim.formats.results import load_run
 from tests.profiles import scenario, workload, write_synthetic_profile
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -277,3 +278,13 @@ def test_examples_over_a_profile_run(cli: Cli, profile: Profile, tmp_path: Path)
     assert "example/helios.yaml" in out
     assert "already exists" in refused(cli, tmp_path, "example", "--profile", profile.folder, "--out", "example")
     assert cli("run", "example/helios.yaml", "--out", "run")[0] == 0
+    code, out, _ = cli("run", "example/fleet.yaml", "--out", "fleet")
+    assert code == 0
+    assert "3 replicas behind a least-outstanding router" in out
+    rows = {line.split()[1]: line.split()[3:-1:2] for line in out.splitlines() if "helios-" in line or "plain-" in line}
+    assert sorted(rows) == ["helios-0", "helios-1", "plain-0"]
+    assert sum(int(cells[0]) for cells in rows.values()) == load_run(tmp_path / "fleet").counts["finished"]
+    assert [int(cells[5]) for cells in rows.values()] == [1, 0, 0]
+    line = refused(cli, tmp_path, "run", "example/fleet.yaml", "--live", "--out", "live")
+    assert "fleet: a fleet cannot run live" in line
+    assert "without --live" in line

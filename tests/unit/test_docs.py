@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import Counter
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib import invalidate_caches
@@ -20,14 +21,16 @@ from heliosim.formats.files import validate
 from heliosim.formats.profile import CostFit, ModelFacts, ProfileFile
 from heliosim.metrics import Summary
 from heliosim.recorder import TableRecorder, schemas
-from heliosim.registry import CONTROLLERS
-from heliosim.scenario import BatcherSpec, Scenario, parse_controller
+from heliosim.registry import CONTROLLERS, ROUTERS
+from heliosim.runs import run_simulated
+from heliosim.scenario import BatcherSpec, Failure, Fleet, ReplicaGroup, Scenario, parse_controller
 from heliosim.serving.helios import HeliosParameters
 from heliosim.serving.kinds import Context
 from heliosim.simulate import simulate_server
 from heliosim.types import StepRecord
 from heliosim.workload import OpenLoop, TaskSpec, WorkloadSpec
 from tests.helpers import StubEngine, arrival, server, spec
+from tests.profiles import scenario, workload, write_synthetic_profile
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -194,6 +197,16 @@ def test_every_scenario_field_is_in_formats() -> None:
             assert is_named(name, text) or f"`{name}." in text, f"{model.__name__}.{name}"
     for name in BatcherSpec.model_fields:
         assert f"`batcher.{name}`" in text, name
+    section = text.split("\n### Fleet\n", 1)[1].split("\n### ", 1)[0]
+    for part in (Fleet, ReplicaGroup, Failure):
+        for name in part.model_fields:
+            assert is_named(name, section), f"{part.__name__}.{name}"
+
+
+def test_every_router_is_in_fleets_and_formats() -> None:
+    for page in ("fleets.md", "formats.md"):
+        for name in ROUTERS.builtin:
+            assert is_named(name, page_text(page)), f"{page}: {name}"
 
 
 def test_every_profile_field_is_in_formats() -> None:
@@ -207,7 +220,8 @@ def test_every_profile_field_is_in_formats() -> None:
 
 def test_every_column_is_in_formats() -> None:
     text = page_text("formats.md")
-    sections = {t: text.split(f"\n`{t}.parquet`", 1)[1].split("\n\n`", 1)[0] for t in ("requests", "steps", "tokens")}
+    names = ("requests", "steps", "tokens", "events")
+    sections = {t: text.split(f"\n`{t}.parquet`", 1)[1].split("\n\n`", 1)[0] for t in names}
     for name in StepRecord._fields:
         assert is_named(name, sections["steps"]), name
     for table, section in sections.items():
@@ -264,6 +278,36 @@ def test_the_example_controller_is_found_and_serves(tmp_path: Path, monkeypatch:
     assert loads[:2] == [("m", 6), ("m", 2)]
     assert loads[-1] == ("m", 6)
     assert "depth" in tables.events["kind"].to_pylist()
+
+
+def test_the_example_router_is_found_and_routes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package shown in fleets.md, as an installer would lay it out, is found by its entry point and works."""
+    import tomllib
+
+    shown = [b for b in blocks() if b.page == "fleets.md"]
+    project = tomllib.loads(next(b.text for b in shown if b.language == "toml"))
+    (tmp_path / "spill.py").write_text(next(b.text for b in shown if b.language == "python"), encoding="utf-8")
+    info = tmp_path / "spill-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: spill\nVersion: 1.0\n", encoding="utf-8")
+    group = project["project"]["entry-points"]["heliosim.routers"]
+    lines = [f"{name} = {target}" for name, target in group.items()]
+    (info / "entry_points.txt").write_text("\n".join(["[heliosim.routers]", *lines, ""]), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    invalidate_caches()
+
+    fleet = {"router": "spill", "replicas": [{"name": "r", "count": 3}]}
+    plan = scenario(write_synthetic_profile(tmp_path / "p"), workload=workload(100, 600.0), fleet=fleet)
+    served = Counter(run_simulated(plan).requests["replica"].to_pylist())
+    assert served["r-0"] > served["r-1"] > served["r-2"]
+    assert sum(served.values()) == 100
+
+
+def test_the_shown_fleets_run() -> None:
+    for block in [b for b in of_language("yaml") if b.page == "fleets.md"]:
+        plan = validate(Scenario, yaml.safe_load(block.text), block.page)
+        small = plan.workload.model_copy(update={"requests": 60})
+        assert run_simulated(plan.model_copy(update={"workload": small})).counts["finished"] == 60
 
 
 def test_pages_name_no_machine() -> None:

@@ -131,7 +131,7 @@ def test_truncated_run_json(run: RunResults, tmp_path: Path) -> None:
         load_run(tmp_path / "a")
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
 def test_unknown_schema_version(run: RunResults, tmp_path: Path, version: object) -> None:
     save_run(tmp_path / "a", run)
     path = tmp_path / "a" / "run.json"

@@ -220,3 +220,89 @@ def test_a_clock_from_the_command_line() -> None:
     assert parse_clock("wall") == "wall"
     with pytest.raises(InputError, match="Did you mean 'wall'"):
         parse_clock("walk")
+
+
+# --- fleets -----------------------------------------------------------------------------------------------------------
+
+
+def with_fleet(**changes: Any) -> dict[str, Any]:
+    fleet = {
+        "router": "power-of-two",
+        "replicas": [
+            {"name": "a100", "count": 2},
+            {"name": "h100", "memory": {"budget_bytes": "48 MB"}, "controller": {"kind": "vanilla", "model": "large"}},
+        ],
+        "failures": [{"replica": "a100-1", "at_s": 3.0, "restart_after_s": 2.0}, {"replica": "a100-1", "at_s": 5.0}],
+    }
+    return plain() | {"fleet": fleet | changes}
+
+
+def test_a_fleet(tmp_path: Path) -> None:
+    scenario = load_scenario(write(tmp_path, with_fleet()))
+    assert scenario.fleet is not None
+    assert scenario.fleet.names == ("a100-0", "a100-1", "h100-0")
+    own, other = (scenario.of_group(group) for group in scenario.fleet.replicas)
+    assert own.model_dump() == scenario.model_dump() | {"fleet": None}
+    assert (other.memory.budget_bytes, other.controller_kind()) == (48_000_000, Vanilla("large"))
+    assert other.batcher == scenario.batcher
+    scenario.save(tmp_path / "again.yaml")
+    assert load_scenario(tmp_path / "again.yaml") == scenario
+    assert "null" not in (tmp_path / "again.yaml").read_text().split("replicas:")[1].split("failures:")[0]
+
+
+def test_a_fleet_counts_in_the_hash_but_not_where_its_profiles_lie(tmp_path: Path) -> None:
+    groups = [[{"name": "a"}], [{"name": "a", "count": 2}], [{"name": "a", "profile": "x"}]]
+    one, two, elsewhere = (load_scenario(write(tmp_path, with_fleet(replicas=g, failures=[]))) for g in groups)
+    assert len({loaded(tmp_path).hash, one.hash, two.hash}) == 3
+    assert one.hash == elsewhere.hash
+
+
+def test_profiles_of_groups_count_from_the_file(tmp_path: Path) -> None:
+    groups = [{"name": "a", "profile": "../p"}, {"name": "b", "profile": "shipped"}]
+    scenario = load_scenario(write(tmp_path, with_fleet(replicas=groups, failures=[])))
+    assert scenario.fleet is not None
+    assert [g.profile for g in scenario.fleet.replicas] == [str(tmp_path.parent / "p"), "shipped"]
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (
+            {"router": "least-outstandin"},
+            ["field fleet.router", "did you mean 'least-outstanding'?", "known: least-kv"],
+        ),
+        ({"replicas": []}, ["field fleet.replicas"]),
+        ({"replicas": [{"name": "a"}, {"name": "a"}]}, ["field fleet.replicas", "the name 'a' stands at two groups"]),
+        ({"replicas": [{"name": "a/b"}]}, ["field fleet.replicas.0.name", "a group's name has letters"]),
+        ({"replicas": [{"name": "a", "count": 0}]}, ["field fleet.replicas.0.count"]),
+        ({"replicas": [{"name": "a", "cuont": 2}]}, ["unknown field", "Did you mean 'count'?"]),
+        ({"replicas": [{"name": "a", "models": ["x", "x"]}]}, ["fleet.replicas.0.models", "a model is named twice"]),
+        (
+            {"replicas": [{"name": "a100", "count": 2, "controller": {"kind": "vanila"}}]},
+            ["fleet group 'a100'", "Did you mean 'vanilla'?"],
+        ),
+        (
+            {"failures": [{"replica": "a100-2", "at_s": 1.0}]},
+            ["field fleet", "unknown replica 'a100-2'; did you mean 'a100-", "known: a100-0, a100-1, h100-0"],
+        ),
+        ({"failures": [{"replica": "a100-0", "at_s": -1.0}]}, ["field fleet.failures.0.at_s"]),
+        ({"failures": [{"replica": "a100-0", "at_s": 1.0, "restart_after_s": 0.0}]}, ["restart_after_s"]),
+        (
+            {"failures": [{"replica": "a100-0", "at_s": 4.0}, {"replica": "a100-0", "at_s": 9.0}]},
+            ["a100-0 is down for good from 4 s on, so it cannot fail at 9 s"],
+        ),
+        (
+            {
+                "failures": [
+                    {"replica": "a100-0", "at_s": 7.0},
+                    {"replica": "a100-0", "at_s": 4.0, "restart_after_s": 3.5},
+                ]
+            },
+            ["a100-0 is down for 3.5 s from 4 s on, so it cannot fail at 7 s"],
+        ),
+    ],
+)
+def test_what_is_refused_of_a_fleet(tmp_path: Path, change: dict[str, Any], parts: list[str]) -> None:
+    text = complaint(write(tmp_path, with_fleet(**change)))
+    for part in parts:
+        assert part in text

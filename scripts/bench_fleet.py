@@ -1,0 +1,135 @@
+"""What a fleet costs to simulate: CPU seconds per request of 8 replicas at 80 requests/s beside one at 10 requests/s.
+
+The workload is that of ``bench.py``, arriving as many times as fast as there are replicas; the same number of requests
+on each side, metrics and per-step records on, a process of its own for each case.
+
+    python scripts/bench_fleet.py [--requests 16000] [--replicas 8] [--router least-outstanding]
+
+``simulate_fleet`` is one case, to be called from elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--requests", type=int, default=16_000)
+    parser.add_argument("--replicas", type=int, default=8)
+    parser.add_argument("--router", default="least-outstanding")
+    parser.add_argument("--case", type=int, default=None, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.case is not None:
+        print(json.dumps(simulate_fleet(given.requests, given.case, given.router)))
+        return
+    cases = (0, 1, given.replicas)
+    rows = []
+    for replicas in cases:
+        command = [sys.executable, __file__, "--case", str(replicas)]
+        command += ["--requests", str(given.requests), "--router", given.router]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        if done.returncode:
+            sys.exit(done.stderr)
+        rows.append((replicas, json.loads(done.stdout)))
+    print_rows(rows, given.requests, given.router)
+
+
+def simulate_fleet(requests: int, replicas: int, router: str = "least-outstanding") -> dict[str, float]:
+    """Simulate ``requests`` requests on that many replicas at 10 requests/s each; 0: one server without a fleet."""
+    from functools import partial
+
+    import bench
+
+    from heliosim.costs import LOAD_TERMS
+    from heliosim.engines.sim import SimEngine
+    from heliosim.fleet import FleetRun
+    from heliosim.fleet_tables import merged
+    from heliosim.formats.results import RunInfo, RunResults
+    from heliosim.metrics import summarise
+    from heliosim.recorder import TableRecorder
+    from heliosim.registry import ROUTERS
+    from heliosim.replica import Life
+    from heliosim.runs import ANY_STRIDE
+    from heliosim.serving.batcher import ContinuousBatcher
+    from heliosim.serving.controller import vanilla
+    from heliosim.serving.memory import MemoryPool
+    from heliosim.serving.server import Server
+    from heliosim.simulate import simulate_server
+    from heliosim.streams import stream
+    from heliosim.types import Arrival, Content, Request, tick
+    from heliosim.workload import OpenLoop
+
+    spec = bench.model("7b", 32, 4096, (8, 16, 24, 32))
+    costs = {spec.name: bench.roofline(spec)}
+    loads = {spec.name: dict.fromkeys(LOAD_TERMS, 0.0) | {"weights_byte": 1 / 20e9}}
+    rate = bench.RATE_PER_S * max(1, replicas)
+    times = stream(0, "arrivals").exponential(1 / rate, requests).cumsum().tolist()
+    lengths = stream(0, "lengths").integers(*bench.OUTPUT_TOKENS, requests, endpoint=True).tolist()
+    arrivals = [
+        Arrival(Request(k, tick(t), bench.PROMPT_TOKENS, bench.OUTPUT_TOKENS[1]), Content("", None, n))
+        for k, (t, n) in enumerate(zip(times, lengths, strict=True))
+    ]
+
+    def begin(name: str) -> Life:
+        recorder = TableRecorder(keep_tokens=False, replica=name)
+        batcher = ContinuousBatcher(bench.MAX_BATCH, bench.TOKEN_BUDGET)
+        server = Server(vanilla(spec), batcher, MemoryPool(72 * 10**9), {spec.name: spec}, recorder, ANY_STRIDE)
+        return Life(server, SimEngine({spec.name: spec}, costs, loads, None, seed=0, strides=True), recorder)
+
+    started = time.process_time()
+    if replicas == 0:
+        alone = begin("replica-0")
+        simulate_server(alone.server, alone.engine, OpenLoop(arrivals))
+        tables = alone.recorder.tables({})
+    else:
+        members = [(f"r-{k}", lambda life, name=f"r-{k}": begin(name)) for k in range(replicas)]
+        nobody = TableRecorder(keep_tokens=False, replica=None)
+        made = ROUTERS.get(router)(partial(stream, 0, "router"))
+        run = FleetRun(members, made, OpenLoop(arrivals), recorder=nobody)
+        run.run()
+        lives = [life.recorder for replica in run.replicas for life in replica.lives]
+        tables = merged((*lives, nobody), run.retries, {})
+    ran = time.process_time()
+    info = RunInfo(
+        name="bench", mode="simulated", clock="simulated", seed=0, scenario_hash="", profile_hash="", versions={}
+    )
+    summary = summarise(RunResults(info, "", tables.requests, tables.steps, tables.tokens, tables.events))
+    return {
+        "driver_cpu_s": ran - started,
+        "summary_cpu_s": time.process_time() - ran,
+        "steps": summary.steps,
+        "tokens": summary.total_output_tokens,
+        "mean_ttft_ms": summary.mean_ttft_ms or 0.0,
+    }
+
+
+def print_rows(rows: list[tuple[int, dict[str, float]]], requests: int, router: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{requests:,} requests, 10 per second and replica, {router} router")
+    table.add_column("case")
+    for name in ("run, CPU s", "metrics, CPU s", "µs per request", "of one server", "steps", "TTFT mean ms"):
+        table.add_column(name, justify="right")
+    first = sum(rows[0][1][name] for name in ("driver_cpu_s", "summary_cpu_s"))
+    for replicas, row in rows:
+        total = row["driver_cpu_s"] + row["summary_cpu_s"]
+        name = "one server" if not replicas else f"fleet of {replicas}"
+        cells = [f"{row['driver_cpu_s']:.2f}", f"{row['summary_cpu_s']:.2f}", f"{1e6 * total / requests:.0f}"]
+        cells += [f"{total / first:.2f}x", f"{row['steps']:,.0f}", f"{row['mean_ttft_ms']:.1f}"]
+        table.add_row(name, *cells)
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()
