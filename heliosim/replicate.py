@@ -55,7 +55,7 @@ def replication_seed(seed: int, index: int) -> int:
 
 def horizon_of(scenario: Scenario) -> Horizon:
     """Whether the scenario is of a system that goes on, or of one day: as it says; else a trace's own times, a closed
-    loop and tasks in blocks make a day, and other drawn arrivals a steady system.
+    loop, tasks in blocks and failures at given times make a day, and other drawn arrivals a steady system.
     """
     said = scenario.statistics.horizon if scenario.statistics else None
     if said is not None:
@@ -63,7 +63,9 @@ def horizon_of(scenario: Scenario) -> Horizon:
     load = scenario.workload
     has_own_times = load.trace is not None and (load.arrivals is None or isinstance(load.arrivals, Replay))
     in_blocks = load.order == "blocks" and len(load.tasks) > 1
-    return "terminating" if has_own_times or in_blocks or isinstance(load.arrivals, Closed) else "steady"
+    has_failures = scenario.fleet is not None and bool(scenario.fleet.failures)
+    is_day = has_own_times or in_blocks or has_failures or isinstance(load.arrivals, Closed)
+    return "terminating" if is_day else "steady"
 
 
 def watched_of(scenario: Scenario) -> tuple[str, ...]:
@@ -241,7 +243,7 @@ def _waits(results: RunResults) -> tuple[Floats, Floats]:
 
 def require_uncertain(scenario: Scenario) -> None:
     """Raise InputError ("unavailable") if step costs cannot be drawn anew for this scenario."""
-    if getattr(scenario, "fleet", None) is not None:
+    if scenario.fleet is not None:
         remedy = "Leave profile uncertainty out, or study one replica."
         raise InputError(
             f"scenario {scenario.name!r}", "fleet", "profile uncertainty is unavailable for fleets", remedy

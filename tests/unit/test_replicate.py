@@ -196,6 +196,7 @@ def test_nothing_random_means_no_interval(profile: Profile, tmp_path: Path) -> N
         ({}, "steady"),
         ({"arrivals": {"kind": "closed", "users": 3}}, "terminating"),
         ({"order": "blocks"}, "terminating"),
+        ({"requests": 41}, "steady"),
         ({"arrivals": {"kind": "gamma", "rate_per_s": 5, "cv": 2}}, "steady"),
     ],
 )
@@ -203,6 +204,17 @@ def test_horizons_by_workload(profile: Profile, change: dict[str, Any], horizon:
     assert horizon_of(early_exit(profile, workload=workload() | change)) == horizon
     said = early_exit(profile, workload=workload() | change, statistics={"horizon": "steady"})
     assert horizon_of(said) == "steady"
+
+
+def test_fleets_are_replicated_and_failures_make_a_day(profile: Profile) -> None:
+    groups = [{"name": "a", "count": 2}]
+    found = replicate(early_exit(profile, fleet={"replicas": groups}), StoppingRule.exactly(2))
+    assert found.horizon == "steady"
+    assert found.interval("mean_ttft_ms").half_width is not None
+    failing = {"replicas": groups, "failures": [{"replica": "a-1", "at_s": 0.1}]}
+    assert horizon_of(early_exit(profile, fleet=failing)) == "terminating"
+    with pytest.raises(InputError, match="unavailable for fleets"):
+        replicate(early_exit(profile, fleet=failing), profile_uncertainty=True)
 
 
 # --- warm-up ------------------------------------------------------------------------------------------------
