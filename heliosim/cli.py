@@ -10,6 +10,8 @@ import typer
 
 from heliosim import __version__
 from heliosim.cli_plan import max_rate, plan
+from heliosim.cli_statistics import Asked, HalfWidth, Jobs, ProfileUncertainty, Replications, add_statistics
+from heliosim.cli_sweep import sweep
 from heliosim.cli_trace import trace_app
 from heliosim.errors import HelioSimError, InputError, about
 
@@ -23,6 +25,7 @@ app = typer.Typer(
 )
 profile_app = typer.Typer(help="Look at and check profiles.", no_args_is_help=True)
 app.add_typer(profile_app, name="profile")
+app.command()(sweep)
 app.add_typer(trace_app, name="trace", help="Make, import and describe request traces.")
 
 Models = Annotated[str, typer.Option(help="Shipped names or local checkpoint folders, separated by commas.")]
@@ -124,9 +127,13 @@ def run(
     allow_extrapolation: Annotated[
         bool, typer.Option("--allow-extrapolation", help="Answer outside the calibrated range, and say so.")
     ] = False,
+    replications: Replications = None,
+    half_width: HalfWidth = None,
+    jobs: Jobs = None,
+    profile_uncertainty: ProfileUncertainty = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Run a scenario: simulated from its profile, or live on the torch engine."""
+    """Run a scenario: simulated from its profile, until its figures are sharp, or live on the torch engine."""
     from heliosim.console import print_summary, progress_bar, run_progress
     from heliosim.scenario import load_scenario, parse_clock
 
@@ -137,6 +144,11 @@ def run(
     if allow_extrapolation:
         changes["allow_extrapolation"] = True
     loaded = loaded.model_copy(update=changes)
+    asked = Asked(replications, half_width, jobs, profile_uncertainty)
+    if live:
+        asked.require_single("--live")
+    elif replications == 1:
+        asked.require_single("--replications 1")
     target = out or Path("runs") / f"{loaded.name}-{'live' if live else 'simulated'}"
     if target.exists() and not overwrite:  # said now, not after a long run
         raise InputError(str(target), target.name, "already exists", "Choose another folder or pass --overwrite.")
@@ -151,8 +163,20 @@ def run(
             results = run_live(loaded, device=device, on_progress=on_progress).results
         else:
             results = run_simulated(loaded, on_progress=on_progress)
+    replicated = None
+    if not live and replications != 1:
+        from heliosim.statistics_view import print_replicated
+
+        with about(scenario):
+            replicated = asked.replicate(loaded, results)
     save(results, target, overwrite=overwrite)
-    print_summary(results, loaded.slo)
+    if replicated is None:
+        print_summary(results, loaded.slo)
+    else:
+        from heliosim.formats.replications import save_replications
+
+        save_replications(target, replicated)
+        print_replicated(replicated, results, loaded.slo)
     if loaded.fleet is not None:
         from heliosim.fleet_view import print_fleet
 
@@ -244,6 +268,9 @@ def profile_check(
     raise typer.Exit(check_profile(open_profile(str(folder))))
 
 
+add_statistics(app)  # behind the commands above in the list of help
+
+
 def _need_live() -> None:
     from importlib.util import find_spec
 
@@ -256,7 +283,10 @@ def main() -> None:
     """Entry point: one line for anything a user can correct (exit code 2), and a way on after an interruption (130)."""
     usage_error: Any = typer.BadParameter.__mro__[2]  # click's base of them all, wherever typer keeps its click
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
+        if code == 130:  # typer makes this of an interruption
+            raise KeyboardInterrupt
+        sys.exit(code)
     except HelioSimError as error:
         _fail(str(error))
     except usage_error as error:

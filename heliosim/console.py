@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from heliosim.formats.results import RunResults
-    from heliosim.metrics import Slo
+    from heliosim.metrics import Slo, Summary
     from heliosim.runs import LiveRun
 
 NARROWEST, USUAL = 60, 120
@@ -93,6 +93,21 @@ def run_progress(
     return on_progress
 
 
+def now_and_then(report: Callable[[str, float], None], every_s: float = 1.0) -> Callable[[str, float], None]:
+    """Progress at most once per ``every_s``, so that what is quick says nothing."""
+    import time
+
+    due = time.monotonic() + every_s
+
+    def on_progress(what: str, share: float) -> None:
+        nonlocal due
+        if time.monotonic() >= due:
+            due = time.monotonic() + every_s
+            report(what, share)
+
+    return on_progress
+
+
 def print_summary(run: RunResults | LiveRun, slo: Slo | None) -> None:
     """The metrics of one run, one per line, best known first."""
     from rich.table import Table
@@ -120,8 +135,13 @@ def print_summary(run: RunResults | LiveRun, slo: Slo | None) -> None:
             continue
         unavailable = "unavailable" if name == "energy_j" and value is None else spec.text(value)
         table.add_row(spec.label, unavailable, spec.unit)
+    console().print(table)
+    print_details(results, summary)
+
+
+def print_details(results: RunResults, summary: Summary) -> None:
+    """What no table of one-number metrics says of a run: exits, refusals, steps outside the calibrated range."""
     out = console()
-    out.print(table)
     if results.info.profile_kind == "derived":
         out.print(f"[yellow]{DERIVED}[/]")
     for model, mix in summary.exit_mix.items():

@@ -9,7 +9,7 @@ filter of the metrics; nothing is erased here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -52,7 +52,7 @@ class RunInfo(Strict):
     versions: dict[str, str]
 
 
-class _RunFile(RunInfo):
+class RunFile(RunInfo):
     """Schema of run.json: the facts, and what the tables beside it hold."""
 
     counts: dict[str, int]
@@ -156,18 +156,28 @@ def _section(scenario: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def save_run(folder: Path, results: RunResults, *, overwrite: bool = False) -> None:
+def save_run(
+    folder: Path,
+    results: RunResults,
+    *,
+    overwrite: bool = False,
+    tables: Sequence[str] = TABLES,
+    beside: Mapping[str, Any] | None = None,
+) -> None:
     """Write a run folder: all of it or nothing.
 
-    Raises InputError if ``folder`` exists, unless ``overwrite``: then the old run is replaced once the new
-    one is complete.
+    ``tables``: those to keep; a folder without one cannot be loaded, only looked at. ``beside``: JSON files to write
+    along, by name. Raises InputError if ``folder`` exists, unless ``overwrite``: then the old run is replaced once the
+    new one is complete.
     """
     with new_folder(folder, overwrite=overwrite) as temporary:
         write_text(temporary / "scenario.yaml", results.scenario_yaml)
-        for name in TABLES:
-            _write_table(temporary / f"{name}.parquet", getattr(results, name))
+        for name in tables:
+            write_table(temporary / f"{name}.parquet", getattr(results, name))
+        for name, value in (beside or {}).items():
+            write_json(temporary / name, value)
         digests = {p.name: sha256_of(p) for p in sorted(temporary.iterdir())}
-        run = _RunFile(**results.info.model_dump(), counts=results.counts, files=digests)
+        run = RunFile(**results.info.model_dump(), counts=results.counts, files=digests)
         write_json(temporary / "run.json", run.model_dump(mode="json"))
         write_json(temporary / "host.json", dict(results.host))
 
@@ -186,7 +196,7 @@ def load_run(folder: Path, *, verify: bool = True) -> RunResults:
             "no run here (run.json is missing)",
             "Give the folder a run was saved to.",
         )
-    run = _read_info(path)
+    run = read_info(path)
     for name, digest in run.files.items() if verify else ():
         _require(folder / name)
         if sha256_of(folder / name) != digest:
@@ -199,12 +209,13 @@ def load_run(folder: Path, *, verify: bool = True) -> RunResults:
     return RunResults(info=info, scenario_yaml=_read_text(folder / "scenario.yaml"), host=host, **tables)
 
 
-def _read_info(path: Path) -> _RunFile:
+def read_info(path: Path) -> RunFile:
+    """What run.json says. Raises InputError."""
     raw = read_json(path)
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version != SCHEMA_VERSION:
         raise InputError(f"{path}, field schema_version", version, f"this version reads {SCHEMA_VERSION}", _REMEDY)
-    return validate(_RunFile, raw, str(path))
+    return validate(RunFile, raw, str(path))
 
 
 def _require(path: Path) -> None:
@@ -242,7 +253,7 @@ def _read_table(path: Path, name: str) -> pa.Table:
         raise InputError(f"{path}, columns", path.name, f"wrong type: {reason}", _REMEDY) from None
 
 
-def _write_table(path: Path, table: pa.Table) -> None:
+def write_table(path: Path, table: pa.Table) -> None:
     """Parquet with every setting fixed: equal content gives equal bytes (under one version of pyarrow)."""
     import pyarrow.parquet as pq
 

@@ -75,7 +75,7 @@ def refused(cli: Cli, folder: Path, *arguments: object) -> str:
 
 
 def test_what_works_works(cli: Cli, plain: dict[str, Any], tmp_path: Path) -> None:
-    code, out, err = cli("run", write(tmp_path, plain), "--out", "run")
+    code, out, err = cli("run", write(tmp_path, plain), "--out", "run", "--replications", 1)
     assert (code, err) == (0, "")
     assert "Run written to run" in out
     assert (tmp_path / "run" / "requests.parquet").stat().st_size > 0
@@ -220,7 +220,7 @@ def test_outside_the_calibrated_range(
     assert "profile costs of small" in line
     assert part in line
     assert "--allow-extrapolation" in line
-    code, out, err = cli("run", path, "--out", "run", "--allow-extrapolation")
+    code, out, err = cli("run", path, "--out", "run", "--allow-extrapolation", "--replications", 1)
     assert (code, err) == (0, "")
     assert "steps lay outside the calibrated range; these figures are extrapolated" in " ".join(out.split())
 

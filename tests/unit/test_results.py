@@ -77,7 +77,7 @@ def test_interrupted_save_leaves_nothing(
     if overwrite:
         save_run(tmp_path / "a", run)
     written: list[Path] = []
-    real = results_module._write_table
+    real = results_module.write_table
 
     def fail_at_third(path: Path, table: Any) -> None:
         written.append(path)
@@ -85,7 +85,7 @@ def test_interrupted_save_leaves_nothing(
             raise KeyboardInterrupt
         real(path, table)
 
-    monkeypatch.setattr(results_module, "_write_table", fail_at_third)
+    monkeypatch.setattr(results_module, "write_table", fail_at_third)
     with pytest.raises(KeyboardInterrupt):
         save_run(tmp_path / "a", replace(run, scenario_yaml="name: new\n"), overwrite=overwrite)
     assert [p.name for p in tmp_path.iterdir()] == (["a"] if overwrite else [])

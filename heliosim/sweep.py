@@ -1,0 +1,410 @@
+"""Sweeps: the points of a sweep file, run once each wherever an executor runs them, and the tables of all.
+
+A run is a scenario (seed included) and a profile; its folder is named by the digest of both. So a sweep that was
+stopped, grown or run elsewhere finds what is already there, and nothing depends on who ran what when. A run's folder is
+written by the worker that ran it: on a cluster the output folder must be one that all workers share.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from heliosim import __version__
+from heliosim.errors import HelioSimError, InputError
+from heliosim.executors import LostWorkError, run_all
+from heliosim.formats.files import read_json, write_json
+from heliosim.formats.profile import Profile
+from heliosim.formats.results import RunResults, load_run, read_info, save_run
+from heliosim.formats.sweep import load_sweep
+from heliosim.metrics import SCALARS, Slo, summarise
+from heliosim.scenario import Scenario, load_scenario
+from heliosim.stats import is_saturated
+from heliosim.streams import stream
+from heliosim.vary import Changes, Plain, changed, check_against, checked, label, plain_scenario, resolved
+
+Keep = Literal["runs", "summary"]
+Metrics = Mapping[str, float | None]
+
+MARK = "sweep.json"
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One variation: its fields by path, and the scenario they make. ``label`` says them for people."""
+
+    index: int
+    changes: Changes
+    scenario: Scenario
+    profile_hash: str
+
+    @property
+    def label(self) -> str:
+        return label(self.changes) or self.scenario.name
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to do; all a worker needs. ``folder``: where its run folder goes, None: nowhere."""
+
+    point: int
+    replication: int
+    scenario: Scenario
+    profile_hash: str
+    name: str
+    after_s: float
+    slo: Slo | None
+    folder: str | None = None
+    keep: Keep = "runs"
+    version: str = __version__
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of a run: its metrics, or why it failed."""
+
+    metrics: Metrics = field(default_factory=dict)
+    saturated: bool = False
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Points in order, each with its runs; ``fields``: the varied ones in the order they were named."""
+
+    points: tuple[Point, ...]
+    fields: tuple[str, ...]
+    jobs: tuple[Job, ...]
+    definition: Mapping[str, Any]
+    metrics: tuple[str, ...]
+    slo: Slo | None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A sweep with what came of each of its jobs, in their order."""
+
+    sweep: Sweep
+    results: Sequence[Done]
+    names: Sequence[str]
+
+
+# --- points -------------------------------------------------------------------------------------------------
+
+
+def plan_sweep(
+    path: Path,
+    sets: Sequence[tuple[str, list[Any]]] = (),
+    *,
+    replications: int | None = None,
+    metrics: tuple[str, ...] = (),
+    on_point: Callable[[int, int], None] | None = None,
+) -> Sweep:
+    """All points of a sweep file (or of a scenario file, which is a sweep of nothing) with ``sets`` as further axes.
+
+    Every point is validated and checked against its profile. Raises InputError naming the point and the field.
+    """
+    file = load_sweep(path)
+    base = load_scenario(path.parent / file.base)
+    plain = plain_scenario(base)
+    grid = {p: [resolved(p, v, path.parent) for v in values] for p, values in file.grid.items()}
+    for name, values in sets:
+        if any(name in entry for entry in file.list_):
+            raise InputError("--set", name, "the sweep file's list sets this field", "Vary another field.")
+        grid[name] = [resolved(name, v, Path.cwd()) for v in values]
+    entries = [{p: resolved(p, v, path.parent) for p, v in entry.items()} for entry in file.list_] or [{}]
+    fields = tuple(dict.fromkeys(itertools.chain(*entries, grid)))
+    all_changes = [
+        {**entry, **dict(zip(grid, values, strict=True))}
+        for entry in entries
+        for values in itertools.product(*grid.values())
+    ]
+    points = []
+    for index, changes in enumerate(all_changes):
+        points.append(_point(index, plain, changes, path))
+        if on_point is not None:
+            on_point(index + 1, len(all_changes))
+    count = replications or file.replications
+    slo = file.slo
+    jobs = [_job(point, r, file.after_s, slo) for point in points for r in range(count)]
+    _refuse_twins(path, points, jobs)
+    definition = {
+        "schema_version": 1,
+        "base": file.base,
+        "grid": {name: list(values) for name, values in grid.items()},
+        "list": [dict(entry) for entry in file.list_],
+        "replications": count,
+        "after_s": file.after_s,
+        "slo": None if slo is None else asdict(slo),
+        "runs": [job.name for job in jobs],
+    }
+    return Sweep(tuple(points), fields, tuple(jobs), definition, metrics or file.metrics, slo or base.slo)
+
+
+def _point(index: int, plain: Plain, changes: Changes, path: Path) -> Point:
+    where = f"{path}, point {index}" + (f" ({label(changes)})" if changes else "")
+    try:
+        scenario = checked(changed(plain, changes), where)
+    except InputError as error:
+        if not error.where.startswith(where):
+            error.where = f"{where}, {error.where}"
+        raise
+    profile = _profile(scenario.profile)
+    check_against(scenario, profile, where)
+    return Point(index, changes, scenario, profile.hash)
+
+
+def _job(point: Point, replication: int, after_s: float, slo: Slo | None) -> Job:
+    seed = replication_seed(point.scenario.seed, replication)
+    scenario = point.scenario.model_copy(update={"seed": seed})
+    key = hashlib.blake2b(f"{scenario.hash} {point.profile_hash}".encode(), digest_size=5).hexdigest()
+    readable = re.sub(r"[^\w.=-]+", "-", point.label).strip("-")[:60].rstrip("-")
+    name = f"{key}-{readable}" + (f"-r{replication}" if replication else "")
+    return Job(point.index, replication, scenario, point.profile_hash, name, after_s, slo or scenario.slo)
+
+
+def replication_seed(seed: int, index: int) -> int:
+    """Seed of a replication; the first is the seed itself."""
+    return seed if index == 0 else int(stream(seed, "replication", index).integers(2**63))
+
+
+def _refuse_twins(path: Path, points: Sequence[Point], jobs: Sequence[Job]) -> None:
+    seen: dict[str, int] = {}
+    for job in jobs:
+        first = seen.setdefault(job.name.partition("-")[0], job.point)
+        if first != job.point:
+            problem = f"points {first} and {job.point} are the same scenario"
+            raise InputError(str(path), points[job.point].label, problem, "Leave one of them out.")
+
+
+@lru_cache(maxsize=32)
+def _profile(name: str) -> Profile:
+    from heliosim.profile_view import open_profile
+
+    return open_profile(name)
+
+
+# --- one run ------------------------------------------------------------------------------------------------
+
+
+def run_job(job: Job, on_progress: Callable[[float], None] | None = None) -> Done:
+    """Simulate one run and keep its folder; runs in a worker. Errors of the scenario are part of the answer."""
+    from heliosim.runs import run_simulated
+
+    try:
+        _check_worker(job)
+        results = run_simulated(job.scenario, _profile(job.scenario.profile), on_progress=on_progress)
+        done = _measured(results, job.after_s, job.slo)
+    except HelioSimError as error:
+        return Done(error=str(error))
+    if job.folder is not None:
+        beside = {SUMMARY: _summary_file(job, done)}
+        tables = {} if job.keep == "runs" else {"tables": ()}
+        save_run(Path(job.folder) / job.name, results, overwrite=True, beside=beside, **tables)
+    return done
+
+
+def _check_worker(job: Job) -> None:
+    if job.version != __version__:
+        remedy = "Install the same version everywhere."
+        raise InputError("heliosim", __version__, f"a worker has another version than {job.version}", remedy)
+    if (found := _profile(job.scenario.profile).hash) != job.profile_hash:
+        problem = "a worker found another profile under this name"
+        raise InputError(f"profile {job.scenario.profile}", found[:12], problem, "Give workers the same files.")
+
+
+def _measured(results: RunResults, after_s: float, slo: Slo | None) -> Done:
+    summary = summarise(results, after_s, slo)
+    served = results.requests.filter(results.requests["first_token_s"].is_valid())
+    arrival = served["arrival_s"].to_numpy()
+    saturated = is_saturated(arrival, served["first_token_s"].to_numpy() - arrival)
+    return Done({name: summary.value(name) for name in SCALARS}, bool(saturated))
+
+
+def _summary_file(job: Job, done: Done) -> dict[str, Any]:
+    slo = None if job.slo is None else asdict(job.slo)
+    return {
+        "schema_version": 1, "after_s": job.after_s, "slo": slo, "saturated": done.saturated,
+        "metrics": dict(done.metrics),
+    }  # fmt: skip
+
+
+def kept_result(folder: Path, job: Job) -> Done | None:
+    """What a run folder of an earlier call says about this job; None if it is not this run or not complete."""
+    if not (folder / "run.json").is_file():
+        return None
+    info = read_info(folder / "run.json")
+    known = (info.scenario_hash, info.profile_hash, info.versions.get("heliosim"))
+    if known != (job.scenario.hash, job.profile_hash, __version__):
+        return None
+    if (folder / SUMMARY).is_file():
+        value = read_json(folder / SUMMARY)
+        done = Done(value["metrics"], value["saturated"])
+        if value == _summary_file(job, done) and set(done.metrics) == set(SCALARS):
+            return done
+    if (folder / "tokens.parquet").is_file():  # another SLO or warm-up: the run is the same
+        done = _measured(load_run(folder), job.after_s, job.slo)
+        write_json(folder / SUMMARY, _summary_file(job, done))
+        return done
+    return None
+
+
+# --- the whole ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class State:
+    """What a sweep folder holds before a call: results by job, and how the sweep changed since the last one."""
+
+    done: Mapping[int, Done]
+    added: int | None
+    dropped: int | None
+
+    @property
+    def has_changed(self) -> bool:
+        return bool(self.added or self.dropped)
+
+
+def look(sweep: Sweep, out: Path, keep: Keep = "runs") -> State:
+    """Which runs are complete, and what changed. Raises InputError if the folder is something else's."""
+    if not out.exists():
+        return State({}, None, None)
+    if not (out / MARK).is_file():
+        if any(out.iterdir()):
+            raise InputError(str(out), out.name, "the folder exists and holds no sweep", "Choose another with --out.")
+        return State({}, None, None)
+    before, now = set(read_json(out / MARK).get("runs", [])), {job.name for job in sweep.jobs}
+    by_key = {p.name.partition("-")[0]: p for p in (out / "runs").glob("[!.]*")} if (out / "runs").is_dir() else {}
+    done = {}
+    for number, job in enumerate(sweep.jobs):
+        folder = by_key.get(job.name.partition("-")[0])
+        if folder is not None and (found := kept_result(folder, job)) is not None:
+            if keep == "runs" and not (folder / "tokens.parquet").is_file():
+                continue
+            if folder.name != job.name:  # the readable part tells the fields that vary, and they changed
+                os.replace(folder, folder.with_name(job.name))
+            done[number] = found
+    keys_before, keys_now = ({n.partition("-")[0] for n in names} for names in (before, now))
+    return State(done, len(keys_now - keys_before), len(keys_before - keys_now))
+
+
+def run_sweep(
+    sweep: Sweep,
+    out: Path,
+    executor: Executor,
+    *,
+    keep: Keep = "runs",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Finished:
+    """Do what is not done yet, write the tables, return everything. ``on_progress(runs done, runs in all)``.
+
+    Interrupted, it leaves complete run folders behind, and the next call goes on from them.
+    """
+    state = look(sweep, out, keep)
+    with _sole_writer(out):
+        write_json(out / MARK, dict(sweep.definition))
+        runs = (out / "runs").resolve()
+        runs.mkdir(exist_ok=True)
+        for left in runs.glob(".*"):  # halves of runs whose worker was killed
+            shutil.rmtree(left)
+        results = dict(state.done)
+        todo = [number for number in range(len(sweep.jobs)) if number not in results]
+        jobs = [_with_folder(sweep.jobs[number], runs, keep) for number in todo]
+
+        def take(index: int, done: Done) -> None:
+            if done.error is None and not (runs / jobs[index].name / "run.json").is_file():
+                remedy = "Choose a folder that this machine and the workers share."
+                raise InputError(str(runs / jobs[index].name), jobs[index].name, "a worker wrote it elsewhere", remedy)
+            results[todo[index]] = done
+            if on_progress is not None:
+                on_progress(len(results), len(sweep.jobs))
+
+        if on_progress is not None:
+            on_progress(len(results), len(sweep.jobs))
+        try:
+            run_all(executor, run_job, jobs, take)
+        except LostWorkError as lost:
+            for index in lost.indices:
+                results[todo[index]] = Done(error=f"the worker died {lost.tries} times (killed, or out of memory?)")
+        finished = Finished(sweep, [results[n] for n in range(len(sweep.jobs))], [job.name for job in sweep.jobs])
+        from heliosim.sweep_tables import write_tables
+
+        write_tables(finished, out)
+    return finished
+
+
+def _with_folder(job: Job, runs: Path, keep: Keep) -> Job:
+    from dataclasses import replace
+
+    return replace(job, folder=str(runs), keep=keep)
+
+
+@contextmanager
+def _sole_writer(out: Path) -> Iterator[None]:
+    """Hold the folder's lock. Raises InputError if another sweep does."""
+    import fcntl
+
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(str(out), out.name, "another sweep is writing here", "Wait for it, or stop it.") from None
+        yield
+
+
+# --- how long it will take ----------------------------------------------------------------------------------
+
+PROBE_S = 2.0
+
+
+class _EnoughError(Exception):
+    """Ends a probe; never leaves this module."""
+
+
+def estimate_s(jobs: Sequence[Job], workers: int = 1) -> float | None:
+    """Seconds the runs may take, from the beginnings of up to three of them (first, middle, last; two seconds each);
+    None if there is nothing to do. A guess: busy points take longer than idle ones.
+    """
+    if not jobs:
+        return None
+    picked = sorted({0, len(jobs) // 2, len(jobs) - 1})
+    probed = [_probe_s(jobs[index]) for index in picked]
+    start = 1.0 if workers > 1 else 0.0
+    return start + sum(probed) / len(probed) * len(jobs) / workers
+
+
+def _probe_s(job: Job) -> float:
+    """Seconds of one run, its folder included, extrapolated from where it stands after ``PROBE_S``."""
+    import tempfile
+
+    from heliosim.runs import last_arrival
+
+    horizon = last_arrival(job.scenario)
+    began, reached = time.perf_counter(), 0.0
+
+    def watch(now: float) -> None:
+        nonlocal reached
+        reached = now
+        if horizon and time.perf_counter() - began > PROBE_S:
+            raise _EnoughError
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            run_job(_with_folder(job, Path(folder), job.keep), watch)
+        except _EnoughError:
+            assert horizon is not None
+            return (time.perf_counter() - began) * max(1.0, horizon / max(reached, 1e-9))
+    return time.perf_counter() - began

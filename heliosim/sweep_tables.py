@@ -1,0 +1,244 @@
+"""The tables of a sweep: ``results.parquet`` (a row per run), ``points.parquet`` (a row per point), what is printed.
+
+Rows stand in the order of the points, and hold nothing of time or place: the same sweep gives the same bytes whoever
+ran it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from heliosim.errors import HelioSimError
+from heliosim.formats.results import write_table
+from heliosim.metrics import SCALARS, MetricSpec, Summary, metric_spec, significant
+from heliosim.stats import Interval, t_interval
+from heliosim.sweep import Done, Finished, Point
+from heliosim.vary import short_names, value_text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from rich.table import Table
+
+SHOWN = ("output_throughput", "mean_ttft_ms", "p99_ttft_ms", "mean_tpot_ms", "perplexity")
+SHOWN_OF_ONE = (*SHOWN[:4], "p99_e2el_ms", "layers_per_token", "perplexity")
+_WHOLE = {f.name for f in fields(Summary) if f.type in ("int", "int | None")}
+_MOST_ROWS = 40
+
+
+def write_tables(finished: Finished, out: Path) -> None:
+    """Write both tables into the sweep's folder, each whole or not at all."""
+    for name, table in (("results", results_table(finished)), ("points", points_table(finished))):
+        handle, temporary = tempfile.mkstemp(dir=out, prefix=f".{name}.")
+        os.close(handle)
+        try:
+            write_table(Path(temporary), table)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, out / f"{name}.parquet")
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def results_table(finished: Finished) -> pa.Table:
+    """One row per run: which point, which replication and seed, the varied fields, whether it worked, every metric."""
+    import pyarrow as pa
+
+    sweep, results = finished.sweep, finished.results
+    points = [sweep.points[job.point] for job in sweep.jobs]
+    columns: dict[str, Any] = {
+        "point": pa.array([job.point for job in sweep.jobs], pa.int64()),
+        "replication": pa.array([job.replication for job in sweep.jobs], pa.int64()),
+        "run": pa.array(finished.names, pa.string()),
+        "seed": pa.array([job.scenario.seed for job in sweep.jobs], pa.uint64()),
+    }
+    columns |= _fields(finished, points)
+    columns["scenario_hash"] = pa.array([job.scenario.hash for job in sweep.jobs], pa.string())
+    columns["profile_hash"] = pa.array([job.profile_hash for job in sweep.jobs], pa.string())
+    columns["error"] = pa.array([done.error for done in results], pa.string())
+    columns["is_saturated"] = pa.array([None if done.error else done.saturated for done in results], pa.bool_())
+    for name in SCALARS:
+        values = [done.metrics.get(name) for done in results]
+        if name in _WHOLE:
+            columns[name] = pa.array([None if v is None else int(v) for v in values], pa.int64())
+        else:
+            columns[name] = pa.array(values, pa.float64())
+    return pa.table(columns)
+
+
+def points_table(finished: Finished) -> pa.Table:
+    """One row per point: the varied fields, how many runs worked, and of every metric the mean over the replications
+    and the half-width of its 95 % interval (null: unavailable).
+    """
+    import pyarrow as pa
+
+    points = finished.sweep.points
+    runs = runs_of_points(finished)
+    columns: dict[str, Any] = {
+        "point": pa.array([p.index for p in points], pa.int64()),
+        "label": pa.array([p.label for p in points], pa.string()),
+    }
+    columns |= _fields(finished, points)
+    columns["runs"] = pa.array([len(r) for r in runs], pa.int64())
+    columns["failed"] = pa.array([sum(d.error is not None for d in r) for r in runs], pa.int64())
+    columns["saturated"] = pa.array([sum(d.saturated for d in r) for r in runs], pa.int64())
+    for name in SCALARS:
+        found = [interval(r, name) for r in runs]
+        columns[name] = pa.array([i.mean for i in found], pa.float64())
+        columns[f"{name}_half_width"] = pa.array([i.half_width for i in found], pa.float64())
+    return pa.table(columns)
+
+
+def runs_of_points(finished: Finished) -> list[list[Done]]:
+    """Results by point, in order of replication."""
+    runs: list[list[Done]] = [[] for _ in finished.sweep.points]
+    for job, done in zip(finished.sweep.jobs, finished.results, strict=True):
+        runs[job.point].append(done)
+    return runs
+
+
+def interval(runs: Sequence[Done], metric: str) -> Interval:
+    """Student-t interval of a metric over the replications of a point."""
+    return t_interval([done.metrics.get(metric) for done in runs])
+
+
+def _fields(finished: Finished, points: Sequence[Point]) -> dict[str, Any]:
+    """Columns of the varied fields: numbers where all values are, else text."""
+    own = {"seed"}  # has a column already
+    return {
+        path: _column([point.changes.get(path) for point in points])
+        for path in finished.sweep.fields
+        if path not in own
+    }
+
+
+def _column(values: Sequence[Any]) -> Any:
+    import pyarrow as pa
+
+    kinds = {type(v) for v in values if v is not None}
+    if kinds <= {bool}:
+        return pa.array(values, pa.bool_())
+    if kinds <= {int} and all(v is None or abs(v) < 2**63 for v in values):
+        return pa.array(values, pa.int64())
+    if kinds <= {int, float}:
+        return pa.array([None if v is None else float(v) for v in values], pa.float64())
+    if kinds <= {str}:
+        return pa.array(values, pa.string())
+    return pa.array([None if v is None else json.dumps(v, sort_keys=True) for v in values], pa.string())
+
+
+# --- for people ---------------------------------------------------------------------------------------------
+
+
+def summary_table(finished: Finished, metrics: Sequence[str] = ()) -> Table:
+    """One line per point: the varied fields, then the metrics with their intervals."""
+    from rich.table import Table
+
+    sweep = finished.sweep
+    per_point = len(sweep.jobs) // max(1, len(sweep.points))
+    usual = SHOWN if per_point > 1 else SHOWN_OF_ONE
+    if sweep.slo is not None:
+        usual = (usual[0], "slo_attainment", *usual[1:])
+    chosen = [metric_spec(name) for name in (metrics or sweep.metrics or usual)]
+    names = short_names(sweep.fields)
+    runs = runs_of_points(finished)
+    ran = f"{per_point} runs each, mean ± half-width of the 95 % interval" if per_point > 1 else "one run each"
+    table = Table(title=f"{len(sweep.points)} points, {ran}", title_justify="left")
+    for path in sweep.fields:
+        table.add_column("\n".join(names[path].split("_")) if len(names[path]) > 12 else names[path], overflow="fold")
+    for spec in chosen:
+        table.add_column(heading(spec), justify="right", no_wrap=True)
+    for point, done in list(zip(sweep.points, runs, strict=True))[:_MOST_ROWS]:
+        cells = [value_text(point.changes[f]) if f in point.changes else "" for f in sweep.fields]
+        table.add_row(*cells, *(_cell(done, spec) for spec in chosen))
+    return table
+
+
+def heading(spec: MetricSpec) -> str:
+    """A metric's name over its unit, narrow enough for a table of many."""
+    words = spec.label.replace(", ", " ").split(" ")
+    lines = [words[0]]
+    for word in words[1:]:
+        if len(lines[-1]) + len(word) < 12:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return "\n".join([*lines, f"[dim]{spec.unit}[/]" if spec.unit else ""]).rstrip()
+
+
+def _cell(runs: Sequence[Done], spec: MetricSpec) -> str:
+    if any(done.error is not None for done in runs):
+        return "[red]failed[/]"
+    if any(done.saturated for done in runs) and spec.name.startswith(("p90", "p99", "median")):
+        return "[yellow]saturated[/]"
+    found = interval(runs, spec.name)
+    text = spec.text(found.mean)
+    if len(runs) > 1 and found.mean is not None:
+        text += " ± ?" if found.half_width is None else f" ± {significant(found.half_width * spec.scale, 2)}"
+    return text
+
+
+def notes(finished: Finished) -> list[str]:
+    """What the table leaves unsaid, a line each."""
+    said = []
+    hidden = len(finished.sweep.points) - _MOST_ROWS
+    if hidden > 0:
+        said.append(f"{hidden} more points in results.parquet.")
+    runs = runs_of_points(finished)
+    saturated = sum(any(d.saturated for d in done) for done in runs)
+    if saturated:
+        said.append(
+            f"[yellow]saturated[/]: at {saturated} points waiting grew to the end of the run; "
+            "percentiles there tell how long it lasted, nothing else."
+        )
+    errors: dict[str, int] = {}
+    for done in finished.results:
+        if done.error is not None:
+            errors[done.error] = errors.get(done.error, 0) + 1
+    for text, count in list(errors.items())[:5]:
+        said.append(f"[red]{count} of {len(finished.results)} runs failed[/]: {text}")
+    return said
+
+
+def query(out: Path, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Names and rows of an SQL query over ``results`` and ``points``. Raises HelioSimError."""
+    duckdb = need_duckdb()
+    with duckdb.connect(config={"autoinstall_known_extensions": False}) as connection:
+        for name in ("results", "points"):
+            path = str(out / f"{name}.parquet").replace("'", "''")
+            connection.execute(f"create view {name} as select * from read_parquet('{path}')")
+        try:
+            found = connection.execute(sql)
+        except duckdb.Error as error:
+            raise HelioSimError(f"--sql: {str(error).splitlines()[0]}") from None
+        return [column[0] for column in found.description or ()], found.fetchall()
+
+
+def need_duckdb() -> Any:
+    """The module. Raises HelioSimError if it is not installed."""
+    try:
+        import duckdb
+    except ModuleNotFoundError:
+        raise HelioSimError("--sql needs the package duckdb: install it with  pip install 'heliosim[sql]'") from None
+    return duckdb
+
+
+def query_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """The answer of a query for a terminal."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table()
+    numeric = [all(isinstance(row[k], int | float | None) for row in rows) for k in range(len(columns))]
+    for name, is_number in zip(columns, numeric, strict=True):
+        table.add_column(escape(name), justify="right" if is_number else "left")
+    for row in rows:
+        table.add_row(
+            *(significant(v, 4) if isinstance(v, float) else "" if v is None else escape(str(v)) for v in row)
+        )
+    return table
