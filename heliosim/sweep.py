@@ -161,7 +161,7 @@ def _point(index: int, plain: Plain, changes: Changes, path: Path) -> Point:
         if not error.where.startswith(where):
             error.where = f"{where}, {error.where}"
         raise
-    profile = _profile(scenario.profile)
+    profile = open_once(scenario.profile)
     check_against(scenario, profile, where)
     return Point(index, changes, scenario, profile.hash)
 
@@ -190,7 +190,8 @@ def _refuse_twins(path: Path, points: Sequence[Point], jobs: Sequence[Job]) -> N
 
 
 @lru_cache(maxsize=32)
-def _profile(name: str) -> Profile:
+def open_once(name: str) -> Profile:
+    """A profile, read once per process."""
     from heliosim.profile_view import open_profile
 
     return open_profile(name)
@@ -205,7 +206,7 @@ def run_job(job: Job, on_progress: Callable[[float], None] | None = None) -> Don
 
     try:
         _check_worker(job)
-        results = run_simulated(job.scenario, _profile(job.scenario.profile), on_progress=on_progress)
+        results = run_simulated(job.scenario, open_once(job.scenario.profile), on_progress=on_progress)
         done = _measured(results, job.after_s, job.slo)
     except HelioSimError as error:
         return Done(error=str(error))
@@ -220,7 +221,7 @@ def _check_worker(job: Job) -> None:
     if job.version != __version__:
         remedy = "Install the same version everywhere."
         raise InputError("heliosim", __version__, f"a worker has another version than {job.version}", remedy)
-    if (found := _profile(job.scenario.profile).hash) != job.profile_hash:
+    if (found := open_once(job.scenario.profile).hash) != job.profile_hash:
         problem = "a worker found another profile under this name"
         raise InputError(f"profile {job.scenario.profile}", found[:12], problem, "Give workers the same files.")
 
