@@ -26,7 +26,7 @@ def tune(
     from heliosim.console import console, progress_bar
     from heliosim.executors import open_executor
     from heliosim.tune import importance, need_optuna, open_problem, open_study, search, verify
-    from heliosim.tune_report import importance_table, trials_table, verified_lines, write_results
+    from heliosim.tune_report import failure_lines, importance_table, trials_table, verified_lines, write_results
 
     need_optuna()
     workers = worker_count(jobs, executor, address)
@@ -53,7 +53,7 @@ def tune(
     shares = importance(study)
     if shares:
         out_console.print(importance_table(shares))
-    for line in verified_lines(problem, found):
+    for line in (*failure_lines(study), *verified_lines(problem, found)):
         out_console.print(line)
     typer.echo(f"All trials: {target}/trials.parquet. Study: {storage or f'sqlite:///{target}/study.db'}")
     if best is None:

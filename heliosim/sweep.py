@@ -32,7 +32,7 @@ from heliosim.metrics import SCALARS, Slo, summarise
 from heliosim.scenario import Scenario, load_scenario
 from heliosim.stats import is_saturated
 from heliosim.streams import stream
-from heliosim.vary import Changes, Plain, changed, check_against, checked, label, plain_scenario, resolved
+from heliosim.vary import Changes, Plain, changed_at, check_against, checked, label, plain_scenario, resolved
 
 Keep = Literal["runs", "summary"]
 Metrics = Mapping[str, float | None]
@@ -155,12 +155,7 @@ def plan_sweep(
 
 def _point(index: int, plain: Plain, changes: Changes, path: Path) -> Point:
     where = f"{path}, point {index}" + (f" ({label(changes)})" if changes else "")
-    try:
-        scenario = checked(changed(plain, changes), where)
-    except InputError as error:
-        if not error.where.startswith(where):
-            error.where = f"{where}, {error.where}"
-        raise
+    scenario = checked(changed_at(plain, changes, where), where)
     profile = open_once(scenario.profile)
     check_against(scenario, profile, where)
     return Point(index, changes, scenario, profile.hash)
@@ -318,8 +313,7 @@ def run_sweep(
         write_json(out / MARK, dict(sweep.definition))
         runs = (out / "runs").resolve()
         runs.mkdir(exist_ok=True)
-        for left in runs.glob(".*"):  # halves of runs whose worker was killed
-            shutil.rmtree(left)
+        _sweep_halves(runs)
         results = dict(state.done)
         todo = [number for number in range(len(sweep.jobs)) if number not in results]
         jobs = [_with_folder(sweep.jobs[number], runs, keep) for number in todo]
@@ -339,11 +333,18 @@ def run_sweep(
         except LostWorkError as lost:
             for index in lost.indices:
                 results[todo[index]] = Done(error=f"the worker died {lost.tries} times (killed, or out of memory?)")
+        _sweep_halves(runs)
         finished = Finished(sweep, [results[n] for n in range(len(sweep.jobs))], [job.name for job in sweep.jobs])
         from heliosim.sweep_tables import write_tables
 
         write_tables(finished, out)
     return finished
+
+
+def _sweep_halves(runs: Path) -> None:
+    """Remove what workers that were killed had begun to write."""
+    for left in runs.glob(".*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _with_folder(job: Job, runs: Path, keep: Keep) -> Job:

@@ -185,6 +185,8 @@ def _cell(runs: Sequence[Done], spec: MetricSpec) -> str:
 
 def notes(finished: Finished) -> list[str]:
     """What the table leaves unsaid, a line each."""
+    from rich.markup import escape
+
     said = []
     hidden = len(finished.sweep.points) - _MOST_ROWS
     if hidden > 0:
@@ -201,7 +203,7 @@ def notes(finished: Finished) -> list[str]:
         if done.error is not None:
             errors[done.error] = errors.get(done.error, 0) + 1
     for text, count in list(errors.items())[:5]:
-        said.append(f"[red]{count} of {len(finished.results)} runs failed[/]: {text}")
+        said.append(f"[red]{count} of {len(finished.results)} runs failed[/]: {escape(text)}")
     return said
 
 

@@ -25,7 +25,7 @@ from heliosim.scenario import Scenario, load_scenario
 from heliosim.stats import Difference, Interval, paired_difference, t_interval
 from heliosim.streams import stream
 from heliosim.sweep import Done, Job, open_once, replication_seed, run_job
-from heliosim.vary import Plain, changed, check_against, checked, plain_scenario, resolved
+from heliosim.vary import Plain, changed_at, check_against, checked, plain_scenario, resolved
 
 STUDY = "heliosim"
 GROWING = ("ttft", "e2el", "queue")
@@ -54,7 +54,7 @@ class Problem:
 
     def scenario(self, values: Mapping[str, Any], where: str) -> Scenario:
         """The base scenario with these values. Raises InputError."""
-        scenario = checked(changed(self.plain, values), where)
+        scenario = checked(changed_at(self.plain, values, where), where)
         check_against(scenario, open_once(scenario.profile), where)
         return scenario
 
@@ -105,7 +105,7 @@ class Verified:
 
 
 def open_problem(path: Path) -> Problem:
-    """Read a tune file and its base. Raises InputError naming file and field, for ranges too whose ends cannot be."""
+    """Read a tune file and its base. Raises InputError naming file and field."""
     file = load_tune(path)
     base = load_scenario(path.parent / file.base)
     ranges = {}
@@ -115,9 +115,23 @@ def open_problem(path: Path) -> Problem:
     file = file.model_copy(update={"search": ranges})
     problem = Problem(file, path, base, plain_scenario(base), open_once(base.profile).hash)
     for name, given in ranges.items():
-        for value in given.choices or (given.low, given.high):
-            checked(changed(problem.plain, {name: value}), f"{path}, search.{name} = {value!r}")
+        _require_possible(problem, name, given)
     return problem
+
+
+def _require_possible(problem: Problem, name: str, given: Range) -> None:
+    """Refuse a range neither of whose ends (none of whose choices) the base scenario takes. Others may depend on what
+    else a trial sets; such trials fail and say why.
+    """
+    refusals = []
+    for value in given.choices or (given.low, given.high):
+        where = f"{problem.path}, search.{name} = {value!r}"
+        try:
+            checked(changed_at(problem.plain, {name: value}, where), where)
+            return
+        except InputError as error:
+            refusals.append(error)
+    raise refusals[0]
 
 
 def need_optuna() -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,14 @@ def _cell(value: Any) -> str:
 def _limit_text(metric: str, text: str) -> str:
     sign, value = text.split(" ")
     return f"{sign} {float(value) * metric_spec(metric).scale:g}"
+
+
+def failure_lines(study: Any) -> list[str]:
+    """Why trials failed, the commonest reasons."""
+    from rich.markup import escape
+
+    reasons = Counter(t.user_attrs.get("error", "") for t in study.get_trials(deepcopy=False) if t.state.name == "FAIL")
+    return [f"[yellow]{count} trials failed[/]: {escape(reason)}" for reason, count in reasons.most_common(3)]
 
 
 def verified_lines(problem: Problem, found: Sequence[Verified]) -> list[str]:

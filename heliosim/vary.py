@@ -43,6 +43,15 @@ def changed(plain: Plain, changes: Changes) -> Plain:
     return value
 
 
+def changed_at(plain: Plain, changes: Changes, where: str) -> Plain:
+    """``changed``, with errors that begin with ``where``."""
+    try:
+        return changed(plain, changes)
+    except InputError as error:
+        error.where = f"{where}: {error.where}"
+        raise
+
+
 def _set(plain: Plain, path: str, new: Any) -> None:
     parts = path.split(".")
     holder: Any = plain
@@ -66,8 +75,13 @@ def _set(plain: Plain, path: str, new: Any) -> None:
 
 def checked(plain: Plain, where: str) -> Scenario:
     """The scenario of plain data. Raises InputError that begins with ``where`` and names the field."""
-    scenario = validate(Scenario, plain, where)
-    parse_controller(scenario.controller, where)
+    try:
+        scenario = validate(Scenario, plain, where)
+        parse_controller(scenario.controller, where)
+    except InputError as error:
+        if not error.where.startswith(where):
+            error.where = f"{where}: {error.where}"
+        raise
     return scenario
 
 

@@ -92,7 +92,7 @@ def test_grid_and_list_make_every_combination_in_order(folder: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({"grid": {"controller.threshold": [0.5, 1.5]}}, r"point 1 \(threshold=1.5\), controller.threshold: must lie"),
+        ({"grid": {"controller.threshold": [0.5, 1.5]}}, r"point 1 \(threshold=1.5\): controller.threshold: must lie"),
         ({"grid": {"controller.treshold": [0.5]}}, r"point 0 .*field controller.treshold: unknown.*'threshold'"),
         ({"grid": {"sede": [0]}}, r"point 0 \(sede=0\), field sede: unknown field.*'seed'"),
         ({"grid": {"models": [["tiny-opt-s"], ["tiny-opt-m"]]}}, r"point 1 .*'tiny-opt-m'"),
