@@ -179,7 +179,9 @@ def _cell(runs: Sequence[Done], spec: MetricSpec) -> str:
     found = interval(runs, spec.name)
     text = spec.text(found.mean)
     if len(runs) > 1 and found.mean is not None:
-        text += " ± ?" if found.half_width is None else f" ± {significant(found.half_width * spec.scale, 2)}"
+        half = found.half_width
+        is_noise = half is not None and half < 1e-9 * abs(found.mean)
+        text += " ± ?" if half is None else " ± 0" if is_noise else f" ± {significant(half * spec.scale, 2)}"
     return text
 
 
