@@ -197,7 +197,7 @@ def notes(finished: Finished) -> list[str]:
     saturated = sum(any(d.saturated for d in done) for done in runs)
     if saturated:
         said.append(
-            f"[yellow]saturated[/]: at {saturated} points waiting grew to the end of the run; "
+            f"[yellow]saturated[/]: at {saturated} of {len(runs)} points waiting grew to the end of the run; "
             "percentiles there tell how long it lasted, nothing else."
         )
     errors: dict[str, int] = {}

@@ -31,6 +31,8 @@ STUDY = "heliosim"
 GROWING = ("ttft", "e2el", "queue")
 """Families of latencies that only tell how long a saturated run lasted."""
 SATURATED = "saturated"
+CONSTRAINTS = "constraints"
+"""Optuna's name for how far the limits are broken."""
 MOST_VERIFIED = 3
 
 
@@ -318,8 +320,8 @@ def _tell(problem: Problem, study: Any, trial: Any, measured: Measured) -> None:
         trial.set_user_attr("error", error)
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
         return
-    for name, excess in broken.items():
-        trial.set_constraint(name, excess)
+    # Optuna's constraints as one list: samplers and dashboard both read this form
+    trial.storage.set_trial_system_attr(trial._trial_id, CONSTRAINTS, list(broken.values()))
     for name in dict.fromkeys((problem.file.objective.metric, *problem.file.constraints)):
         trial.set_user_attr(name, measured.mean(name))
     trial.set_user_attr("metrics", {name: measured.mean(name) for name in SCALARS})
@@ -329,9 +331,15 @@ def _tell(problem: Problem, study: Any, trial: Any, measured: Measured) -> None:
 # --- choosing -----------------------------------------------------------------------------------------------
 
 
+def broken_by(problem: Problem, trial: Any) -> dict[str, float]:
+    """How far a complete trial breaks each limit, relative to it; 0 or less: it keeps it."""
+    names = [*problem.file.constraints, *([SATURATED] if problem.watches_growth else [])]
+    return dict(zip(names, trial.system_attrs[CONSTRAINTS], strict=True))
+
+
 def is_feasible(trial: Any) -> bool:
     """Whether a finished trial keeps every limit."""
-    return trial.value is not None and all(v <= 0 for v in trial.constraints.values())
+    return trial.value is not None and all(v <= 0 for v in trial.system_attrs[CONSTRAINTS])
 
 
 def ranked(problem: Problem, study: Any) -> list[Any]:
@@ -339,7 +347,7 @@ def ranked(problem: Problem, study: Any) -> list[Any]:
     sign = -1.0 if problem.file.objective.is_maximised else 1.0
 
     def order(trial: Any) -> tuple[float, float, int]:
-        return sum(v for v in trial.constraints.values() if v > 0), sign * trial.value, trial.number
+        return sum(v for v in trial.system_attrs[CONSTRAINTS] if v > 0), sign * trial.value, trial.number
 
     return sorted((t for t in study.get_trials(deepcopy=False) if t.state.name == "COMPLETE"), key=order)
 

@@ -14,7 +14,7 @@ from heliosim.formats.files import write_json
 from heliosim.formats.results import write_table
 from heliosim.metrics import SCALARS, metric_spec, significant
 from heliosim.stats import Interval
-from heliosim.tune import SATURATED, Problem, Verified, base_values, is_feasible, ranked, values_of
+from heliosim.tune import SATURATED, Problem, Verified, base_values, broken_by, is_feasible, ranked, values_of
 from heliosim.vary import short_names, value_text
 
 if TYPE_CHECKING:
@@ -47,11 +47,12 @@ def trials_table(problem: Problem, study: Any) -> Table:
     table.add_row(f"[bold]{spec.label}[/] [dim]{spec.unit}[/]", *(f"[bold]{text}[/]" for text in row))
     for name, limit in problem.file.constraints.items():
         limited = metric_spec(name)
-        cells = [(limited.text(t.user_attrs[name]), t.constraints[name] <= 0) for t in shown]
+        cells = [(limited.text(t.user_attrs[name]), broken_by(problem, t)[name] <= 0) for t in shown]
         label = f"{limited.label} [dim]{limited.unit}[/] {_limit_text(name, str(limit))}"
         table.add_row(label, *(text if kept else f"[red]{text}[/]" for text, kept in cells))
-    if any(t.constraints.get(SATURATED, 0) > 0 for t in shown):
-        table.add_row("saturated runs", *(f"{t.constraints[SATURATED]:.0f}" for t in shown))
+    saturated = [broken_by(problem, t).get(SATURATED, 0.0) for t in shown]
+    if any(saturated):
+        table.add_row("saturated runs", *(f"{count:.0f}" for count in saturated))
     table.add_row("keeps every limit", *("yes" if is_feasible(t) else "[red]no[/]" for t in shown))
     return table
 
