@@ -69,6 +69,7 @@ class Behaviour:
     sequences: Mapping[str, Sequence[str]]
     exits: Mapping[str, tuple[int, ...]]
     is_recorded_run: bool = False
+    _drawn: dict[int, npt.NDArray[np.float64]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def assign(self, request_id: int, task: str, seed: int) -> str:
         """The prompt a request stands for: drawn by seed and request only, so every system meets the same one."""
@@ -79,7 +80,15 @@ class Behaviour:
             if task:
                 raise UnknownNameError("workload task", task, self.sequences)
             names = [name for group in self.sequences.values() for name in group]
-        return names[int(stream(seed, "behaviour", request_id).integers(len(names)))]
+        return names[int(self._uniforms(seed, request_id)[request_id] * len(names))]
+
+    def _uniforms(self, seed: int, request_id: int) -> npt.NDArray[np.float64]:
+        """One number in [0, 1) per request, at least up to ``request_id``; the k-th depends on the seed and k alone."""
+        known = self._drawn.get(seed)
+        if known is None or request_id >= len(known):
+            self._drawn.clear()
+            self._drawn[seed] = known = stream(seed, "behaviour").random(max(1024, 2 * request_id))
+        return known
 
     def text(self, sequence: str, source: str) -> Text:
         """The text this sequence has under a source; texts of recorded runs have the source ``live`` only."""

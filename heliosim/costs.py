@@ -10,7 +10,7 @@ so the fit is linear and every coefficient is a time a reader can check (seconds
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from heliosim.types import BLOCK_TOKENS, Load, ModelSpec, Outcome, Run, Seconds, Tokens, blocks_for
@@ -154,15 +154,34 @@ class StepCost:
     max_rows: int
     max_context: int
     max_tokens: int
-    _used: tuple[tuple[int, float], ...] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_used", tuple((k, c) for k, c in enumerate(self.coefficients) if c))
 
     def seconds(self, shape: StepShape) -> Seconds:
-        terms, total = shape.terms(), 0.0
-        for k, coefficient in self._used:  # a zero adds nothing, to the last bit
-            total += coefficient * terms[k]
+        """The sum of ``coefficients`` times ``shape.terms()``, written out, with what a layer costs summed first."""
+        (
+            rows, tokens, decode_rows, gathered, prefill_rows, products, layers, checks, checked, filled, started,
+            ended, _longest,
+        ) = shape  # fmt: skip
+        (
+            step, row, token, layer, layer_many, layer_token, layer_token_more, per_gathered, layer_decode,
+            layer_decode_many, layer_decode_row, layer_decode_kv, layer_prefill_row, layer_prefill_kv, check, check_row,
+            fill_layer, fill_layer_token, start, end,
+        ) = self.coefficients  # fmt: skip
+        if tokens > FEW_TOKENS:
+            in_layer = layer + layer_many + layer_token * FEW_TOKENS + layer_token_more * (tokens - FEW_TOKENS)
+        elif tokens > 1:
+            in_layer = layer + layer_many + layer_token * tokens
+        else:
+            in_layer = layer + layer_token * tokens
+        if decode_rows:
+            in_layer += layer_decode + layer_decode_row * decode_rows + layer_decode_kv * gathered
+            if decode_rows > 1:
+                in_layer += layer_decode_many
+        if prefill_rows:
+            in_layer += layer_prefill_row * prefill_rows + layer_prefill_kv * products
+        total = step + row * rows + token * tokens + per_gathered * gathered + layers * in_layer
+        total += check * checks + check_row * checked + start * started + end * ended
+        if filled:
+            total += filled * (fill_layer + fill_layer_token * tokens)
         return total
 
 

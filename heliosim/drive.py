@@ -22,10 +22,12 @@ class Finished:
 
 def feed(source: Source, engine: Engine, server: Server, now: Seconds) -> None:
     """Submit every arrival due by ``now``, and tell source and engine of refused requests."""
-    for arrival in source.take(now):
-        engine.accept(arrival)
-        server.submit(arrival.request, now)
-    settle_refused(source, engine, server, now)
+    next_s = source.next_s
+    if next_s is not None and next_s <= now:
+        for arrival in source.take(now):
+            engine.accept(arrival)
+            server.submit(arrival.request, now)
+        settle_refused(source, engine, server, now)
 
 
 def settle_refused(source: Source, engine: Engine, server: Server, now: Seconds) -> None:
@@ -34,6 +36,7 @@ def settle_refused(source: Source, engine: Engine, server: Server, now: Seconds)
         source.finished(refused.id, now)
 
 
-def settle(source: Source, served: list[Served], now: Seconds) -> None:
+def settle(source: Source, served: list[Served]) -> None:
+    """Tell the source of requests that ended, each at its time."""
     for record in served:
-        source.finished(record.id, now)
+        source.finished(record.id, record.finish_s)

@@ -74,7 +74,7 @@ def serve_live(
             now += outcome.seconds
             if keep_log:
                 log.append((action, outcome))
-            settle(source, server.complete(action, outcome, now), now)
+            settle(source, server.complete(action, outcome, now))
             if on_progress is not None:
                 on_progress(now)
     server.stop()

@@ -434,7 +434,9 @@ def _exit_mix(tokens: pa.Table, kept: Bools, exits: Ints) -> dict[str, dict[int,
 
 def _transitions(steps: pa.Table, after_s: Seconds) -> dict[str, Any]:
     """Loads that started at or after ``after_s``, in order; the run's first load is no transition."""
-    loads = [step for step in steps.to_pylist() if step["kind"] == "load"]
+    import pyarrow.compute as pc
+
+    loads = steps.filter(pc.equal(steps["kind"], "load")).to_pylist()
     later = [load for load in loads[1:] if load["start_s"] >= after_s]
     shown = [load for load in loads if load["start_s"] >= after_s]
     return {

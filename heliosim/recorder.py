@@ -9,16 +9,35 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from itertools import accumulate, chain, repeat
+from itertools import repeat
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
-from heliosim.types import Load, Outcome, Placement, RequestId, Run, Seconds, Served, StepRecord, StrideRecord
+from heliosim.step_log import StepLog
+from heliosim.types import (
+    Load,
+    Outcome,
+    Placement,
+    RequestId,
+    Run,
+    Seconds,
+    Served,
+    Setting,
+    StepRecord,
+    Stride,
+    StrideRecord,
+    StrideStep,
+    StrideTokens,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from heliosim.types import Bools
 
 
 class Recorder(Protocol):
@@ -62,60 +81,58 @@ class TableRecorder:
 
     def __init__(self, keep_tokens: bool = True) -> None:
         self.keep_tokens = keep_tokens
-        self._steps: list[StepRecord | StrideRecord] = []
-        self._step_count = 0
-        self._served: list[Served] = []
         self._events: list[tuple[Seconds, str, str]] = []
         self._placement: Placement | None = None
-        # One entry per step that emitted: tokens, time, step, model, depth, is_probe. The columns below have
-        # one per token.
-        self._emitting: list[tuple[int, Seconds, int, str, int, bool]] = []
-        self._request: list[RequestId] = []
-        self._exit_layer: list[int] = []
-        self._confidence: list[float] = []
-        self._logprob: list[float] = []
-        self._token_id: list[int | None] = []
-        self._agrees: list[bool | None] = []
+        self._log = StepLog()
+        self._served: list[Served] = []
+        # One entry per token.
+        self._token_request, self._token_step = array("q"), array("q")
+        self._exit_layer, self._confidence, self._logprob = array("q"), array("d"), array("d")
+        self._token_id, self._agrees = array("q"), array("b")
 
     def step(self, record: StepRecord) -> None:
-        self._steps.append(record)
-        self._step_count += 1
         if record.kind == "load":
             self._transition(record)
+        step = StrideStep(
+            record.seconds,
+            record.layers_run,
+            record.rows,
+            record.decode_rows,
+            record.prefill_tokens,
+            record.tokens_out,
+        )
+        setting = Setting(record.model, record.depth, record.weights_bytes, record.kv_total_bytes, record.is_probe)
+        self._log.add(
+            record.start_s,
+            (step,),
+            (record.kind, record.reason, setting),
+            record.waiting,
+            (record.running,),
+            (record.kv_used_bytes,),
+            1,
+            (record.breaches,),
+            energy_j=record.energy_j,
+        )
 
     def stride(self, record: StrideRecord) -> None:
-        self._steps.append(record)
-        stride, rows = record.stride, len(record.requests)
-        if self.keep_tokens and stride.exit_layers is not None:
-            assert stride.confidences is not None
-            assert stride.logprobs is not None
-            steps = len(stride)
-            now = record.start_s
-            for k, seconds in enumerate(stride.seconds):
-                now += seconds
-                self._emitting.append((rows, now, self._step_count + k, record.model, record.depth, record.is_probe))
-            self._request.extend(record.requests * steps)
-            self._exit_layer.extend(stride.exit_layers.ravel().tolist())
-            self._confidence.extend(stride.confidences.ravel().tolist())
-            self._logprob.extend(stride.logprobs.ravel().tolist())
-            self._token_id.extend((None,) * (steps * rows))
-            self._agrees.extend((None,) * (steps * rows) if stride.agrees is None else stride.agrees.ravel().tolist())
-        self._step_count += len(stride)
+        start_s, stride, setting, waiting, running, kv_blocks, block_bytes, breaches, agrees = record
+        if self.keep_tokens and stride.tokens is not None:
+            self._stride_tokens(stride, stride.tokens, agrees)
+        what = ("run", "", setting)
+        self._log.add(start_s, stride.steps, what, waiting, running, kv_blocks, block_bytes, breaches, stride.watts)
 
     def tokens(self, now: Seconds, action: Run | Load, outcome: Outcome) -> None:
         tokens = outcome.tokens
         count = len(tokens.confidences)
         if not count or not self.keep_tokens:
             return
-        placement = action.placement
-        is_probe = isinstance(action, Run) and action.is_probe
-        self._emitting.append((count, now, self._step_count, placement.model, placement.depth, is_probe))
-        self._request.extend(tokens.requests)
+        self._token_request.extend(tokens.requests)
+        self._token_step.extend(repeat(self._log.count, count))
         self._exit_layer.extend(tokens.exit_layers)
         self._confidence.extend(tokens.confidences)
         self._logprob.extend(tokens.logprobs)
-        self._token_id.extend((None,) * count if tokens.ids is None else tokens.ids)
-        self._agrees.extend((None,) * count if tokens.agrees is None else tokens.agrees)
+        self._token_id.extend(repeat(-1, count) if tokens.ids is None else tokens.ids)
+        self._agrees.extend(repeat(-1, count) if tokens.agrees is None else tokens.agrees)
 
     def served(self, record: Served) -> None:
         self._served.append(record)
@@ -126,15 +143,30 @@ class TableRecorder:
     def tables(self, tasks: Mapping[RequestId, str] | None = None) -> Tables:
         """The run so far as pyarrow tables. ``tasks`` names the task of each request; '' where unknown."""
         schema = schemas()
+        steps = self._log.columns()
         return Tables(
             requests=_table(self._request_columns(tasks or {}), schema.requests),
-            steps=_table(self._step_columns(), schema.steps),
-            tokens=_table(self._token_columns(), schema.tokens),
+            steps=_table(steps, schema.steps),
+            tokens=_table(self._token_columns(steps), schema.tokens),
             events=_table(
                 {name: [row[i] for row in self._events] for i, name in enumerate(("time_s", "kind", "detail"))},
                 schema.events,
             ),
         )
+
+    def _stride_tokens(self, stride: Stride, tokens: StrideTokens, agrees: Callable[[], Bools] | None) -> None:
+        import numpy as np
+
+        steps = np.arange(self._log.count, self._log.count + len(stride))
+        counts = [step.tokens_out for step in stride.steps]
+        self._token_step.frombytes(np.repeat(steps, counts).tobytes())
+        self._token_request.frombytes(tokens.requests.tobytes())
+        self._exit_layer.frombytes(tokens.exit_layers.tobytes())
+        self._confidence.frombytes(tokens.confidences.tobytes())
+        self._logprob.frombytes(tokens.logprobs.tobytes())
+        count = len(self._token_request) - len(self._token_id)
+        self._token_id.extend(repeat(-1, count))
+        self._agrees.extend(repeat(-1, count)) if agrees is None else self._agrees.frombytes(agrees().tobytes())
 
     def _transition(self, record: StepRecord) -> None:
         old, new = self._placement, Placement(record.model, record.depth)
@@ -147,21 +179,9 @@ class TableRecorder:
         }
         self.event(record.start_s, "transition", detail)
 
-    def _step_columns(self) -> dict[str, Sequence[Any]]:
-        rows: list[Iterable[tuple[Any, ...]]] = []
-        single: list[StepRecord] = []
-        for record in self._steps:
-            if isinstance(record, StepRecord):
-                single.append(record)
-            else:
-                rows += (single, _stride_rows(record))
-                single = []
-        columns = list(zip(*chain.from_iterable((*rows, single)), strict=True)) or [()] * len(StepRecord._fields)
-        return {"step": range(self._step_count), **dict(zip(StepRecord._fields, columns, strict=True))}
-
-    def _request_columns(self, tasks: Mapping[RequestId, str]) -> dict[str, list[Any]]:
+    def _request_columns(self, tasks: Mapping[RequestId, str]) -> dict[str, Any]:
         rows = self._served
-        columns: dict[str, list[Any]] = {
+        columns: dict[str, Any] = {
             "request_id": [r.id for r in rows],
             "task": [tasks.get(r.id, "") for r in rows],
             "model": [None if r.placement is None else r.placement.model for r in rows],
@@ -169,67 +189,44 @@ class TableRecorder:
         }
         for name in schemas().requests.names:
             if name not in columns:
-                columns[name] = [getattr(r, name) for r in rows]
+                columns[name] = list(map(attrgetter(name), rows))
         return columns
 
-    def _token_columns(self) -> dict[str, Any]:
+    def _token_columns(self, steps: Mapping[str, Any]) -> dict[str, Any]:
         import numpy as np
+        import pyarrow as pa
 
-        counts = np.asarray([row[0] for row in self._emitting], dtype=np.int64)
-
-        def spread(index: int, dtype: Any) -> Any:
-            return np.repeat(np.asarray([row[index] for row in self._emitting], dtype=dtype), counts)
-
-        seen: dict[RequestId, int] = {}
-        position = []
-        for request in self._request:
-            at = seen.get(request, 0)
-            position.append(at)
-            seen[request] = at + 1
+        step, ids, agrees = np.array(self._token_step), np.array(self._token_id), np.array(self._agrees)
+        request = np.array(self._token_request)
         return {
-            "request_id": self._request,
-            "position": position,
-            "time_s": spread(1, np.float64),
-            "step": spread(2, np.int64),
-            "model": spread(3, object),
-            "depth": spread(4, np.int32),
-            "exit_layer": self._exit_layer,
-            "confidence": self._confidence,
-            "logprob": self._logprob,
-            "token_id": self._token_id,
-            "agrees": self._agrees,
-            "is_probe": spread(5, np.bool_),
+            "request_id": request,
+            "position": _positions(request),
+            "time_s": (steps["start_s"] + steps["seconds"])[step],
+            "step": step,
+            "model": steps["model"].take(pa.array(step)),
+            "depth": steps["depth"].take(pa.array(step)),
+            "exit_layer": np.array(self._exit_layer),
+            "confidence": np.array(self._confidence),
+            "logprob": np.array(self._logprob),
+            "token_id": pa.array(ids, mask=ids < 0),
+            "agrees": pa.array(agrees > 0, mask=agrees < 0),
+            "is_probe": steps["is_probe"].take(pa.array(step)),
         }
 
 
-def _stride_rows(record: StrideRecord) -> Iterator[tuple[Any, ...]]:
-    """A stride's steps as they would have been recorded one by one: rows in the order of ``StepRecord``'s fields."""
-    stride, steps, rows = record.stride, len(record.stride), len(record.requests)
-    each: dict[str, Iterable[Any]] = {
-        "start_s": accumulate(stride.seconds[:-1], initial=record.start_s),
-        "seconds": stride.seconds,
-        "layers_run": stride.layers_run,
-        "running": record.running,
-        "kv_used_bytes": record.kv_used_bytes,
-        "breaches": record.breaches,
-        "energy_j": repeat(None, steps) if stride.energy_j is None else stride.energy_j,
-    }
-    same: dict[str, Any] = {
-        "kind": "run",
-        "reason": "",
-        "model": record.model,
-        "depth": record.depth,
-        "rows": rows,
-        "decode_rows": rows,
-        "prefill_tokens": 0,
-        "tokens_out": rows,
-        "waiting": record.waiting,
-        "weights_bytes": record.weights_bytes,
-        "kv_total_bytes": record.kv_total_bytes,
-        "is_probe": record.is_probe,
-    }
-    columns = (each[name] if name in each else repeat(same[name], steps) for name in StepRecord._fields)
-    return zip(*columns, strict=True)
+def _positions(request: Any) -> Any:
+    """How many tokens of the same request stand before each token, [tokens]."""
+    import numpy as np
+
+    if not len(request):
+        return request
+    order = np.argsort(request, kind="stable")
+    ordered = request[order]
+    firsts = np.flatnonzero(np.diff(ordered, prepend=ordered[0] - 1))
+    counts = np.diff(firsts, append=len(ordered))
+    position = np.empty(len(request), dtype=np.int64)
+    position[order] = np.arange(len(ordered)) - np.repeat(firsts, counts)
+    return position
 
 
 @dataclass(frozen=True)
@@ -303,7 +300,10 @@ def _table(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
     """Columns in the schema's order and types. Raises KeyError or an Arrow error if they do not match it."""
     import pyarrow as pa
 
-    return pa.table([pa.array(columns[field.name], type=field.type) for field in schema], schema=schema)
+    def typed(values: Any, kind: pa.DataType) -> pa.Array:
+        return values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, type=kind)
+
+    return pa.table([typed(columns[field.name], field.type) for field in schema], schema=schema)
 
 
 def _plain(value: Any) -> Any:

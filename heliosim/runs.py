@@ -41,7 +41,9 @@ class LiveRun:
     outputs: Mapping[int, Sequence[int]]
 
 
-def sim_engine(scenario: Scenario, profile: Profile, behaviour: Behaviour | None = None) -> SimEngine:
+def sim_engine(
+    scenario: Scenario, profile: Profile, behaviour: Behaviour | None = None, strides: bool = False
+) -> SimEngine:
     """The simulated engine of a scenario: costs on its clock, behaviour from the profile unless given."""
     return SimEngine(
         models={n: profile.spec(n) for n in scenario.models},
@@ -52,6 +54,7 @@ def sim_engine(scenario: Scenario, profile: Profile, behaviour: Behaviour | None
         allow_extrapolation=scenario.allow_extrapolation,
         watts=profile.busy_watts,
         noise=_noise(scenario, profile),
+        strides=strides,
     )
 
 
@@ -79,7 +82,7 @@ def run_simulated(
 
     profile = profile or open_profile(scenario.profile)
     recorder = TableRecorder()
-    engine = engine or sim_engine(scenario, profile, behaviour)
+    engine = engine or sim_engine(scenario, profile, behaviour, strides=max_stride > 1)
     server = build_server(scenario, profile, recorder, max_stride if isinstance(engine, SimEngine) else 1)
     cpu, wall = time.process_time(), time.perf_counter()
     simulate_server(server, engine, build(scenario.workload, scenario.seed), on_progress)

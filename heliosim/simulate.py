@@ -26,19 +26,24 @@ def serve(
     on_progress: Callable[[float], None] | None = None,
 ) -> Generator[simpy.Event, Any, None]:
     """One server as a SimPy process; ends when the source is exhausted and the server empty."""
+    is_answering = source.is_answering
+    max_ends = 1 if is_answering else None
     while True:
-        feed(source, engine, server, env.now)
-        action = server.next_action(env.now, source.next_s)
-        settle_refused(source, engine, server, env.now)
+        now = env.now
+        feed(source, engine, server, now)
+        action = server.next_action(now, source.next_s, max_ends)
+        settle_refused(source, engine, server, now)
         if isinstance(action, Idle):
             if source.next_s is None:
                 return
-            if source.next_s > env.now:
-                yield env.timeout(source.next_s - env.now)
+            if source.next_s > now:
+                yield env.timeout(source.next_s - now)
             continue
         outcome = engine.perform(action)
         yield env.timeout(outcome.seconds)
-        settle(source, server.complete(action, outcome, env.now), env.now)
+        served = server.complete(action, outcome, env.now)
+        if is_answering:
+            settle(source, served)
         if on_progress is not None:
             on_progress(env.now)
 

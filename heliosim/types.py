@@ -1,7 +1,7 @@
 """The values that pass between server, engines, drivers and recorders.
 
-All are frozen, but for ``Batch``, which nobody changes either; those made for every step are named tuples, cheaper to
-make than frozen dataclasses.
+Nobody changes a value once it is made. Those made a few times per run are frozen dataclasses; those made for every
+request or step are not, because freezing costs more than making them.
 
 Times are seconds on the driver's clock and multiples of ``TICK`` (2**-30 s, about 1 ns), so sums and differences of
 times are exact in floating point up to 2**22 s: a simulated and a live driver that saw the same durations show the same
@@ -10,7 +10,7 @@ clock to the last bit, in whatever order the additions were done.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
@@ -46,7 +46,7 @@ def blocks_for(tokens: int) -> int:
     return -(-tokens // BLOCK_TOKENS)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Request:
     """What a server may know of a request. The true output length and the text are the engine's (``Content``)."""
 
@@ -56,7 +56,7 @@ class Request:
     max_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Content:
     """What only an engine may know of a request.
 
@@ -69,7 +69,7 @@ class Content:
     output_tokens: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Arrival:
     request: Request
     content: Content
@@ -107,7 +107,8 @@ class Directive:
 
     ``admit``: how many waiting requests may still start under this directive (None: any number). ``max_steps``: how
     many steps may be done before the controller is asked again (None: until something happens); ``guard``: what must
-    happen. A controller that asks for more than one must look at ``Outcome.stride``.
+    happen; ``max_ends``: how many requests may end before (None: any number). A controller that asks for more than one
+    step must look at ``Outcome.stride``.
     """
 
     placement: Placement
@@ -118,9 +119,10 @@ class Directive:
     reason: str = "serve"
     max_steps: int | None = 1
     guard: Guard | None = None
+    max_ends: int | None = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Chunk:
     """A row that reads ``count`` tokens behind the ``start`` in its KV; ``emits``: the last of them yields another."""
 
@@ -222,18 +224,23 @@ class Guard(Protocol):
     A pure function: it may be shown steps that are not done in the end, and must remember nothing of them.
     """
 
-    def first_trip(self, confidences: Floats) -> int | None:
-        """Index of the first step behind which to stop; None: none of them. confidences: [steps, rows]."""
+    def first_trip(self, confidences: Floats, ends: Ints) -> int | None:
+        """Index of the first step behind which to stop; None: none of them.
+
+        confidences: [tokens] of all steps, in order; ends: [steps], how many tokens there are up to each step's end.
+        """
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Run:
     """Perform ``batch`` on ``placement``. ``evicted``: requests whose KV was given up since the last action.
 
-    A batch of decode rows alone may run up to ``max_steps`` times, one token further each time, and ends early behind
-    the first step that ends a request, that lasts to ``within_s`` from its start (an arrival), or that trips the guard.
-    An engine may always do fewer steps.
+    An engine may go on for ``max_steps`` steps in all. ``program``: the chunks of the steps behind the first one, as
+    long as requests read their prompts and nobody's end makes room to read faster; who has read all decodes from the
+    next step on. Then only decode rows are left, one token further each step. The run ends early behind the first step
+    that ends the ``max_ends``-th request (None: any number may end; in front of a chunk any end counts), that lasts
+    to ``within_s`` from its start (an arrival), or that trips the guard. An engine may always do fewer steps.
     """
 
     placement: Placement
@@ -244,6 +251,8 @@ class Run:
     max_steps: int = 1
     within_s: Seconds | None = None
     guard: Guard | None = None
+    program: tuple[tuple[Chunk, ...], ...] = ()
+    max_ends: int | None = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +279,7 @@ class Idle:
 Action = Run | Load | Idle
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Tokens:
     """Tokens emitted by one step, as parallel tuples: one entry for each row that emits, in batch order.
 
@@ -291,24 +300,54 @@ class Tokens:
         return len(self.requests)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Stride:
-    """Several steps of one batch of B decode rows, done in one go; n of them.
+class StrideTokens(Protocol):
+    """Tokens of a stride's steps in order, within a step in batch order; arrays [tokens], made when asked for.
 
-    ``seconds``, ``layers_run``, ``energy_j``: [n], of each step; ``exit_layers``, ``confidences``, ``logprobs``,
-    ``agrees``: [n, B], in batch order, or None from an engine that knows of no behaviour.
+    What is read must be read before the engine acts again.
     """
 
-    seconds: Sequence[Seconds]
-    layers_run: Sequence[int]
-    energy_j: Sequence[float] | None = None
-    exit_layers: Ints | None = None
-    confidences: Floats | None = None
-    logprobs: Floats | None = None
-    agrees: Bools | None = None
+    @property
+    def requests(self) -> Ints: ...
+    @property
+    def exit_layers(self) -> Ints: ...
+    @property
+    def confidences(self) -> Floats: ...
+    @property
+    def logprobs(self) -> Floats: ...
+
+
+class StrideStep(NamedTuple):
+    """One step of a stride. Steps that are alike may be one object, named several times."""
+
+    seconds: Seconds
+    layers_run: int
+    rows: int
+    decode_rows: int
+    prefill_tokens: int
+    tokens_out: int
+
+
+@dataclass(slots=True, eq=False)
+class Stride:
+    """Several steps done in one go.
+
+    ``ended``: (step, request, sum of its tokens' natural-log probabilities), in order of time. ``watts``: mean power
+    during the steps; None: unknown. ``tokens``: None from an engine that knows of no behaviour.
+    """
+
+    steps: list[StrideStep]
+    ended: list[tuple[int, RequestId, float]]
+    watts: float | None = None
+    tokens: StrideTokens | None = None
 
     def __len__(self) -> int:
-        return len(self.seconds)
+        return len(self.steps)
+
+    def token_ends(self) -> Ints:
+        """How many tokens there are up to each step's end, [steps]."""
+        import numpy as np
+
+        return np.add.accumulate(np.array([step[5] for step in self.steps]))
 
 
 _NO_TOKENS = Tokens()
@@ -317,9 +356,9 @@ _NO_TOKENS = Tokens()
 class Outcome(NamedTuple):
     """What an action did. ``seconds`` is on the driver's clock; ``layers_run`` the deepest layer the step executed.
 
-    ``stride``: the steps, if there were several; ``tokens`` then names the requests and ends of the last one alone,
-    ``seconds`` and ``energy_j`` are sums over all. ``logprob_sums``: of the requests that ended, where the engine keeps
-    count.
+    ``stride``: the steps, if there were several; ``tokens`` is empty then, ``seconds`` and ``energy_j`` are sums over
+    all. ``logprob_sums``: of the requests that ended with the step, where the engine keeps count. ``agrees``: makes
+    [tokens] of a stride, whether the full model would have said the same, which only a simulated engine knows.
     """
 
     seconds: Seconds
@@ -328,22 +367,34 @@ class Outcome(NamedTuple):
     energy_j: float | None = None
     stride: Stride | None = None
     logprob_sums: Mapping[RequestId, float] | None = None
+    agrees: Callable[[], Bools] | None = None
 
 
-class Status(NamedTuple):
-    """What a controller may see of the server before it decides. ``interrupted``: waiting requests that had started."""
+class Status(Protocol):
+    """What a controller may see of the server before it decides, true until it acts.
 
-    now: Seconds
-    placement: Placement | None
-    waiting: int
-    running: int
-    interrupted: int
-    weights_bytes: Bytes
-    kv_used_bytes: Bytes
-    kv_total_bytes: Bytes
+    ``interrupted``: waiting requests that had started.
+    """
+
+    @property
+    def now(self) -> Seconds: ...
+    @property
+    def placement(self) -> Placement | None: ...
+    @property
+    def waiting(self) -> int: ...
+    @property
+    def running(self) -> int: ...
+    @property
+    def interrupted(self) -> int: ...
+    @property
+    def weights_bytes(self) -> Bytes: ...
+    @property
+    def kv_used_bytes(self) -> Bytes: ...
+    @property
+    def kv_total_bytes(self) -> Bytes: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Served:
     """A request that has left the server, with the times a live server would log."""
 
@@ -419,19 +470,28 @@ class StepRecord(NamedTuple):
     energy_j: float | None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class StrideRecord:
-    """Rows of steps.parquet, and of tokens.parquet, for the n steps of a stride; the lists have n entries each."""
+class Setting(NamedTuple):
+    """What stays the same over many steps."""
+
+    model: str
+    depth: int
+    weights_bytes: Bytes
+    kv_total_bytes: Bytes
+    is_probe: bool
+
+
+class StrideRecord(NamedTuple):
+    """Rows of steps.parquet, and of tokens.parquet, for the n steps of a stride; the lists have n entries each.
+
+    ``kv_blocks``: in use during a step, of ``block_bytes`` each; ``running``: requests that run behind it.
+    """
 
     start_s: Seconds
     stride: Stride
-    requests: tuple[RequestId, ...]
-    model: str
-    depth: int
+    setting: Setting
     waiting: int
-    running: Sequence[int]
-    weights_bytes: Bytes
-    kv_used_bytes: Sequence[Bytes]
-    kv_total_bytes: Bytes
+    running: list[int]
+    kv_blocks: list[int]
+    block_bytes: Bytes
     breaches: Sequence[int]
-    is_probe: bool
+    agrees: Callable[[], Bools] | None

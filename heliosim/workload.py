@@ -53,9 +53,16 @@ class Source(Protocol):
         """Whether no arrival will ever come again."""
         ...
 
+    @property
+    def is_answering(self) -> bool:
+        """Whether a request's end makes another one come."""
+        ...
+
 
 class OpenLoop:
     """Arrivals at given times, whatever the server does."""
+
+    is_answering = False
 
     def __init__(self, arrivals: Sequence[Arrival]) -> None:
         for before, after in pairwise(arrivals):
@@ -63,15 +70,15 @@ class OpenLoop:
                 raise ValueError(f"arrivals must be sorted by time; request {after.request.id} is too early")
         self._arrivals = list(arrivals)
         self._taken = 0
-
-    @property
-    def next_s(self) -> Seconds | None:
-        return None if self.is_exhausted else self._arrivals[self._taken].request.arrival_s
+        self.next_s: Seconds | None = self._arrivals[0].request.arrival_s if self._arrivals else None
 
     def take(self, now: Seconds) -> list[Arrival]:
-        stop = bisect_right(self._arrivals, now, lo=self._taken, key=lambda arrival: arrival.request.arrival_s)
-        due = self._arrivals[self._taken : stop]
-        self._taken = stop
+        arrivals, at = self._arrivals, self._taken
+        while self.next_s is not None and self.next_s <= now:
+            at += 1
+            self.next_s = arrivals[at].request.arrival_s if at < len(arrivals) else None
+        due = arrivals[self._taken : at]
+        self._taken = at
         return due
 
     def finished(self, request_id: RequestId, now: Seconds) -> None:
@@ -100,6 +107,8 @@ class ClosedLoop:
 
     All start at time 0. Bodies go out in their order, whoever sends them; the k-th has id k.
     """
+
+    is_answering = True
 
     def __init__(self, bodies: Sequence[Body], users: int, think_s: Seconds) -> None:
         if users < 1 or not 0 <= think_s < math.inf:

@@ -203,7 +203,7 @@ def simulate(requests: int, controller, specs, behaviour) -> dict[str, float]:  
     ready = time.process_time()
     costs = {n: roofline(s) for n, s in specs.items()}
     loads = {n: dict.fromkeys(LOAD_TERMS, 0.0) | {"weights_byte": 1 / 20e9} for n in specs}
-    engine = SimEngine(specs, costs, loads, behaviour, seed=0)
+    engine = SimEngine(specs, costs, loads, behaviour, seed=0, strides=True)
     recorder = TableRecorder(keep_tokens=False)
     batcher = ContinuousBatcher(MAX_BATCH, TOKEN_BUDGET)
     server = Server(controller, batcher, MemoryPool(72 * 10**9), specs, recorder, ANY_STRIDE)

@@ -4,27 +4,33 @@ It predicts, for each step, which token leaves where (behaviour replay) and how 
 the same shape a live step would have. It knows true lengths; the server does not.
 
 Decoding requests move in step with each other, so the engine keeps one counter (``ticks``) and, for each of them, the
-tick at which it ends. What their tokens will do is laid out in a table of ticks when they begin to decode; a stride of
-steps then reads whole rows of it and touches no request.
+tick at which it ends. What their tokens will do is laid out in a table of ticks when they begin to decode. A stride of
+steps is planned from those two alone and touches a request only where it begins or ends. What was planned becomes true
+when the engine is asked for something else; until then ``cut`` can take the later steps back.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from heliosim.behaviour import Behaviour, Text, Walk, source_name
-from heliosim.costs import StepCost, StepShape, layers_run, load_seconds, load_terms, shape_of
-from heliosim.engines.token_table import TokenTable
+from heliosim.costs import StepCost, StepShape, load_seconds, load_terms
+from heliosim.engines.token_table import CONFIDENCES, EXIT_LAYERS, Lane, TokenBlock, TokenTable
 from heliosim.errors import OutOfRangeError
 from heliosim.noise import NoisePlayer
 from heliosim.types import (
     BLOCK_TOKENS,
+    TICK,
     Arrival,
     Batch,
+    Chunk,
     Content,
     ExitRule,
     Load,
@@ -36,10 +42,15 @@ from heliosim.types import (
     Run,
     Seconds,
     Stride,
+    StrideStep,
     Tokens,
-    blocks_for,
     tick,
 )
+
+_FOREVER = 2**62
+_NO_TOKENS = Tokens()
+_tuple_new = tuple.__new__
+_AT_ONCE = 64
 
 
 @dataclass(slots=True, eq=False)
@@ -47,7 +58,7 @@ class _Going:
     """A request inside the engine: what it is, which recorded prompt it stands for, and how far it got.
 
     ``generated`` is true up to tick ``since`` while it decodes. ``length``: tokens it will have generated in all, under
-    the text it follows now. ``slot``: its column in the table of ticks.
+    the text it follows now; ``end``: the tick behind the last of them.
     """
 
     request: Request
@@ -56,9 +67,32 @@ class _Going:
     generated: int = 0
     since: int | None = None
     length: int = 0
-    slot: int = 0
+    end: int = 0
     walk: Walk | None = None
+    lane: Lane | None = None
     logprob_sum: float = 0.0
+
+
+class _Change(NamedTuple):
+    """With step ``step`` a request began to decode (``place`` None), or ended and left that place among the others."""
+
+    step: int
+    going: _Going
+    place: int | None = None
+    reach: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Plan:
+    """A stride that was planned: its steps, and what to do if some of them are taken back.
+
+    ``extrapolated``: steps outside the calibrated range; ``noise_at_s``: where the noise stood before each step.
+    """
+
+    stride: Stride
+    changes: list[_Change] = field(default_factory=list)
+    extrapolated: list[int] = field(default_factory=list)
+    noise_at_s: list[float] = field(default_factory=list)
 
 
 class SimEngine:
@@ -67,7 +101,8 @@ class SimEngine:
 
     ``allow_extrapolation``: answer outside the calibrated batch, context or chunk range instead of refusing;
     ``extrapolated_steps`` counts such steps. ``watts``: mean power while busy; None: energy is unavailable.
-    ``noise``: scales each step's expected time; None: every step takes it exactly.
+    ``noise``: scales each step's expected time; None: every step takes it exactly. ``strides``: answer every run with
+    a stride, if only of one step; without, runs of one step are done the plain way.
     """
 
     def __init__(
@@ -80,23 +115,31 @@ class SimEngine:
         allow_extrapolation: bool = False,
         watts: float | None = None,
         noise: NoisePlayer | None = None,
+        strides: bool = False,
     ) -> None:
+        self.strides = strides
         self.models, self.costs, self.loads, self.behaviour, self.seed = models, costs, loads, behaviour, seed
         self.allow_extrapolation, self.watts, self.noise = allow_extrapolation, watts, noise
-        self.extrapolated_steps = 0
+        self._extrapolated_steps = 0
         self.ticks = 0
         self._going: dict[RequestId, _Going] = {}
         self._resident: Placement | None = None
-        # Decoding requests in batch order, in parallel lists: themselves, their ids, their last ticks.
+        # Decoding requests in batch order: themselves, their ids, their tokens in KV less ticks. Then the ticks at
+        # which requests end, sorted, and who ends there.
         self._decoding: list[_Going] = []
         self._ids: list[RequestId] = []
+        self._reaches: list[int] = []
         self._ends: list[int] = []
-        self._columns: npt.NDArray[np.int64] | None = None
-        self._table = TokenTable(256, 16)
-        self._free_slots = list(range(16))
-        self._policy: tuple[Placement, ExitRule] | None = None
-        self._walks: dict[tuple[str, Placement, ExitRule], tuple[Text, Walk]] = {}
-        self._decode_s: dict[tuple[Placement, int, int, int], Seconds] = {}
+        self._ending: dict[int, list[_Going]] = {}
+        self._seen: tuple[RequestId, ...] = ()
+        self._table = TokenTable()
+        self._placement: Placement | None = None
+        self._exits: ExitRule | None = None
+        self._walks: dict[str, tuple[Text, Walk]] = {}
+        self._walks_by_policy: dict[tuple[Placement, ExitRule], dict[str, tuple[Text, Walk]]] = {}
+        self._decode_steps: dict[tuple[int, ...], StrideStep] = {}
+        self._decode_steps_by_policy: dict[tuple[Placement, ExitRule], dict[tuple[int, ...], StrideStep]] = {}
+        self._plan: _Plan | None = None
 
     # -- protocol -------------------------------------------------------------------------------------------------
 
@@ -109,14 +152,43 @@ class SimEngine:
         self._going.pop(request_id, None)
 
     def perform(self, action: Run | Load) -> Outcome:
+        if self._plan is not None:
+            self._commit(self._plan)
         if isinstance(action, Load):
             return self._load(action)
-        self._follow(action.placement, action.exits)
-        if tuple(self._ids) != action.batch.decoding:
-            self._gather(action.batch.decoding)
-        if action.batch.chunks or action.max_steps == 1:
-            return self._step(action)
-        return self._stride(action)
+        if action.placement is not self._placement or action.exits is not self._exits:
+            self._follow(action.placement, action.exits)
+        decoding = action.batch.decoding
+        if decoding is not self._seen or len(decoding) != len(self._ids):
+            if tuple(self._ids) != decoding:
+                self._gather(action.batch)
+            self._seen = decoding
+        return self._stride(action) if self.strides or action.max_steps > 1 else self._step(action)
+
+    def cut(self, steps: int) -> Outcome:
+        """The stride performed last, as if it had ended behind ``steps`` of its steps."""
+        plan = self._plan
+        assert plan is not None, "nothing to cut"
+        whole = plan.stride
+        assert 1 <= steps <= len(whole.steps)
+        if steps == len(whole.steps):
+            return _outcome_of(whole)
+        while plan.changes and plan.changes[-1].step >= steps:
+            self._take_back(plan.changes.pop())
+        plan.extrapolated = [step for step in plan.extrapolated if step < steps]
+        if self.noise is not None:
+            self.noise.at_s = plan.noise_at_s[steps]
+        plan.stride = Stride(
+            whole.steps[:steps],
+            [end for end in whole.ended if end[0] < steps],
+            whole.watts,
+            whole.tokens.first(steps) if isinstance(whole.tokens, TokenBlock) else None,
+        )
+        return _outcome_of(plan.stride)
+
+    @property
+    def extrapolated_steps(self) -> int:
+        return self._extrapolated_steps + (len(self._plan.extrapolated) if self._plan is not None else 0)
 
     # -- loads ----------------------------------------------------------------------------------------------------
 
@@ -133,257 +205,360 @@ class SimEngine:
 
     def _follow(self, placement: Placement, exits: ExitRule) -> None:
         """Under another placement or rule, texts and exits differ from here on."""
-        if self._policy == (placement, exits):
+        is_same = (placement, exits) == (self._placement, self._exits)
+        self._placement, self._exits = placement, exits
+        if is_same:
             return
+        self._table.forget_planes()
+        policy = (placement, exits)
+        self._walks = self._walks_by_policy.setdefault(policy, {})
+        self._decode_steps = self._decode_steps_by_policy.setdefault(policy, {})
         for going in self._decoding:
             self._catch_up(going)
-        self._policy = (placement, exits)
-        for k, going in enumerate(self._decoding):
-            self._ends[k] = self._lay_out(going)
+            self._leave_table(going, self.ticks)
+        self._ends, self._ending = [], {}
+        for going in self._decoding:
+            self._lay_out(going, self.ticks)
 
-    def _gather(self, decoding: Sequence[RequestId]) -> None:
+    def _gather(self, batch: Batch) -> None:
         """Make the decoding requests those of a batch, in its order; others stop, keeping what they generated."""
-        wanted = set(decoding)
+        wanted = set(batch.decoding)
         for going in [g for g in self._decoding if g.request.id not in wanted]:
-            self._stop(self._ids.index(going.request.id))
+            self._stop(going)
         known = set(self._ids)
-        for request in decoding:
+        if self._ids != [request for request in batch.decoding if request in known]:
+            for going in list(self._decoding):  # another order: everybody anew
+                self._stop(going)
+            known = set()
+        for request, offset in zip(batch.decoding, batch.offsets, strict=True):
             if request not in known:
-                self._start(self._going[request])
-        order = [self._ids.index(request) for request in decoding]
-        self._decoding = [self._decoding[k] for k in order]
-        self._ids = [self._ids[k] for k in order]
-        self._ends = [self._ends[k] for k in order]
-        self._columns = None
+                self._join(self._going[request], self.ticks, offset + batch.ticks + 1)
 
-    def _start(self, going: _Going) -> None:
-        """From the next tick on a request yields a token per step."""
-        if self.behaviour is not None:
-            if not self._free_slots:
-                self._widen()
-            going.slot = self._free_slots.pop()
-        going.since = self.ticks
+    def _join(self, going: _Going, at: int, reach: int) -> None:
+        """From tick ``at`` on a request yields a token per step. ``reach``: tokens in its KV behind a decode step
+        there.
+        """
+        going.since = at
         self._decoding.append(going)
         self._ids.append(going.request.id)
-        self._ends.append(self._lay_out(going))
-        self._columns = None
+        self._reaches.append(reach - at)
+        self._lay_out(going, at)
 
-    def _stop(self, k: int) -> _Going:
-        going = self._decoding.pop(k)
-        del self._ids[k]
-        del self._ends[k]
+    def _lay_out(self, going: _Going, at: int) -> None:
+        """Find the text a request follows now and enter what is left of it, one token at least."""
+        if self.behaviour is None:
+            going.length = going.content.output_tokens or going.request.max_tokens
+        else:
+            self._find_text(going)
+        left = going.length - going.generated
+        if left < 1:
+            left = 1
+        going.end = at + left
+        self._expect_end(going)
+        if going.walk is not None:
+            going.lane = Lane(going.request.id, going.walk, going.generated, at, left)
+            self._table.enter(going.lane, self.ticks)
+
+    def _expect_end(self, going: _Going) -> None:
+        insort(self._ends, going.end)
+        known = self._ending.get(going.end)
+        if known is None:
+            self._ending[going.end] = [going]
+        else:
+            known.append(going)
+
+    def _forget_end(self, going: _Going) -> None:
+        del self._ends[bisect_left(self._ends, going.end)]
+        ending = self._ending[going.end]
+        if len(ending) == 1:
+            del self._ending[going.end]
+        else:
+            ending.remove(going)
+
+    def _stop(self, going: _Going) -> None:
+        """A request stops decoding now; it may go on later from where it stands."""
+        self._remove(going)
         self._catch_up(going)
         going.since = None
-        if self.behaviour is not None:
-            self._free_slots.append(going.slot)
-        self._columns = None
-        return going
+        self._leave_table(going, self.ticks)
+
+    def _remove(self, going: _Going) -> int:
+        """Take a request out of the decoding ones; returns its place among them."""
+        place = self._ids.index(going.request.id)
+        del self._decoding[place], self._ids[place], self._reaches[place]
+        self._forget_end(going)
+        return place
+
+    def _leave_table(self, going: _Going, at: int) -> None:
+        if going.lane is not None:
+            self._table.leave(going.lane, at)
+            going.lane = None
+
+    def _take_back(self, change: _Change) -> None:
+        going = change.going
+        if change.place is None:  # it began
+            self._remove(going)
+            self._leave_table(going, self.ticks)
+            going.since = None
+            return
+        self._decoding.insert(change.place, going)
+        self._ids.insert(change.place, going.request.id)
+        self._reaches.insert(change.place, change.reach)
+        self._expect_end(going)
+
+    def _commit(self, plan: _Plan) -> None:
+        """What was planned has happened."""
+        self.ticks += len(plan.stride)
+        self._extrapolated_steps += len(plan.extrapolated)
+        for change in plan.changes:
+            if change.place is not None:
+                self._leave_table(change.going, change.going.end)
+                del self._going[change.going.request.id]
+        self._plan = None
 
     def _catch_up(self, going: _Going) -> None:
         """Count the tokens generated since the counts were last true."""
         if going.since is None or going.since == self.ticks:
             return
-        count = self.ticks - going.since
-        if going.walk is not None:
-            logprobs = going.walk.logprobs
-            at = np.arange(going.generated, going.generated + count) % len(logprobs)
-            for logprob in logprobs[at].tolist():
-                going.logprob_sum += logprob
-        going.generated += count
+        going.logprob_sum = _sum_at(going, self.ticks)
+        going.generated += self.ticks - going.since
         going.since = self.ticks
-
-    def _lay_out(self, going: _Going) -> int:
-        """Find the text a request follows now and enter what is left of it; returns the tick behind its last token."""
-        self._find_text(going)
-        left = max(1, going.length - going.generated)
-        if going.walk is not None:
-            if left > self._table.height:
-                self._heighten(left)
-            self._table.lay_out(going.slot, going.walk, going.generated, self.ticks, left)
-        return self.ticks + left
 
     def _find_text(self, going: _Going) -> None:
         limit = going.content.output_tokens or going.request.max_tokens
-        if self.behaviour is None or self._policy is None:
+        if self.behaviour is None or self._placement is None or self._exits is None:
             going.length = limit
             return
-        placement, exits = self._policy
-        key = (going.sequence, placement, exits)
-        found = self._walks.get(key)
+        found = self._walks.get(going.sequence)
         if found is None:
-            text = self.behaviour.text(
-                going.sequence, source_name(placement, exits, self.models[placement.model].layers)
-            )
-            found = self._walks[key] = (text, self.behaviour.walk(text, placement, exits))
+            placement, exits = self._placement, self._exits
+            source = source_name(placement, exits, self.models[placement.model].layers)
+            text = self.behaviour.text(going.sequence, source)
+            found = self._walks[going.sequence] = (text, self.behaviour.walk(text, placement, exits))
         text, going.walk = found
         going.length = limit if going.content.output_tokens or text.end is None else min(limit, text.end)
-
-    def _widen(self) -> None:
-        self._remake(self._table.height, 2 * self._table.slots)
-
-    def _heighten(self, rows: int) -> None:
-        self._remake(1 << (rows - 1).bit_length(), self._table.slots)
-
-    def _remake(self, height: int, slots: int) -> None:
-        """A larger table, with what decoding requests have left laid out anew."""
-        self._free_slots += range(self._table.slots, slots)
-        self._table = TokenTable(height, slots)
-        for going, end in zip(self._decoding, self._ends, strict=False):  # one may be on its way in, without an end
-            assert going.walk is not None
-            done = 0 if going.since is None else self.ticks - going.since
-            self._table.lay_out(going.slot, going.walk, going.generated + done, self.ticks, end - self.ticks)
 
     # -- one step -------------------------------------------------------------------------------------------------
 
     def _step(self, run: Run) -> Outcome:
-        spec = self.models[run.placement.model]
-        tokens, sums = self._emit(run)
-        layers = layers_run(run, tokens) if tokens.exit_layers else run.placement.depth
-        shape = shape_of(run, Outcome(0.0, tokens, layers), spec)
-        self._require_calibrated(spec.name, shape.rows, shape.longest, shape.tokens)
-        seconds = self._noisy(tick(self.costs[spec.name].seconds(shape)))
-        return Outcome(seconds, tokens, layers, self._energy_j(seconds), None, sums)
-
-    def _emit(self, run: Run) -> tuple[Tokens, dict[RequestId, float]]:
-        """The tokens of one step, decode rows and chunks that end a prompt, and what ends with them."""
-        requests = list(self._ids)
-        exits: list[int] = []
-        confidences: list[float] = []
-        logprobs: list[float] = []
-        agrees: list[bool] = []
-        if self.behaviour is not None and requests:
-            now = self._table.read(self._slots_in_order(), self.ticks, 1)
-            exits, confidences = now.exit_layers[0].tolist(), now.confidences[0].tolist()
-            logprobs, agrees = now.logprobs[0].tolist(), now.agrees[0].tolist()
+        """The plain way, a step at a time: what strides must agree with, to the last bit."""
+        cost = self.costs[run.placement.model]
+        asked = _asked(run.batch.chunks, len(self._ids), self.ticks + max(self._reaches, default=0))
+        if not self._is_calibrated(cost, asked.rows, asked.longest, asked.tokens):
+            self._extrapolated_steps += 1
+        self._emit(run.batch.chunks, self.ticks, 0, [])
+        ending = self._ending_at(self.ticks + 1)
+        block = self._table.read(self.ticks, 1) if self.behaviour is not None else None
+        shape = self._shape(run, asked, len(ending), block)
+        seconds = self._noisy(tick(cost.seconds(shape)))
+        tokens = self._tokens(block, {going.request.id for going in ending})
         self.ticks += 1
-        ended = self._end_due()
-        lasts = [request in ended for request in requests] if ended else [False] * len(requests)
-        for chunk in run.batch.chunks:
-            if not chunk.emits:
-                continue
-            going = self._going[chunk.request]
-            self._find_text(going)
-            requests.append(chunk.request)
-            if going.walk is not None:
-                at = going.generated % len(going.walk.exit_layers)
-                exits.append(int(going.walk.exit_layers[at]))
-                confidences.append(float(going.walk.confidences[at]))
-                logprobs.append(float(going.walk.logprobs[at]))
-                agrees.append(bool(going.walk.agrees[at]))
-                going.logprob_sum += logprobs[-1]
-            going.generated += 1
-            is_last = going.generated >= going.length
-            lasts.append(is_last)
-            if is_last:
-                ended[chunk.request] = going.logprob_sum
-                del self._going[chunk.request]
-            else:
-                self._start(going)
-        known = tuple(agrees) if self.behaviour is not None else None
-        return Tokens(
-            tuple(requests), tuple(exits), tuple(confidences), tuple(logprobs), tuple(lasts), None, known
-        ), ended
-
-    def _end_due(self) -> dict[RequestId, float]:
-        """Take out the requests that have generated their last token; their log probabilities, summed, by request."""
-        ended: dict[RequestId, float] = {}
-        while self._ends and (least := min(self._ends)) <= self.ticks:
-            going = self._stop(self._ends.index(least))
-            ended[going.request.id] = going.logprob_sum
+        for going in ending:
+            self._stop(going)
             del self._going[going.request.id]
-        return ended
+        sums = {going.request.id: going.logprob_sum for going in ending}
+        return Outcome(seconds, tokens, shape.layers, self._energy_j(seconds), None, sums)
 
-    def _slots_in_order(self) -> npt.NDArray[np.int64]:
-        if self._columns is None:
-            self._columns = np.array([g.slot for g in self._decoding], dtype=np.int64)
-        return self._columns
+    def _emit(self, chunks: Sequence[Chunk], at: int, step: int, changes: list[_Change]) -> None:
+        """Requests whose prompt is read to its end yield their first token at tick ``at`` and decode from then on."""
+        for chunk in chunks:
+            if chunk.emits:
+                going = self._going[chunk.request]
+                self._join(going, at, chunk.start + chunk.count)
+                changes.append(_Change(step, going))
+
+    def _ending_at(self, at: int) -> list[_Going]:
+        """Requests whose last token is that of the step up to tick ``at``, in batch order."""
+        ending = self._ending.get(at)
+        if ending is None:
+            return []
+        if len(ending) == 1:
+            return [ending[0]]
+        return sorted(ending, key=lambda going: self._ids.index(going.request.id))
+
+    def _tokens(self, block: TokenBlock | None, ending: set[RequestId]) -> Tokens:
+        requests = tuple(self._ids)
+        lasts = tuple(request in ending for request in requests)
+        if block is None:
+            return Tokens(requests, lasts=lasts)
+        return Tokens(
+            requests,
+            tuple(block.exit_layers.tolist()),
+            tuple(block.confidences.tolist()),
+            tuple(block.logprobs.tolist()),
+            lasts,
+            None,
+            tuple(block.agrees().tolist()),
+        )
+
+    def _shape(self, run: Run, asked: _Asked, ended: int, block: TokenBlock | None) -> StepShape:
+        """The shape ``costs.shape_of`` finds, from counts. ``block``: the step's tokens, where exits are known."""
+        rows, tokens, decode_rows, longest_decode, prefill_rows, products, started, emitted, longest = asked
+        depth = layers = run.placement.depth
+        checks, checked, filled = (1, emitted, 0) if emitted else (0, 0, 0)
+        if emitted and block is not None and run.exits.kind == "threshold":
+            exits = block.exit_layers
+            deepest = int(exits.max())
+            if run.exits.batching != "full" and not prefill_rows:
+                layers = deepest
+            checks, checked = _checks(self.models[run.placement.model], deepest, exits)
+            filled = depth - layers
+        gathered = decode_rows * -(-longest_decode // BLOCK_TOKENS) * BLOCK_TOKENS
+        shape = (
+            rows, tokens, decode_rows, gathered, prefill_rows, products, layers, checks, checked, filled, started,
+            ended, longest,
+        )  # fmt: skip
+        return _tuple_new(StepShape, shape)
 
     # -- many steps -----------------------------------------------------------------------------------------------
 
     def _stride(self, run: Run) -> Outcome:
-        """Decode steps until one ends a request, meets an arrival or trips the guard, all from whole arrays."""
-        batch, requests = run.batch, tuple(self._ids)
-        most = min(run.max_steps, min(self._ends) - self.ticks)
-        grid = self._grid(most)
-        if run.guard is not None and grid is not None:
-            trip = run.guard.first_trip(grid.confidences)
-            most = most if trip is None else trip + 1
-        seconds, layers = self._times(run, batch, grid, most)
-        steps = len(seconds)
-        self.ticks += steps
-        ended = self._end_due()
-        lasts = tuple(request in ended for request in requests) if ended else (False,) * len(requests)
-        total = sum(seconds)
-        energies = None if self.watts is None else [self.watts * s for s in seconds]
-        stride = Stride(seconds, layers, energies)
-        tokens = Tokens(requests, lasts=lasts)
-        if grid is not None:
-            cut = slice(0, steps)
-            stride = Stride(
-                seconds,
-                layers,
-                energies,
-                grid.exit_layers[cut],
-                grid.confidences[cut],
-                grid.logprobs[cut],
-                grid.agrees[cut],
-            )
-        energy = None if energies is None else sum(energies)
-        return Outcome(total, tokens, layers[-1], energy, stride, ended)
-
-    def _grid(self, steps: int) -> Walk | None:
-        """What the next steps' tokens do, [steps, rows] each."""
+        """Steps until enough requests ended, an arrival is due or the guard trips, from counters and whole arrays."""
+        stride = Stride([], [], self.watts)
+        plan = self._plan = _Plan(stride)
+        self._plan_steps(run, plan)
         if self.behaviour is None:
-            return None
-        return self._table.read(self._slots_in_order(), self.ticks, steps)
+            return _outcome_of(stride)
+        block = stride.tokens = self._table.read(self.ticks, len(stride.steps))
+        if run.guard is not None:
+            trip = run.guard.first_trip(block.confidences, stride.token_ends())
+            if trip is not None:
+                return self.cut(trip + 1)
+        return _outcome_of(stride)
 
-    def _times(self, run: Run, batch: Batch, grid: Walk | None, most: int) -> tuple[list[Seconds], list[int]]:
-        """Seconds and layers of each step up to where the stride ends."""
-        spec, depth = self.models[run.placement.model], run.placement.depth
-        longest, rows = batch.ticks + max(batch.offsets) + 1, len(self._ids)
-        last = min(self._ends) - self.ticks
-        ends_at_last = sum(end == last + self.ticks for end in self._ends)
-        within, cost = run.within_s, self.costs[spec.name]
-        seconds: list[Seconds] = []
-        layers: list[int] = []
-        total = 0.0
-        has_threshold = run.exits.kind == "threshold" and grid is not None
-        for k in range(most):
-            ended = ends_at_last if k + 1 == last else 0
-            self._require_calibrated(spec.name, rows, longest + k, rows)
-            if has_threshold:
-                assert grid is not None
-                shape = self._threshold_shape(run, spec, grid.exit_layers[k], longest + k, ended)
-                one = tick(cost.seconds(shape))
-                layers.append(shape.layers)
+    def _plan_steps(self, run: Run, plan: _Plan) -> None:
+        """Reading steps one by one, decoding steps from one end of a request to the next."""
+        steps, most, max_ends = plan.stride.steps, run.max_steps, run.max_ends
+        chunks, program = run.batch.chunks, run.program
+        left_s = _FOREVER if run.within_s is None else run.within_s
+        k = ended = 0
+        while True:
+            if chunks:
+                if not self._plan_reading(run, chunks, plan):
+                    return
+                left_s -= steps[k][0]
+            elif self._ids:
+                left_s -= self._plan_decoding(run, most - k, left_s, plan)
             else:
-                key = (run.placement, rows, blocks_for(longest + k), ended)
-                known = self._decode_s.get(key)
-                if known is None:
-                    shape = _decode_shape(rows, longest + k, depth, 1, rows, 0, ended)
-                    known = self._decode_s[key] = tick(cost.seconds(shape))
-                one = known
-                layers.append(depth)
-            one = self._noisy(one)
-            seconds.append(one)
-            total += one
-            if within is not None and total >= within:
-                break
-        return seconds, layers
+                return
+            if len(steps) == k:
+                return
+            k = len(steps)
+            chunks = program[k - 1] if k <= len(program) else ()
+            at = self.ticks + k
+            if at in self._ending:
+                for going in self._ending_at(at):
+                    ended += 1
+                    reach = self._reaches[self._ids.index(going.request.id)]
+                    plan.changes.append(_Change(k - 1, going, self._remove(going), reach))
+                    plan.stride.ended.append((k - 1, going.request.id, _sum_at(going, at)))
+                if chunks or (max_ends is not None and ended >= max_ends):
+                    return
+            if k >= most or left_s <= 0:
+                return
 
-    def _threshold_shape(
-        self, run: Run, spec: ModelSpec, exits: npt.NDArray[np.int64], longest: int, ended: int
-    ) -> StepShape:
-        """The shape ``costs.shape_of`` finds for decode rows alone under a threshold."""
-        depth, deepest = run.placement.depth, int(exits.max())
-        layers = depth if run.exits.batching == "full" else deepest
-        checks = checked = 0
-        for exit_layer in spec.exits:
-            if exit_layer > deepest:
+    def _plan_reading(self, run: Run, chunks: tuple[Chunk, ...], plan: _Plan) -> bool:
+        """One step that reads prompts. False, and nothing planned, for a later step outside the calibrated range."""
+        steps, cost = plan.stride.steps, self.costs[run.placement.model]
+        k = len(steps)
+        at = self.ticks + k
+        asked = _asked(chunks, len(self._ids), at + max(self._reaches) if self._reaches else 0)
+        if not self._is_calibrated(cost, asked[0], asked[8], asked[1], may_refuse=k == 0):
+            if not self.allow_extrapolation:
+                return False
+            plan.extrapolated.append(k)
+        self._emit(chunks, at, k, plan.changes)
+        has_exits = run.exits.kind == "threshold" and self.behaviour is not None
+        block = self._table.read(at, 1) if has_exits else None
+        ending = self._ending.get(at + 1)
+        shape = self._shape(run, asked, 0 if ending is None else len(ending), block)
+        one = round(cost.seconds(shape) / TICK) * TICK
+        if self.noise is not None:
+            plan.noise_at_s.append(self.noise.at_s)
+            one = self._noisy(one)
+        rows, tokens, decode_rows, _, _, _, _, emitted, _ = asked
+        step = (one, shape[6], rows, decode_rows, tokens - decode_rows, emitted)
+        steps.append(_tuple_new(StrideStep, step))
+        return True
+
+    def _plan_decoding(self, run: Run, most: int, left_s: Seconds, plan: _Plan) -> Seconds:
+        """Decode steps up to the next request's end; returns their seconds. None for a later step outside the range."""
+        planned, cost, depth = plan.stride.steps, self.costs[run.placement.model], run.placement.depth
+        first = len(planned)
+        at, rows, reach = self.ticks + first, len(self._ids), max(self._reaches)
+        until_end = self._ends[0] - at
+        done, spent = 0, 0.0
+        most = min(most, until_end)
+        has_exits = run.exits.kind == "threshold" and self.behaviour is not None
+        while done < most and spent < left_s:
+            longest = at + done + reach
+            if not self._is_calibrated(cost, rows, longest, rows, may_refuse=first + done == 0):
+                if not self.allow_extrapolation:
+                    break
+                plan.extrapolated.append(first + done)
+                count = 1
+            else:
+                count = min(most - done, cost.max_context - longest + 1)
+            if has_exits:
+                steps = self._threshold_steps(run, at + done, min(count, _AT_ONCE), longest, until_end - done)
+            else:
+                blocks = -(-longest // BLOCK_TOKENS)
+                count = min(count, BLOCK_TOKENS * blocks - longest + 1)
+                if done + count == until_end and count > 1:
+                    count -= 1  # the last one ends requests, which has its own price
+                ended = len(self._ending[at + until_end]) if done + count == until_end else 0
+                steps = [self._decode_step(cost, rows, blocks, depth, 1, rows, 0, ended)] * count
+            if self.noise is not None:
+                spent += self._noisy_steps(steps, left_s - spent, plan)
+            else:
+                fitting, seconds = _within(steps, left_s - spent, are_alike=not has_exits)
+                del steps[fitting:]
+                spent += seconds
+            planned += steps
+            done += len(steps)
+        return spent
+
+    def _decode_step(
+        self, cost: StepCost, rows: int, blocks: int, layers: int, checks: int, checked: int, filled: int, ended: int
+    ) -> StrideStep:
+        """A step of decode rows alone in its expected time; ``blocks``: KV blocks of the longest."""
+        key = (rows, blocks, layers, checks, checked, ended)
+        known = self._decode_steps.get(key)
+        if known is None:
+            gathered = rows * blocks * BLOCK_TOKENS
+            shape = StepShape(rows, rows, rows, gathered, 0, 0, layers, checks, checked, filled, 0, ended, gathered)
+            known = self._decode_steps[key] = StrideStep(tick(cost.seconds(shape)), layers, rows, rows, 0, rows)
+        return known
+
+    def _noisy_steps(self, steps: list[StrideStep], left_s: Seconds, plan: _Plan) -> Seconds:
+        """Scale expected times by the noise, in place, up to the step that lasts to ``left_s``; returns their sum."""
+        assert self.noise is not None
+        spent = 0.0
+        for k, step in enumerate(steps):
+            plan.noise_at_s.append(self.noise.at_s)
+            one = self._noisy(step.seconds)
+            steps[k] = step._replace(seconds=one)
+            spent += one
+            if spent >= left_s:
+                del steps[k + 1 :]
                 break
-            checks += 1
-            checked += int((exits >= exit_layer).sum())
-        return _decode_shape(len(exits), longest, layers, checks, checked, depth - layers, ended)
+        return spent
+
+    def _threshold_steps(self, run: Run, at: int, count: int, longest: int, until_end: int) -> list[StrideStep]:
+        """``count`` steps of decode rows under a threshold, from tick ``at`` on, in their expected times."""
+        spec, cost = self.models[run.placement.model], self.costs[run.placement.model]
+        depth, rows = run.placement.depth, len(self._ids)
+        block = self._table.read(at, count)
+        exits = np.where(np.isnan(block.cells(CONFIDENCES)), 0, block.cells(EXIT_LAYERS))
+        left = [np.count_nonzero(exits >= e, axis=1).tolist() for e in spec.exits]
+        steps: list[StrideStep] = []
+        for k, undecided in enumerate(zip(*left, strict=True)):
+            checks = sum(n > 0 for n in undecided)
+            walked = depth if run.exits.batching == "full" else spec.exits[checks - 1]
+            ended = len(self._ending[at + until_end]) if k + 1 == until_end else 0
+            blocks = -(-(longest + k) // BLOCK_TOKENS)
+            steps.append(self._decode_step(cost, rows, blocks, walked, checks, sum(undecided), depth - walked, ended))
+        return steps
 
     # -- time and energy ------------------------------------------------------------------------------------------
 
@@ -393,37 +568,104 @@ class SimEngine:
     def _energy_j(self, seconds: float) -> float | None:
         return None if self.watts is None else self.watts * seconds
 
-    def _require_calibrated(self, model: str, rows: int, context: int, tokens: int) -> None:
-        """Raise OutOfRangeError for a step outside what was calibrated, or count it where that is allowed."""
-        cost = self.costs[model]
+    def _is_calibrated(self, cost: StepCost, rows: int, context: int, tokens: int, may_refuse: bool = True) -> bool:
+        """Whether a step lies inside what was calibrated. Raises OutOfRangeError if not, unless that is allowed or
+        ``may_refuse`` is False.
+        """
         if rows <= cost.max_rows and context <= cost.max_context and tokens <= cost.max_tokens:
-            return
-        self.extrapolated_steps += 1
-        if not self.allow_extrapolation:
-            raise OutOfRangeError(
-                f"profile costs of {model}",
-                {"batch": rows, "context": context, "tokens": tokens},
-                f"a step lies outside the calibrated range (batch <= {cost.max_rows}, context <= {cost.max_context}, "
-                f"tokens per step <= {cost.max_tokens})",
-                "Calibrate a wider range, lower the batcher's limits, or pass --allow-extrapolation.",
-            )
+            return True
+        if self.allow_extrapolation or not may_refuse:
+            return False
+        model = "" if self._placement is None else self._placement.model
+        raise OutOfRangeError(
+            f"profile costs of {model}",
+            {"batch": rows, "context": context, "tokens": tokens},
+            f"a step lies outside the calibrated range (batch <= {cost.max_rows}, context <= {cost.max_context}, "
+            f"tokens per step <= {cost.max_tokens})",
+            "Calibrate a wider range, lower the batcher's limits, or pass --allow-extrapolation.",
+        )
 
 
-def _decode_shape(
-    rows: int, longest: int, layers: int, checks: int, checked: int, filled: int, ended: int
-) -> StepShape:
-    return StepShape(
-        rows=rows,
-        tokens=rows,
-        decode_rows=rows,
-        gathered=rows * blocks_for(longest) * BLOCK_TOKENS,
-        prefill_rows=0,
-        prefill_products=0,
-        layers=layers,
-        checks=checks,
-        checked_rows=checked,
-        filled_layers=filled,
-        started=0,
-        ended=ended,
-        longest=longest,
-    )
+class _Asked(NamedTuple):
+    """What a step was asked to compute, before exits are known.
+
+    Tuples made for every step are made by ``_tuple_new``: three times as fast as calling their class.
+    """
+
+    rows: int
+    tokens: int
+    decode_rows: int
+    longest_decode: int
+    prefill_rows: int
+    products: int
+    started: int
+    emitted: int
+    longest: int
+
+
+def _asked(chunks: Sequence[Chunk], decoding: int, longest_decode: int) -> _Asked:
+    """``longest_decode``: tokens in KV of the decoding request that has most, its newest included."""
+    if not decoding:
+        longest_decode = 0
+    decode_rows, emitted, tokens, longest = decoding, decoding, decoding, longest_decode
+    prefill_rows = products = started = 0
+    for chunk in chunks:
+        start, count = chunk.start, chunk.count
+        end = start + count
+        tokens += count
+        if end > longest:
+            longest = end
+        if not start:
+            started += 1
+        emitted += chunk.emits
+        if count == 1 and chunk.emits and start:  # like a decode row
+            decode_rows += 1
+            longest_decode = max(longest_decode, end)
+        else:
+            prefill_rows += 1
+            products += count * end
+    rows = decoding + len(chunks)
+    asked = (rows, tokens, decode_rows, longest_decode, prefill_rows, products, started, emitted, longest)
+    return _tuple_new(_Asked, asked)
+
+
+def _checks(spec: ModelSpec, deepest: int, exits: npt.NDArray[np.int64]) -> tuple[int, int]:
+    """Exit checks of a step, and rows checked in all: each exit up to the deepest asks those who have not left."""
+    checks = checked = 0
+    for exit_layer in spec.exits:
+        if exit_layer > deepest:
+            break
+        checks += 1
+        checked += int(np.count_nonzero(exits >= exit_layer))
+    return checks, checked
+
+
+def _within(steps: Sequence[StrideStep], left_s: Seconds, *, are_alike: bool) -> tuple[int, Seconds]:
+    """How many steps are done until they last to ``left_s``, that many or all, and their seconds."""
+    if are_alike:
+        one, count = steps[0][0], len(steps)
+        if one > 0 and left_s < one * count:
+            count = max(1, -(-round(left_s / TICK) // round(one / TICK)))
+        return count, one * count
+    sums = list(accumulate(step[0] for step in steps))
+    count = min(len(steps), bisect_left(sums, left_s) + 1)
+    return count, sums[count - 1]
+
+
+def _sum_at(going: _Going, ticks: int) -> float:
+    """Sum of the log probabilities of the tokens generated up to a tick."""
+    if going.walk is None or going.since is None:
+        return going.logprob_sum
+    logprobs, start = going.walk.logprobs, going.generated
+    stop = start + ticks - going.since
+    taken = logprobs[start:stop] if stop <= len(logprobs) else logprobs[np.arange(start, stop) % len(logprobs)]
+    return going.logprob_sum + float(np.add.reduce(taken))
+
+
+def _outcome_of(stride: Stride) -> Outcome:
+    seconds = 0.0
+    for step in stride.steps:
+        seconds += step[0]
+    energy = None if stride.watts is None else sum(stride.watts * step.seconds for step in stride.steps)
+    agrees = None if stride.tokens is None else stride.tokens.agrees  # type: ignore[attr-defined]
+    return _tuple_new(Outcome, (seconds, _NO_TOKENS, stride.steps[-1][1], energy, stride, None, agrees))

@@ -13,11 +13,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 from heliosim.serving.memory import MemoryPool
-from heliosim.types import BLOCK_TOKENS, Batch, Chunk, Request, RequestId, Seconds, Tokens, blocks_for
+from heliosim.types import BLOCK_TOKENS, Batch, Chunk, Request, RequestId, Run, Seconds, Stride, Tokens, blocks_for
+
+READ_AHEAD = 8
+"""Steps of reading that are planned at once."""
 
 
 @dataclass(slots=True, eq=False)
@@ -49,24 +52,34 @@ class Sequence:
     def known(self) -> int:
         return self.request.prompt_tokens + self.generated
 
-    @property
-    def longest(self) -> int:
-        """Tokens whose KV this request may come to need: the last generated token is never read."""
-        return self.request.prompt_tokens + self.request.max_tokens - 1
 
-
-@dataclass(slots=True)
 class Planned:
     """What a batcher wants to run next, with the requests it gave up on the way.
 
-    ``max_steps``: how often the batch may run, one token further each time, before memory needs a decision.
+    ``max_steps``: how many steps may be done before somebody must be asked: memory, or who waits. ``program``: chunks
+    of the steps behind the first one. ``may_pass_ends``: nobody's end lets another request start or read faster.
     """
 
-    batch: Batch | None
-    max_steps: int = 1
-    evicted: list[RequestId] = field(default_factory=list)
-    refused: list[tuple[Sequence, str]] = field(default_factory=list)
-    started: int = 0
+    __slots__ = ("batch", "evicted", "max_steps", "may_pass_ends", "program", "refused", "started")
+
+    def __init__(self) -> None:
+        self.batch: Batch | None = None
+        self.max_steps = 1
+        self.evicted: tuple[RequestId, ...] = ()
+        self.refused: tuple[tuple[Sequence, str], ...] = ()
+        self.started = 0
+        self.program: tuple[tuple[Chunk, ...], ...] = ()
+        self.may_pass_ends = False
+
+
+class Settled(NamedTuple):
+    """What a stride did to the batcher's books: requests that ended, with their times, and for each step the blocks in
+    use during it and the requests that run behind it.
+    """
+
+    ended: list[tuple[Sequence, Seconds]]
+    blocks: list[int]
+    running: list[int]
 
 
 class Batcher(Protocol):
@@ -86,11 +99,9 @@ class Batcher(Protocol):
         tokens: Tokens,
         pool: MemoryPool,
         now: Seconds,
-        *,
-        steps: int = 1,
         logprob_sums: Mapping[RequestId, float] | None = None,
     ) -> list[Sequence]: ...
-    def blocks_over(self, pool: MemoryPool, steps: int) -> list[int]: ...
+    def settle_stride(self, run: Run, stride: Stride, pool: MemoryPool, start_s: Seconds) -> Settled: ...
     def preempt(self, pool: MemoryPool, keep: int = 0) -> list[RequestId]: ...
     def in_kv(self) -> list[tuple[RequestId, int]]: ...
 
@@ -115,6 +126,7 @@ class ContinuousBatcher:
         self._decoding: list[Sequence] = []
         self._ids: list[RequestId] = []
         self._offsets: list[int] = []
+        self._as_batch: tuple[tuple[RequestId, ...], tuple[int, ...]] | None = None
         # How many of them take a new block at a tick, by that tick's remainder.
         self._block_due = [0] * BLOCK_TOKENS
         self._is_due_booked = False
@@ -144,22 +156,79 @@ class ContinuousBatcher:
 
     def next_batch(self, pool: MemoryPool, *, now: Seconds, admit: int | None, is_probe: bool = False) -> Planned:
         """The next step's rows. ``admit``: how many waiting requests may start (None: any number)."""
-        plan = Planned(batch=None)
-        self._take_due_blocks(pool, plan)
+        plan = Planned()
+        if not self._is_due_booked:
+            self._take_due_blocks(pool, plan)
         chunks: list[Chunk] = []
-        budget = self._read_on(chunks, self.token_budget - len(self._decoding))
-        if self._waiting and not (plan.evicted and (self._decoding or chunks)):  # else the evicted would come back
-            self._start_waiting(pool, chunks, budget, plan, now=now, admit=admit, is_probe=is_probe)
-        if self._decoding or chunks:
-            plan.batch = Batch.of(tuple(self._ids), tuple(self._offsets), self.ticks, tuple(chunks))
-            if not chunks:
-                plan.max_steps = self._steps_that_fit(pool.free_blocks)
+        budget = self.token_budget - len(self._ids)
+        if self._reading:
+            budget = self._read_on(chunks, budget)
+        is_blocked = True
+        if self._waiting:
+            if plan.evicted and (self._ids or chunks):
+                is_blocked = False  # or the evicted would come back at once; they may, a step later
+            else:
+                is_blocked = self._start_waiting(pool, chunks, budget, plan, now=now, admit=admit, is_probe=is_probe)
+        if self._ids or chunks:
+            known = self._as_batch
+            if known is None:
+                known = self._as_batch = (tuple(self._ids), tuple(self._offsets))
+            plan.batch = Batch.of(known[0], known[1], self.ticks, tuple(chunks))
+            if is_blocked:
+                self._look_ahead(plan, chunks, pool.total_blocks - pool.used_blocks)
         return plan
+
+    def _look_ahead(self, plan: Planned, chunks: list[Chunk], free_blocks: int) -> None:
+        """How far the batch may run on while nobody who waits can start: as KV lasts and reading is planned."""
+        rows = len(self._ids) + len(self._reading)
+        if free_blocks >= rows:
+            plan.max_steps = 1 + BLOCK_TOKENS * (free_blocks // rows)
+        elif not self._reading:
+            plan.max_steps = self._steps_that_fit(free_blocks)
+        else:
+            return
+        if chunks:
+            self._read_ahead(plan, chunks)
+        plan.may_pass_ends = not self._waiting and (bool(chunks) or not self._reading)
+
+    def _read_ahead(self, plan: Planned, chunks: list[Chunk]) -> None:
+        """The chunks of the steps behind this one, as ``_read_on`` will form them if nobody ends meanwhile."""
+        left = []
+        decoding = len(self._ids)
+        for seq, chunk in zip(self._reading, chunks, strict=False):
+            if chunk.emits:
+                decoding += 1
+            else:
+                left.append((seq, chunk.start + chunk.count))
+        left += [(seq, seq.computed) for seq in self._reading[len(chunks) :]]
+        if not left:
+            return
+        program: list[tuple[Chunk, ...]] = []
+        while left and len(program) < READ_AHEAD and decoding < self.token_budget:
+            budget = self.token_budget - decoding
+            step: list[Chunk] = []
+            for k, (seq, start) in enumerate(left):
+                count = min(seq.known - start, budget)
+                budget -= count
+                is_read = start + count == seq.known
+                step.append(Chunk(seq.request.id, start, count, is_read))
+                decoding += is_read
+                if not is_read:
+                    left[k] = (seq, start + count)
+                    left = left[k:]
+                    break
+                if budget == 0:
+                    left = left[k + 1 :]
+                    break
+            else:
+                left = []
+            program.append(tuple(step))
+        plan.program = tuple(program)
+        if left:
+            plan.max_steps = min(plan.max_steps, 1 + len(program))
 
     def _take_due_blocks(self, pool: MemoryPool, plan: Planned) -> None:
         """KV for the token each decoding request computes next; the youngest gives way when KV runs out."""
-        if self._is_due_booked:
-            return
         if not pool.grow(self._block_due[self.ticks % BLOCK_TOKENS]):
             self._make_room(pool, plan)
         self._is_due_booked = True
@@ -174,15 +243,12 @@ class ContinuousBatcher:
             i += 1
             while not pool.take(seq.request.id, blocks_for(seq.known)):
                 victim = self._reading[-1] if self._reading else self._decoding[-1]
-                plan.evicted.append(self._give_up(victim, pool, pool.holds(victim.request.id)))
+                plan.evicted += (self._give_up(victim, pool, pool.holds(victim.request.id)),)
                 if victim is seq:
                     break
 
     def _steps_that_fit(self, free_blocks: int) -> int:
-        """Steps from this one on for which KV is sure to last: whole rounds of a block for every row, or one by one."""
-        rows = len(self._decoding)
-        if free_blocks >= rows:
-            return 1 + BLOCK_TOKENS * (free_blocks // rows)
+        """Steps of decode rows alone from this one on until fewer than a block for every row runs out."""
         steps = 1
         while steps <= BLOCK_TOKENS:
             free_blocks -= self._block_due[(self.ticks + steps) % BLOCK_TOKENS]
@@ -190,13 +256,6 @@ class ContinuousBatcher:
                 break
             steps += 1
         return steps
-
-    def blocks_over(self, pool: MemoryPool, steps: int) -> list[int]:
-        """Blocks in use during each of the next ``steps`` runs of the batch that was planned."""
-        used = [pool.used_blocks]
-        for further in range(1, steps):
-            used.append(used[-1] + self._block_due[(self.ticks + further) % BLOCK_TOKENS])
-        return used
 
     def _read_on(self, chunks: list[Chunk], budget: int) -> int:
         for seq in self._reading:
@@ -218,32 +277,39 @@ class ContinuousBatcher:
         now: Seconds,
         admit: int | None,
         is_probe: bool,
-    ) -> None:
-        """Start waiting requests in order until rows, budget, KV or permission end."""
-        reserve = int(pool.total_blocks * self.watermark) if self.running else 0
-        while self._waiting and budget > 0 and self.running < self.max_batch:
-            seq = self._waiting[0]
+    ) -> bool:
+        """Start waiting requests in order until rows, budget, KV or permission end.
+
+        True if nobody is left or the next one cannot start before a request ends, whatever budget later steps leave.
+        """
+        waiting, running, total = self._waiting, self.running, pool.total_blocks
+        watermark = int(total * self.watermark)
+        while waiting and budget > 0 and running < self.max_batch:
+            seq = waiting[0]
+            request = seq.request
             is_new = seq.admitted_s is None
             if is_new and admit is not None and plan.started >= admit:
-                return
-            if blocks_for(seq.longest) > pool.total_blocks:
-                self._waiting.popleft()
-                plan.refused.append((seq, "larger than the memory pool"))
+                return True
+            if blocks_for(request.prompt_tokens + request.max_tokens - 1) > total:  # the last token is never read
+                waiting.popleft()
+                plan.refused += ((seq, "larger than the memory pool"),)
                 continue
-            need = blocks_for(seq.known)
-            if need + reserve > pool.free_blocks:
-                return
-            pool.take(seq.request.id, need)
-            self._waiting.popleft()
+            known = request.prompt_tokens + seq.generated
+            need = blocks_for(known)
+            if need + (watermark if running else 0) > total - pool.used_blocks:
+                return True
+            pool.take(request.id, need)
+            waiting.popleft()
             self._reading.append(seq)
+            running += 1
             if is_new:
                 seq.admitted_s = now
                 seq.is_probe = is_probe
                 plan.started += 1
-            count = min(seq.known, budget)
-            chunks.append(Chunk(seq.request.id, 0, count, count == seq.known))
+            count = known if known < budget else budget
+            chunks.append(Chunk(request.id, 0, count, count == known))
             budget -= count
-            reserve = int(pool.total_blocks * self.watermark)
+        return not waiting or running >= self.max_batch
 
     # -- settling -------------------------------------------------------------------------------------------------
 
@@ -253,40 +319,74 @@ class ContinuousBatcher:
         tokens: Tokens,
         pool: MemoryPool,
         now: Seconds,
-        *,
-        steps: int = 1,
         logprob_sums: Mapping[RequestId, float] | None = None,
     ) -> list[Sequence]:
-        """Book what ``steps`` runs of a batch did; returns the requests that ended, their KV released.
+        """Book what one run of a batch did; returns the requests that ended, their KV released.
 
-        ``tokens``: those of the last run. ``logprob_sums``: of the requests that ended, where the engine kept count.
+        ``logprob_sums``: of the requests that ended, where the engine kept count.
         """
-        for further in range(1, steps):
-            fits = pool.grow(self._block_due[(self.ticks + further) % BLOCK_TOKENS])
-            assert fits, "an engine ran more steps than there was memory for"
         if logprob_sums is None:
             self._add_logprobs(tokens)
-        self.ticks += steps
+        self.ticks += 1
         self._is_due_booked = False
         if batch.chunks:
-            self._settle_chunks(batch, now)
-        if logprob_sums is None:
-            ended = [self._leave(r, pool) for r, is_last in zip(tokens.requests, tokens.lasts, strict=True) if is_last]
-        else:
-            ended = [self._leave(r, pool) for r in tokens.requests if r in logprob_sums] if logprob_sums else []
+            self._settle_chunks(batch.chunks, now)
+        ended = [self._leave(r, pool) for r, is_last in zip(tokens.requests, tokens.lasts, strict=True) if is_last]
+        if logprob_sums is not None:
             for seq in ended:
                 seq.logprob_sum = logprob_sums[seq.request.id]
         return ended
+
+    def settle_stride(self, run: Run, stride: Stride, pool: MemoryPool, start_s: Seconds) -> Settled:
+        """Book the steps of a stride that began at ``start_s``, with whoever began to decode or ended on the way."""
+        block_due, now, ticks = self._block_due, start_s, self.ticks
+        ended: list[tuple[Sequence, Seconds]] = []
+        blocks: list[int] = []
+        running: list[int] = []
+        ends, program = stride.ended, run.program
+        next_end, end_step = 0, ends[0][0] if ends else -1
+        chunks, used, runs = run.batch.chunks, pool.used_blocks, self.running
+        grown = 0
+        for k, step in enumerate(stride.steps):
+            if k:
+                grown += block_due[ticks % BLOCK_TOKENS]
+                chunks = program[k - 1] if k <= len(program) else ()
+            blocks.append(used + grown)
+            ticks += 1
+            now += step[0]
+            if chunks or k == end_step:
+                if grown:
+                    fits = pool.grow(grown)
+                    assert fits, "an engine ran more steps than there was memory for"
+                    grown = 0
+                self.ticks = ticks
+                if chunks:
+                    self._settle_chunks(chunks, now)
+                while k == end_step:
+                    _, request, logprob_sum = ends[next_end]
+                    seq = self._leave(request, pool)
+                    seq.logprob_sum = logprob_sum
+                    ended.append((seq, now))
+                    next_end += 1
+                    end_step = ends[next_end][0] if next_end < len(ends) else -1
+                used, runs = pool.used_blocks, len(self._ids) + len(self._reading)
+            running.append(runs)
+        if grown:
+            fits = pool.grow(grown)
+            assert fits, "an engine ran more steps than there was memory for"
+        self.ticks = ticks
+        self._is_due_booked = False
+        return Settled(ended, blocks, running)
 
     def _add_logprobs(self, tokens: Tokens) -> None:
         by_id = {seq.request.id: seq for seq in (*self._decoding, *self._reading)}
         for request, logprob in zip(tokens.requests, tokens.logprobs, strict=True):
             by_id[request].logprob_sum += logprob
 
-    def _settle_chunks(self, batch: Batch, now: Seconds) -> None:
+    def _settle_chunks(self, chunks: tuple[Chunk, ...], now: Seconds) -> None:
         """Chunks are those of the first reading requests, in order; who has read all begins to decode."""
         done = 0
-        for seq, chunk in zip(self._reading, batch.chunks, strict=False):
+        for seq, chunk in zip(self._reading, chunks, strict=False):
             assert seq.request.id == chunk.request, f"request {chunk.request} is not the one that reads"
             seq.computed += chunk.count
             if chunk.emits:
@@ -304,6 +404,7 @@ class ContinuousBatcher:
         self._decoding.append(seq)
         self._ids.append(seq.request.id)
         self._offsets.append(offset)
+        self._as_batch = None
         self._block_due[-offset % BLOCK_TOKENS] += 1
 
     def _leave(self, request: RequestId, pool: MemoryPool) -> Sequence:
@@ -316,6 +417,7 @@ class ContinuousBatcher:
     def _drop(self, k: int) -> Sequence:
         seq = self._decoding.pop(k)
         del self._ids[k]
+        self._as_batch = None
         self._block_due[-self._offsets.pop(k) % BLOCK_TOKENS] -= 1
         seq.catch_up(self.ticks)
         seq.since = None

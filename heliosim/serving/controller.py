@@ -28,6 +28,9 @@ class Note:
     detail: Mapping[str, Any]
 
 
+_NO_NOTES: list[Note] = []
+
+
 class Controller(Protocol):
     """Sees what a live server sees: the status, and each outcome after it happened."""
 
@@ -56,7 +59,7 @@ class FixedPlacement:
 
     def __post_init__(self) -> None:
         self.depth = self.model.layers if self.depth is None else self.depth
-        self._directive = Directive(Placement(self.model.name, self.depth), self.exits, max_steps=None)
+        self._directive = Directive(Placement(self.model.name, self.depth), self.exits, max_steps=None, max_ends=None)
 
     def breaches_over(self, steps: int) -> Sequence[int]:
         return [0] * steps
@@ -68,7 +71,7 @@ class FixedPlacement:
         """Nothing to learn."""
 
     def take_notes(self) -> list[Note]:
-        return []
+        return _NO_NOTES
 
 
 def vanilla(model: ModelSpec) -> FixedPlacement:

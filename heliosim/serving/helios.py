@@ -8,8 +8,8 @@ lists them. The controller sees outcomes only: no true length, no future exit, n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -106,7 +106,7 @@ class BreachCounter:
         self.reset()
 
     def reset(self) -> None:
-        self._window = np.zeros(0, dtype=np.int64)
+        self._window: Ints = np.zeros(0, dtype=np.int64)
         self.count = 0
 
     def add(self, is_breach: bool) -> None:
@@ -114,40 +114,49 @@ class BreachCounter:
 
     def add_all(self, breaches: Bools, limit: int | None = None) -> int | None:
         """Count tokens in order, [n], and stop behind the first that makes the count exceed ``limit``: its index."""
+        if not len(breaches):
+            return None
         counts = self.counts(breaches)
         stop = None
-        if limit is not None and (over := counts > limit).any():
-            stop = int(over.argmax())
+        if limit is not None and int(counts.max()) > limit:
+            stop = int((counts > limit).argmax())
             breaches, counts = breaches[: stop + 1], counts[: stop + 1]
-        if len(counts):
-            self.count = int(counts[-1])
-        self._remember(breaches)
+        self.take(breaches, int(counts[-1]))
         return stop
 
     def counts(self, breaches: Bools) -> Ints:
         """What the counter would say behind each of these tokens, [n]; nothing changes."""
-        new = breaches.astype(np.int64)
         if self.kind == "none":
-            return self.count + np.cumsum(new)
-        everything = np.concatenate((self._window, new))
-        total = np.cumsum(everything)
+            return self.count + np.add.accumulate(breaches, dtype=np.int64)
         known = len(self._window)
+        everything = np.concatenate((self._window, breaches))
+        total = np.add.accumulate(everything)
         if self.kind == "tumbling":
             starts = np.arange(len(everything)) // self.tokens * self.tokens
             before = np.where(starts > 0, total[np.maximum(starts, 1) - 1], 0)
             return np.asarray((total - before)[known:])
-        gone = np.zeros_like(total)
-        gone[self.tokens :] = total[: -self.tokens] if len(total) > self.tokens else 0
-        return np.asarray((total - gone)[known:])
+        if len(total) > self.tokens:
+            total[self.tokens :] -= total[: -self.tokens].copy()
+        return np.asarray(total[known:])
 
-    def _remember(self, breaches: Bools) -> None:
+    def may_exceed(self, limit: int, more: int) -> bool:
+        """Whether ``more`` breaches could make the count exceed ``limit``."""
+        return self.count + more > limit
+
+    def take(self, breaches: Bools, count: int) -> None:
+        """Remember tokens, [n], behind which the counter says ``count``."""
+        self.count = count
         if self.kind == "none":
             return
-        everything = np.concatenate((self._window, breaches.astype(np.int64)))
         if self.kind == "sliding":
-            self._window = everything[-self.tokens :]
+            if len(breaches) >= self.tokens:
+                self._window = breaches[len(breaches) - self.tokens :].astype(np.int64)
+            else:
+                kept = self._window[max(0, len(self._window) + len(breaches) - self.tokens) :]
+                self._window = np.concatenate((kept, breaches.astype(np.int64)))
         else:  # the group that is not yet full; a full one lasts until the next token
-            self._window = everything[(max(0, len(everything) - 1) // self.tokens) * self.tokens :]
+            everything = np.concatenate((self._window, breaches))
+            self._window = np.asarray(everything[(max(0, len(everything) - 1) // self.tokens) * self.tokens :])
 
 
 @dataclass(frozen=True)
@@ -158,10 +167,15 @@ class BreachGuard:
     threshold: float
     limit: int
 
-    def first_trip(self, confidences: Floats) -> int | None:
-        """confidences: [steps, rows]."""
-        over = self.counter.counts((confidences < self.threshold).ravel()) > self.limit
-        return int(over.argmax()) // confidences.shape[1] if over.any() else None
+    def first_trip(self, confidences: Floats, ends: Ints) -> int | None:
+        """confidences: [tokens]; ends: [steps], tokens up to each step's end."""
+        breaches = confidences < self.threshold
+        if not self.counter.may_exceed(self.limit, int(np.count_nonzero(breaches))):
+            return None
+        counts = self.counter.counts(breaches)
+        if int(counts.max()) <= self.limit:
+            return None
+        return int(np.searchsorted(ends, int((counts > self.limit).argmax()), side="right"))
 
 
 @dataclass
@@ -193,6 +207,7 @@ class Helios:
         self.counter = BreachCounter(p.window, p.window_tokens)
         self._guard = BreachGuard(self.counter, p.threshold, p.max_breaches)
         self._trail: list[int] = []
+        self._directive: Directive
         self._notes: list[Note] = []
         self._evaluating: int | None = None
         self._evaluation = Evaluation()
@@ -218,6 +233,10 @@ class Helios:
 
     def decide(self, now: Seconds, status: Status) -> Directive:
         if self._evaluating is None:
+            left = self._served_left()
+            if left != self._directive.max_ends:
+                is_due = left is not None and left <= 0  # as soon as a step was done
+                self._directive = replace(self._directive, max_ends=left, max_steps=1 if is_due else None)
             return self._directive
         name = self.candidates[self._evaluating]
         spec = self.repository.candidates[name].spec
@@ -235,20 +254,19 @@ class Helios:
 
     def observe(self, now: Seconds, run: Run, outcome: Outcome, served: Sequence[Served], started: int) -> None:
         self._trail = []
-        counted = [s for s in served if self.parameters.probes_count or not s.is_probe]
-        self._served_since += len(counted)
-        self._tokens_since += sum(s.output_tokens for s in counted)
+        for record in served:
+            if self.parameters.probes_count or not record.is_probe:
+                self._served_since += 1
+                self._tokens_since += record.output_tokens
         if self._evaluating is not None:
             self._observe_probe(run, outcome, served, started)
             return
-        is_counting = run.placement == self._directive.placement and run.exits.kind == "greedy"
-        if is_counting and outcome.stride is not None:
-            self._count_stride(outcome.stride)
+        is_counting = run.exits.kind == "greedy" and run.placement == self._directive.placement
+        before = self._count_before(outcome.stride) if is_counting and outcome.stride is not None else 0
         if self._is_reassessment_due():
             self._start_evaluation()
-            return
-        if is_counting:
-            self._count_breaches(outcome)
+        elif is_counting:
+            self._count_last(outcome, before)
 
     def take_notes(self) -> list[Note]:
         notes, self._notes = self._notes, []
@@ -276,7 +294,7 @@ class Helios:
         if outcome.stride is None:
             self._evaluation.add_step(outcome.seconds, outcome.tokens, outcome.energy_j)
         else:
-            self._evaluation.add_stride(outcome.stride, len(run.batch))
+            self._evaluation.add_stride(outcome.stride)
         for record in served:
             if record.is_probe:
                 self._evaluation.add_served(record)
@@ -357,23 +375,34 @@ class Helios:
 
     # -- step 5: breach -------------------------------------------------------------------------------------------
 
-    def _count_breaches(self, outcome: Outcome) -> None:
-        """Tokens of one step; of a stride the last, those before it being counted already."""
+    def _count_before(self, stride: Stride) -> int:
+        """Count the tokens of all steps of a stride but the last: the guard saw to it that none needs a reaction.
+
+        Returns how many there were.
+        """
+        if len(stride.steps) == 1:
+            return 0
+        assert stride.tokens is not None
+        ends = stride.token_ends()[:-1]
+        before = stride.tokens.confidences[: ends[-1]] < self.parameters.threshold
+        counts = np.empty(len(before) + 1, dtype=np.int64)
+        counts[0], counts[1:] = self.counter.count, self.counter.counts(before)
+        self._trail = counts[ends].tolist()
+        self.counter.take(before, self._trail[-1])
+        return int(ends[-1])
+
+    def _count_last(self, outcome: Outcome, before: int) -> None:
+        """Count the tokens of the last step, behind ``before`` others of its stride, and react where the limit is
+        passed.
+        """
         stride = outcome.stride
-        seen = outcome.tokens.confidences if stride is None else stride.confidences[-1]  # type: ignore[index]
+        seen: Any = outcome.tokens.confidences
+        if stride is not None:
+            assert stride.tokens is not None
+            seen = stride.tokens.confidences[before:]
         breaches = np.asarray(seen) < self.parameters.threshold
         if self.counter.add_all(breaches, self.parameters.max_breaches) is not None:
             self._react()
-
-    def _count_stride(self, stride: Stride) -> None:
-        """All steps of a stride but the last: the guard saw to it that none of them needs a reaction."""
-        assert stride.confidences is not None
-        before = stride.confidences[:-1] < self.parameters.threshold
-        if not len(before):
-            return
-        counts = self.counter.counts(before.ravel()).reshape(before.shape)
-        self._trail = [int(c) for c in counts[:, -1]]
-        self.counter.add_all(before.ravel())
 
     def _react(self) -> None:
         """Load more layers or switch to another candidate's partial model, whichever is expected to cost less."""
@@ -429,8 +458,15 @@ class Helios:
     # -- step 6: re-assess ----------------------------------------------------------------------------------------
 
     def _is_reassessment_due(self) -> bool:
+        left = self._served_left()
+        return left is not None and left <= 0
+
+    def _served_left(self) -> int | None:
+        """Requests to be served until re-assessment; None: there is none."""
         p = self.parameters
-        return p.use_reassess and p.use_evaluation and self._served_since >= p.reassess_interval
+        if not (p.use_reassess and p.use_evaluation):
+            return None
+        return p.reassess_interval - self._served_since
 
     def _note(self, kind: str, **detail: object) -> None:
         self._notes.append(Note(kind, detail))

@@ -22,13 +22,8 @@ class MemoryPool:
         self._held: dict[RequestId, int] = {}
         self._grown = 0
         self.used_blocks = 0
-
-    @property
-    def total_blocks(self) -> int:
+        self.total_blocks = 0
         """KV blocks the pool can hold beside the present weights."""
-        if not self.block_bytes:
-            return 0
-        return (self.total_bytes - self.weights_bytes) // self.block_bytes
 
     @property
     def free_blocks(self) -> int:
@@ -60,12 +55,14 @@ class MemoryPool:
                 f"Give at least {need:,} B, a smaller model or fewer layers.",
             )
         self.weights_bytes, self.block_bytes = weights, block_bytes
+        self.total_blocks = (self.total_bytes - weights) // block_bytes if block_bytes else 0
 
     def clear(self) -> None:
         """Give up the weights (a server that stops). Every request must have been released."""
         assert not self._held, f"requests still hold KV: {sorted(self._held)[:5]}"
         assert not self._grown, f"{self._grown} blocks of growth are nobody's"
         self.weights_bytes = 0
+        self.total_blocks = self.total_bytes // self.block_bytes if self.block_bytes else 0
 
     def holds(self, request: RequestId) -> int:
         """Blocks a request holds."""
@@ -86,7 +83,7 @@ class MemoryPool:
 
     def grow(self, blocks: int) -> bool:
         """Let the requests that hold KV hold ``blocks`` more between them. False, and nothing changed, if too many."""
-        if blocks > self.free_blocks:
+        if blocks > self.total_blocks - self.used_blocks:
             return False
         self._grown += blocks
         self.used_blocks += blocks

@@ -106,18 +106,20 @@ class Evaluation:
             self.exits[exit_layer] = self.exits.get(exit_layer, 0) + 1
         self.energy_j = None if energy_j is None or self.energy_j is None else self.energy_j + energy_j
 
-    def add_stride(self, stride: Stride, rows: int) -> None:
+    def add_stride(self, stride: Stride) -> None:
         """The same as its steps one by one; sums are made in the same order."""
-        assert stride.logprobs is not None
-        assert stride.exit_layers is not None
-        for k, seconds in enumerate(stride.seconds):
-            self.busy_s += seconds
-            self.logprob_sum += sum(stride.logprobs[k].tolist())
-            energy_j = None if stride.energy_j is None else stride.energy_j[k]
+        assert stride.tokens is not None
+        logprobs, at = stride.tokens.logprobs.tolist(), 0
+        for step in stride.steps:
+            self.busy_s += step.seconds
+            self.logprob_sum += sum(logprobs[at : at + step.tokens_out])
+            at += step.tokens_out
+            energy_j = None if stride.watts is None else stride.watts * step.seconds
             self.energy_j = None if energy_j is None or self.energy_j is None else self.energy_j + energy_j
-        self.tokens += rows * len(stride)
-        for exit_layer, count in zip(*np.unique(stride.exit_layers, return_counts=True), strict=True):
-            self.exits[int(exit_layer)] = self.exits.get(int(exit_layer), 0) + int(count)
+        self.tokens += at
+        for exit_layer, count in enumerate(np.bincount(stride.tokens.exit_layers).tolist()):
+            if count:
+                self.exits[exit_layer] = self.exits.get(exit_layer, 0) + count
 
     def add_served(self, record: Served) -> None:
         """Response time counts from admission: a candidate is not blamed for the queue it met."""

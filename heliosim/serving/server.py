@@ -7,7 +7,7 @@ clock.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from heliosim.errors import MemoryBudgetError
@@ -25,16 +25,56 @@ from heliosim.types import (
     Outcome,
     Placement,
     Request,
+    RequestStatus,
     Run,
     Seconds,
     Served,
-    Status,
+    Setting,
     StepRecord,
     Stride,
     StrideRecord,
 )
 
 _IDLE = Idle()
+_NOBODY: list[Served] = []
+
+
+class ServerStatus:
+    """What a controller may see of a server: a view that is true until the server acts."""
+
+    __slots__ = ("_server", "now")
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self.now: Seconds = 0.0
+
+    @property
+    def placement(self) -> Placement | None:
+        return self._server.placement
+
+    @property
+    def waiting(self) -> int:
+        return self._server.batcher.waiting
+
+    @property
+    def running(self) -> int:
+        return self._server.batcher.running
+
+    @property
+    def interrupted(self) -> int:
+        return self._server.batcher.interrupted
+
+    @property
+    def weights_bytes(self) -> int:
+        return self._server.pool.weights_bytes
+
+    @property
+    def kv_used_bytes(self) -> int:
+        return self._server.pool.kv_used_bytes
+
+    @property
+    def kv_total_bytes(self) -> int:
+        return self._server.pool.kv_total_bytes
 
 
 class Server:
@@ -63,19 +103,13 @@ class Server:
         self._evicted: list[int] = []
         self._refused: list[Served] = []
         self._started = 0
+        self._status = ServerStatus(self)
+        self._settings: dict[bool, Setting] = {}
 
-    def status(self, now: Seconds) -> Status:
-        """The read-only snapshot a controller decides on."""
-        return Status(
-            now=now,
-            placement=self.placement,
-            waiting=self.batcher.waiting,
-            running=self.batcher.running,
-            interrupted=self.batcher.interrupted,
-            weights_bytes=self.pool.weights_bytes,
-            kv_used_bytes=self.pool.kv_used_bytes,
-            kv_total_bytes=self.pool.kv_total_bytes,
-        )
+    def status(self, now: Seconds) -> ServerStatus:
+        """The read-only view a controller decides on."""
+        self._status.now = now
+        return self._status
 
     def submit(self, request: Request, now: Seconds) -> None:
         """Take a request. One that no context window holds is refused at once (see ``take_refused``)."""
@@ -84,27 +118,31 @@ class Server:
             return
         self.batcher.add(request)
 
-    def next_action(self, now: Seconds, next_arrival_s: Seconds | None = None) -> Action:
+    def next_action(self, now: Seconds, next_arrival_s: Seconds | None = None, max_ends: int | None = 1) -> Action:
         """What to do now. A wanted change of placement waits for running requests, or takes their KV, as directed.
 
-        ``next_arrival_s``: when the driver must speak again, known to it alone; a stride of steps ends there.
+        A stride of steps ends when the driver must speak again: at ``next_arrival_s``, known to it alone, and behind
+        the ``max_ends``-th request that ends (None: whoever sent it will not react).
         """
-        if self._is_empty and self.placement is not None:
+        if self.placement is not None and not self.batcher.waiting and not self.batcher.running:
             return _IDLE
         directive = self.controller.decide(now, self.status(now))
         self._take_notes(now)
         within = None if next_arrival_s is None else next_arrival_s - now
-        if directive.placement != self.placement:
+        if directive.max_ends is not None and (max_ends is None or directive.max_ends < max_ends):
+            max_ends = directive.max_ends
+        if directive.placement is not self.placement and directive.placement != self.placement:
             if self.batcher.running and directive.in_flight == "boundary" and self._directive is not None:
-                action = self._run(self._directive, now, within, admit=0)
+                action = self._run(self._directive, now, within, max_ends, admit=0)
                 if action is not None:
                     return action
             return self._load(directive, now)
         self._directive = directive
         refused = len(self._refused)
-        action = self._run(directive, now, within, admit=directive.admit)
+        action = self._run(directive, now, within, max_ends, admit=directive.admit)
         if action is None and len(self._refused) > refused:
-            return self.next_action(now, next_arrival_s)  # the controller may have waited for those just refused
+            # the controller may have waited for those just refused
+            return self.next_action(now, next_arrival_s, max_ends)
         return action or _IDLE
 
     def complete(self, action: Run | Load, outcome: Outcome, now: Seconds) -> list[Served]:
@@ -113,28 +151,48 @@ class Server:
             self._record_step(action, outcome, now, self.pool.kv_used_bytes)
             return []
         stride = outcome.stride
-        steps = 1 if stride is None else len(stride)
-        # What each step really held: before ended requests give theirs back.
-        kv_used = [b * self.pool.block_bytes for b in self.batcher.blocks_over(self.pool, steps)]
-        ended = self.batcher.settle(
-            action.batch, outcome.tokens, self.pool, now, steps=steps, logprob_sums=outcome.logprob_sums
-        )
+        if stride is not None:
+            return self._complete_stride(action, outcome, stride, now)
+        kv_used = self.pool.kv_used_bytes  # what the step really held: before ended requests give theirs back
+        ended = self.batcher.settle(action.batch, outcome.tokens, self.pool, now, outcome.logprob_sums)
         served = [self._served(seq, now, "finished", "") for seq in ended]
         self.controller.observe(now, action, _as_seen_live(outcome), served, self._started)
         self._started = 0
-        if stride is None:
-            self.recorder.tokens(now, action, outcome)
+        self.recorder.tokens(now, action, outcome)
         for record in served:
             self.recorder.served(record)
-        if stride is None:
-            self._record_step(action, outcome, now, kv_used[0])
-        else:
-            self._record_stride(action, outcome, stride, now, kv_used, self.controller.breaches_over(steps))
+        self._record_step(action, outcome, now, kv_used)
+        self._take_notes(now)
+        return served
+
+    def _complete_stride(self, action: Run, outcome: Outcome, stride: Stride, now: Seconds) -> list[Served]:
+        pool, batcher = self.pool, self.batcher
+        start_s = now - outcome.seconds
+        ended, blocks, running = batcher.settle_stride(action, stride, pool, start_s)
+        served = [self._served(seq, at, "finished", "") for seq, at in ended]
+        agrees = outcome.agrees
+        if agrees is not None:
+            outcome = outcome._replace(agrees=None)  # nobody knows that live
+        self.controller.observe(now, action, outcome, served, self._started)
+        self._started = 0
+        for record in served:
+            self.recorder.served(record)
+        setting = self._settings.get(action.is_probe)
+        if setting is None:
+            placement, kv_bytes = action.placement, pool.kv_total_bytes
+            setting = Setting(placement.model, placement.depth, pool.weights_bytes, kv_bytes, action.is_probe)
+            self._settings[action.is_probe] = setting
+        breaches = self.controller.breaches_over(len(stride.steps))
+        self.recorder.stride(
+            StrideRecord(start_s, stride, setting, batcher.waiting, running, blocks, pool.block_bytes, breaches, agrees)
+        )
         self._take_notes(now)
         return served
 
     def take_refused(self) -> list[Served]:
         """Requests refused since the last call; the driver tells their senders and the engine."""
+        if not self._refused:
+            return _NOBODY
         refused, self._refused = self._refused, []
         return refused
 
@@ -149,20 +207,32 @@ class Server:
     def _is_empty(self) -> bool:
         return not self.batcher.waiting and not self.batcher.running
 
-    def _run(self, directive: Directive, now: Seconds, within_s: Seconds | None, *, admit: int | None) -> Run | None:
+    def _run(
+        self, directive: Directive, now: Seconds, within_s: Seconds | None, max_ends: int | None, *, admit: int | None
+    ) -> Run | None:
         plan = self.batcher.next_batch(self.pool, now=now, admit=admit, is_probe=directive.is_probe)
-        self._book(plan, now)
+        if plan.started or plan.evicted or plan.refused:
+            self._book(plan, now)
         if plan.batch is None:
             return None
         assert self.placement is not None
         evicted = self._take_evicted() if self._evicted else ()
-        steps = min(plan.max_steps, self.max_stride, directive.max_steps or plan.max_steps)
-        if plan.refused:
-            steps = 1  # their senders may answer at once, earlier than the arrival the driver knew of
-        if steps == 1:
+        steps = min(plan.max_steps, self.max_stride)
+        if directive.max_steps is not None and directive.max_steps < steps:
+            steps = directive.max_steps
+        if steps == 1 or plan.refused:  # the refused may answer at once, earlier than the arrival the driver knew of
             return Run(self.placement, directive.exits, plan.batch, evicted, directive.is_probe)
         return Run(
-            self.placement, directive.exits, plan.batch, evicted, directive.is_probe, steps, within_s, directive.guard
+            self.placement,
+            directive.exits,
+            plan.batch,
+            evicted,
+            directive.is_probe,
+            steps,
+            within_s,
+            directive.guard,
+            plan.program,
+            max_ends if plan.may_pass_ends else 1,
         )
 
     def _book(self, plan: Planned, now: Seconds) -> None:
@@ -185,6 +255,7 @@ class Server:
             self._evicted += self.batcher.preempt(self.pool, keep=keep)
         self.pool.place(weights, block)
         self.placement = new
+        self._settings.clear()
         self._directive = directive
         return Load(
             placement=new,
@@ -204,26 +275,28 @@ class Server:
         self._refused.append(record)
         self.recorder.served(record)
 
-    def _served(self, seq: Going, now: Seconds, status: str, refusal: str) -> Served:
+    def _served(self, seq: Going, now: Seconds, status: RequestStatus, refusal: str) -> Served:
+        request = seq.request
         return Served(
-            id=seq.request.id,
-            arrival_s=seq.request.arrival_s,
-            admitted_s=seq.admitted_s,
-            first_token_s=seq.first_token_s,
-            finish_s=now,
-            prompt_tokens=seq.request.prompt_tokens,
-            max_tokens=seq.request.max_tokens,
-            output_tokens=seq.generated,
-            status="finished" if status == "finished" else "refused",
-            refusal=refusal,
-            preemptions=seq.preemptions,
-            logprob_sum=seq.logprob_sum,
-            is_probe=seq.is_probe,
-            placement=self.placement,
+            request.id,
+            request.arrival_s,
+            seq.admitted_s,
+            seq.first_token_s,
+            now,
+            request.prompt_tokens,
+            request.max_tokens,
+            seq.generated,
+            status,
+            refusal,
+            seq.preemptions,
+            seq.logprob_sum,
+            seq.is_probe,
+            self.placement,
         )
 
     def _take_notes(self, now: Seconds) -> None:
-        for note in self.controller.take_notes():
+        notes = self.controller.take_notes()
+        for note in notes:
             self.recorder.event(now, note.kind, dict(note.detail))
 
     def _record_step(self, action: Run | Load, outcome: Outcome, now: Seconds, kv_used: int) -> None:
@@ -253,36 +326,12 @@ class Server:
             )
         )
 
-    def _record_stride(
-        self, action: Run, outcome: Outcome, stride: Stride, now: Seconds, kv_used: list[int], breaches: Sequence[int]
-    ) -> None:
-        rows = len(action.batch)
-        self.recorder.stride(
-            StrideRecord(
-                start_s=now - outcome.seconds,
-                stride=stride,
-                requests=action.batch.decoding,
-                model=action.placement.model,
-                depth=action.placement.depth,
-                waiting=self.batcher.waiting,
-                running=[rows] * (len(stride) - 1) + [self.batcher.running],
-                weights_bytes=self.pool.weights_bytes,
-                kv_used_bytes=kv_used,
-                kv_total_bytes=self.pool.kv_total_bytes,
-                breaches=breaches,
-                is_probe=action.is_probe,
-            )
-        )
-
 
 def _as_seen_live(outcome: Outcome) -> Outcome:
     """An outcome without what only a simulated engine knows: whether the full model would have agreed."""
-    tokens, stride = outcome.tokens, outcome.stride
-    if tokens.agrees is not None:
-        outcome = outcome._replace(tokens=replace(tokens, agrees=None))
-    if stride is not None and stride.agrees is not None:
-        outcome = outcome._replace(stride=replace(stride, agrees=None))
-    return outcome
+    if outcome.tokens.agrees is None:
+        return outcome
+    return outcome._replace(tokens=replace(outcome.tokens, agrees=None))
 
 
 def require_placeable(spec: ModelSpec, depth: int, budget_bytes: int) -> None:

@@ -18,8 +18,9 @@ from heliosim.formats.profile import Profile, load_profile
 from heliosim.recorder import NullRecorder, TableRecorder
 from heliosim.runs import run_simulated, save, sim_engine
 from heliosim.scenario import Scenario
+from heliosim.serving.server import ServerStatus
 from heliosim.simulate import simulate_server
-from heliosim.types import Arrival, Batch, Chunk, Directive, Load, Outcome, Request, Run, Served, Status
+from heliosim.types import Arrival, Batch, Chunk, Directive, Load, Outcome, Request, Run, Served
 from heliosim.workload import OpenLoop, build, build_arrivals, contents
 from tests.profiles import scenario, workload, write_synthetic_profile
 
@@ -328,7 +329,7 @@ def _names(kind: type) -> set[str]:
 
 def test_what_a_policy_sees_holds_no_future() -> None:
     assert {f.name for f in fields(Request)} == {"id", "arrival_s", "prompt_tokens", "max_tokens"}
-    assert set(Status._fields) == {
+    assert {n for n in vars(ServerStatus) if not n.startswith("_")} == {
         "now",
         "placement",
         "waiting",
@@ -339,7 +340,7 @@ def test_what_a_policy_sees_holds_no_future() -> None:
         "kv_total_bytes",
     }
     hidden = {"content", "task", "text", "prompt_ids", "sequence", "exit_layers", "true_tokens"}
-    for kind in (Request, Status, Served, Directive, Batch, Chunk, Run):
+    for kind in (Request, ServerStatus, Served, Directive, Batch, Chunk, Run):
         assert not hidden & _names(kind), kind
 
 

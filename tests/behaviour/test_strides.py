@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from heliosim.formats.profile import Profile
 from heliosim.recorder import TableRecorder
 from heliosim.runs import ANY_STRIDE, run_simulated, sim_engine
 from heliosim.scenario import Scenario
+from heliosim.types import Arrival, Batch, Chunk, Content, ExitRule, Outcome, Placement, Request, Run
 from tests.behaviour.test_invariants import SMALLEST_BUDGET, few, fixed_controllers, helios_controllers, scenarios
 from tests.profiles import scenario, workload, write_synthetic_profile
 
@@ -92,6 +94,50 @@ def test_energy_is_that_of_the_steps(profile: Profile) -> None:
 def replace_watts(engine: SimEngine, watts: float) -> SimEngine:
     engine.watts = watts
     return engine
+
+
+@pytest.mark.parametrize("exits", [ExitRule("none"), ExitRule("greedy"), ExitRule("threshold", 0.8)])
+@pytest.mark.parametrize("noise", [None, 0])
+def test_a_cut_stride_is_as_if_it_had_never_gone_on(exits: ExitRule, noise: int | None, profile: Profile) -> None:
+    """Cut anywhere, the stride holds its first steps alone, and the engine goes on as one that stopped there itself."""
+    plan = scenario(profile, step_noise=noise)
+
+    def start() -> tuple[SimEngine, Run]:
+        engine = sim_engine(plan, profile, strides=True)
+        for k, task in enumerate(("chat", "code", "qa")):
+            engine.accept(Arrival(Request(k, 0.0, 20, 30), Content(task, None, 4 + 5 * k)))
+        chunks = [(Chunk(0, 0, 20, True), Chunk(1, 0, 10, False)), (Chunk(1, 10, 10, True), Chunk(2, 0, 8, False))]
+        chunks.append((Chunk(2, 8, 12, True),))
+        batch = Batch.of((), (), 0, chunks[0])
+        program = tuple(chunks[1:])
+        return engine, Run(Placement("small", 6), exits, batch, max_steps=100, program=program, max_ends=None)
+
+    def told(outcome: Outcome) -> list[Any]:
+        assert outcome.stride is not None
+        assert outcome.stride.tokens is not None
+        seen = outcome.stride.tokens
+        columns = (seen.requests, seen.exit_layers, seen.confidences, seen.logprobs)
+        return [outcome.seconds, outcome.stride.steps, outcome.stride.ended, *(c.tolist() for c in columns)]
+
+    engine, run = start()
+    whole = engine.perform(run)
+    assert whole.stride is not None
+    steps = len(whole.stride)
+    assert steps > 8
+    for cut in range(1, steps + 1):
+        one, run = start()
+        one.perform(run)
+        other, _ = start()
+        short = other.perform(replace(run, max_steps=cut))
+        assert told(one.cut(cut)) == told(short)
+        alive = [k for k in range(3) if k not in {r for _, r, _ in short.stride.ended}]  # type: ignore[union-attr]
+        done = short.stride.steps  # type: ignore[union-attr]
+        if cut < len(run.program) + 1 or not alive:
+            continue
+        offsets = tuple(20 + sum(1 for s in range(cut) if s > begun) for begun in range(3) if begun in alive)
+        go_on = Run(run.placement, exits, Batch.of(tuple(alive), offsets, 0), max_steps=50, max_ends=None)
+        assert told(one.perform(go_on)) == told(other.perform(go_on))
+        assert len(done) == cut
 
 
 def test_a_stride_covers_many_steps(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:

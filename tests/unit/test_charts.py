@@ -131,10 +131,11 @@ def test_quality_has_a_row_per_source(systems: list[SystemResult]) -> None:
 
 def test_agreement_by_confidence() -> None:
     r = TableRecorder()
-    r.step(step(0.0, 1.0))
     confidences, agrees = (0.11, 0.19, 0.95, 0.99), (True, False, True, True)
     emit(r, 1.0, M4, Tokens((0,) * 4, (2,) * 4, confidences, (-0.1,) * 4, (False,) * 4, None, agrees))
+    r.step(step(0.0, 1.0))
     emit(r, 2.0, M4, Tokens((0,), (4,), (0.5,), (-0.1,), (True,), None, (True,)))
+    r.step(step(1.0, 1.0))
     r.served(served(0, 0.0, 2.0, 5, admitted_s=0.0, first_token_s=1.0))
     data = charts.agreement_data([RunResults.of(r, INFO, "")])
     assert data["exit_layer"].tolist() == [2, 2]

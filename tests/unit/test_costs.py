@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from heliosim.costs import LOAD_TERMS, TERMS, StepCost, StepShape, load_seconds, load_terms, shape_of
@@ -127,6 +128,20 @@ def test_a_cost_is_the_sum_of_its_terms() -> None:
     per = {"step": 1e-3, "layer": 1e-4, "check_row": 5e-5, "fill_layer": 1e-5}
     cost = StepCost(tuple(per.get(t, 0.0) for t in TERMS), max_rows=1, max_context=16, max_tokens=1)
     assert cost.seconds(got) == pytest.approx(1e-3 + 2 * 1e-4 + 5e-5 + 4 * 1e-5)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_seconds_are_the_product_of_coefficients_and_terms(seed: int) -> None:
+    """The formula written out for speed and the terms that calibration fits are the same sum."""
+    rng = np.random.default_rng(seed)
+    cost = StepCost(tuple(rng.random(len(TERMS)).tolist()), 100, 1000, 1000)
+    for _ in range(20):
+        got = StepShape(*rng.integers(0, 40, size=len(StepShape._fields)).tolist())
+        if not got.decode_rows:  # without such rows there is nothing to gather, nor a chunk's products
+            got = got._replace(gathered=0)
+        if not got.prefill_rows:
+            got = got._replace(prefill_products=0)
+        assert cost.seconds(got) == pytest.approx(float(np.dot(cost.coefficients, got.terms())), rel=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +11,10 @@ import pytest
 from heliosim.drive import Finished
 from heliosim.errors import InputError
 from heliosim.recorder import TableRecorder
-from heliosim.serving.helios import BreachCounter, Helios, HeliosParameters
+from heliosim.serving.helios import BreachCounter, BreachGuard, Helios, HeliosParameters
 from heliosim.serving.repository import Candidate, Evaluation, Performance, Repository
 from heliosim.simulate import simulate_server
-from heliosim.types import Load, Placement, Run, Stride, Tokens
+from heliosim.types import Load, Placement, Run, Stride, StrideStep, Tokens
 from heliosim.workload import OpenLoop
 from tests.helpers import StubEngine, arrival, server, spec
 
@@ -189,14 +190,49 @@ def test_every_request_ends_whatever_happens_to_those_in_flight(in_flight: str) 
     assert bool(kept) == (in_flight == "extend")
 
 
+@dataclass
+class _Told:
+    """Tokens of a stride, given."""
+
+    exit_layers: Any
+    logprobs: Any
+    requests: Any = None
+    confidences: Any = None
+
+
 def test_an_evaluation_counts_a_stride_as_its_steps() -> None:
-    exits = np.array([[2, 4], [6, 2], [2, 2]])
-    logprobs = np.log(np.array([[0.9, 0.31], [0.77, 0.5], [0.123, 0.98]]))
-    seconds, energy = [0.25, 0.125, 0.5], [1.1, 0.7, 2.3]
+    exits, logprobs = [2, 4, 6, 2, 2], np.log([0.9, 0.31, 0.77, 0.5, 0.123])
+    seconds, rows, watts = [0.25, 0.125, 0.5], [2, 1, 2], 3.7
+    steps = [StrideStep(s, 6, n, n, 0, n) for s, n in zip(seconds, rows, strict=True)]
     whole, single = Evaluation(), Evaluation()
-    whole.add_stride(Stride(seconds, [6, 6, 6], energy, exits, np.exp(logprobs), logprobs, None), rows=2)
-    for k in range(3):
-        left, sums = tuple(exits[k].tolist()), tuple(logprobs[k].tolist())
-        single.add_step(seconds[k], Tokens((0, 1), left, (0.5, 0.5), sums, (False, False)), energy[k])
+    whole.add_stride(Stride(steps, [], watts, _Told(np.array(exits), logprobs)))
+    at = 0
+    for s, n in zip(seconds, rows, strict=True):
+        left, sums = tuple(exits[at : at + n]), tuple(logprobs[at : at + n].tolist())
+        single.add_step(s, Tokens(tuple(range(n)), left, (0.5,) * n, sums, (False,) * n), watts * s)
+        at += n
     assert whole.performance() == single.performance()
     assert whole.shares() == single.shares()
+
+
+@pytest.mark.parametrize("kind", ["sliding", "tumbling", "none"])
+@pytest.mark.parametrize("limit", [0, 3, 7])
+def test_a_guard_trips_where_the_counter_would(kind: str, limit: int) -> None:
+    """Shown many steps at once, the guard names the step in which counting token by token first exceeds the limit."""
+    rng = np.random.default_rng(limit)
+    for _ in range(50):
+        rows = rng.integers(1, 5, size=12)
+        confidences, ends = rng.random(rows.sum()), np.cumsum(rows)
+        counter, token_by_token = (BreachCounter(kind, 8) for _ in range(2))  # type: ignore[arg-type]
+        for is_breach in rng.random(5) < 0.4:
+            counter.add(bool(is_breach))
+            token_by_token.add(bool(is_breach))
+        expected = None
+        for at, confidence in enumerate(confidences):
+            token_by_token.add(bool(confidence < 0.3))
+            if token_by_token.count > limit:
+                expected = int(np.searchsorted(ends, at, side="right"))
+                break
+        before = counter.count
+        assert BreachGuard(counter, 0.3, limit).first_trip(confidences, ends) == expected
+        assert counter.count == before
