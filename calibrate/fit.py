@@ -8,15 +8,14 @@ equal the total measured.
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import nnls
 
 from heliosim.costs import LOAD_TERMS, TERMS, StepShape
+from heliosim.fitting import Cell, by_cell, is_usual, relative_nnls, step_cell, unbiased
 from heliosim.formats.profile import ClockName, CostFit, HoldOut, LoadFit, Profile
 
 from .measure import LoadSample, StepSample
@@ -24,7 +23,6 @@ from .measure import LoadSample, StepSample
 Array = npt.NDArray[np.float64]
 HOLD_OUT_SHARE = 5  # one cell in five
 CELL_STEPS = 20  # steps a cell needs to be scored: single steps of shared machines say little
-ROW_BINS = (0, 1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 
 
 def region_of(shape: StepShape) -> str:
@@ -37,33 +35,12 @@ def region_of(shape: StepShape) -> str:
     return "decode 1" if rows == 1 else "decode 2-4" if rows <= 4 else "decode 5-16" if rows <= 16 else "decode 17+"
 
 
-def cell_of(sample: StepSample) -> tuple[object, ...]:
-    """Steps that should take the same time: mode, rows, padded context, layers and checks; prefill in coarse bins."""
-    s = sample.shape
-    context = s.gathered // max(1, s.decode_rows) // 64
-    prefill = (min(s.prefill_rows, 3), (s.tokens - s.decode_rows).bit_length()) if s.prefill_rows else (0, 0)
-    return (sample.mode, bisect_left(ROW_BINS, s.decode_rows), context, s.layers, s.checks, *prefill)
+def cell_of(sample: StepSample) -> Cell:
+    return step_cell(sample.mode, sample.shape)
 
 
-def is_held_out(cell: tuple[object, ...]) -> bool:
+def is_held_out(cell: Cell) -> bool:
     return int.from_bytes(hashlib.blake2b(repr(cell).encode(), digest_size=4).digest(), "big") % HOLD_OUT_SHARE == 0
-
-
-def relative_nnls(x: Array, y: Array, rounds: int = 8) -> Array:
-    """Non-negative coefficients whose predictions match mean times, small and large alike. x: [n, terms], y: [n] s.
-
-    Least squares weighted with 1 / prediction**2, found by iteration (the quasi-likelihood of a constant coefficient of
-    variation; Wedderburn 1974). Weighting with 1 / measurement**2 instead would favour the fast samples of a noisy
-    step, and down-weighting large residuals would fit its median: both predict too little, most where it is noisiest.
-    """
-    scale = x.max(axis=0)
-    scale[scale == 0] = 1.0
-    design = x / scale
-    predicted = y
-    for _ in range(rounds):
-        coefficients, _ = nnls(design / predicted[:, None], y / predicted, maxiter=30 * x.shape[1])
-        predicted = np.maximum(design @ coefficients, 0.05 * y)
-    return np.asarray(coefficients / scale)
 
 
 def fit_steps(samples: Sequence[StepSample], clock: str) -> CostFit:
@@ -72,20 +49,15 @@ def fit_steps(samples: Sequence[StepSample], clock: str) -> CostFit:
     """
     x = np.array([s.shape.terms() for s in samples], dtype=float)
     y = np.array([s.clocks[clock] for s in samples])
-    cells: dict[tuple[object, ...], list[int]] = {}
-    for i, sample in enumerate(samples):
-        cells.setdefault(cell_of(sample), []).append(i)
-    usual = np.empty_like(y)
-    for members in cells.values():
-        usual[members] = np.median(y[members])
-    sane = y < 4 * usual
+    cells = by_cell([cell_of(s) for s in samples])
+    sane = is_usual(y, cells)
     held = np.zeros(len(y), dtype=bool)
     for cell, members in cells.items():
         if is_held_out(cell) and len(members) >= CELL_STEPS:
             held[members] = True
     train = sane & ~held
-    holdout = _score(_unbiased(x[train], y[train]), x, y, samples, {c: m for c, m in cells.items() if held[m[0]]})
-    coefficients = _unbiased(x[sane], y[sane])
+    holdout = _score(unbiased(x[train], y[train]), x, y, samples, {c: m for c, m in cells.items() if held[m[0]]})
+    coefficients = unbiased(x[sane], y[sane])
     spreads = [np.subtract(*np.percentile(y[m], [75, 25])) / np.median(y[m]) for m in cells.values() if len(m) >= 3]
     return CostFit(
         seconds_per={t: float(c) for t, c in zip(TERMS, coefficients, strict=True)},
@@ -98,17 +70,12 @@ def fit_steps(samples: Sequence[StepSample], clock: str) -> CostFit:
     )
 
 
-def _unbiased(x: Array, y: Array) -> Array:
-    coefficients = relative_nnls(x, y)
-    return np.asarray(coefficients * (y.sum() / (x @ coefficients).sum()))
-
-
 def fitted_cells(profile: Profile, clock: ClockName) -> dict[str, list[Any]]:
     """Mean measured and mean predicted seconds of every cell, with its region, from a profile's own table."""
     import pyarrow.parquet as pq
 
     names = StepShape._fields
-    cells: dict[tuple[object, ...], list[tuple[float, float, str]]] = {}
+    cells: dict[Cell, list[tuple[float, float, str]]] = {}
     for row in pq.read_table(profile.folder / "steps.parquet").to_pylist():
         shape = StepShape(**{name: row[name] for name in names})
         sample = StepSample(row["model"], row["mode"], shape, {clock: row[f"{clock}_s"]})
@@ -125,7 +92,7 @@ def fitted_cells(profile: Profile, clock: ClockName) -> dict[str, list[Any]]:
 
 
 def _score(
-    coefficients: Array, x: Array, y: Array, samples: Sequence[StepSample], cells: dict[tuple[object, ...], list[int]]
+    coefficients: Array, x: Array, y: Array, samples: Sequence[StepSample], cells: dict[Cell, list[int]]
 ) -> HoldOut:
     errors: list[float] = []
     repeats: list[float] = []

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from heliosim import __version__
+from heliosim.cli_statistics import Asked, HalfWidth, Jobs, ProfileUncertainty, Replications, add_statistics
 from heliosim.cli_sweep import sweep
 from heliosim.cli_trace import trace_app
 from heliosim.cli_tune import tune
@@ -27,6 +28,7 @@ app.add_typer(profile_app, name="profile")
 app.command()(sweep)
 app.command()(tune)
 app.add_typer(trace_app, name="trace", help="Make, import and describe request traces.")
+add_statistics(app)
 
 Models = Annotated[str, typer.Option(help="Shipped names or local checkpoint folders, separated by commas.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -127,9 +129,13 @@ def run(
     allow_extrapolation: Annotated[
         bool, typer.Option("--allow-extrapolation", help="Answer outside the calibrated range, and say so.")
     ] = False,
+    replications: Replications = None,
+    half_width: HalfWidth = None,
+    jobs: Jobs = None,
+    profile_uncertainty: ProfileUncertainty = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Run a scenario: simulated from its profile, or live on the torch engine."""
+    """Run a scenario: simulated from its profile, until its figures are sharp, or live on the torch engine."""
     from heliosim.console import print_summary, progress_bar, run_progress
     from heliosim.scenario import load_scenario, parse_clock
 
@@ -140,6 +146,9 @@ def run(
     if allow_extrapolation:
         changes["allow_extrapolation"] = True
     loaded = loaded.model_copy(update=changes)
+    asked = Asked(replications, half_width, jobs, profile_uncertainty)
+    if live:
+        asked.require_single("--live")
     target = out or Path("runs") / f"{loaded.name}-{'live' if live else 'simulated'}"
     if target.exists() and not overwrite:  # said now, not after a long run
         raise InputError(str(target), target.name, "already exists", "Choose another folder or pass --overwrite.")
@@ -153,8 +162,20 @@ def run(
             results = run_live(loaded, device=device, on_progress=on_progress).results
         else:
             results = run_simulated(loaded, on_progress=on_progress)
+    replicated = None
+    if not live and replications != 1:
+        from heliosim.statistics_view import print_replicated
+
+        with about(scenario):
+            replicated = asked.replicate(loaded, results)
     save(results, target, overwrite=overwrite)
-    print_summary(results, loaded.slo)
+    if replicated is None:
+        print_summary(results, loaded.slo)
+    else:
+        from heliosim.formats.replications import save_replications
+
+        save_replications(target, replicated)
+        print_replicated(replicated, results, loaded.slo)
     typer.echo(f"Run written to {target}")
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from heliosim.formats.results import RunResults
-    from heliosim.metrics import Slo
+    from heliosim.metrics import Slo, Summary
     from heliosim.runs import LiveRun
 
 NARROWEST, USUAL = 60, 120
@@ -118,8 +118,13 @@ def print_summary(run: RunResults | LiveRun, slo: Slo | None) -> None:
             continue
         unavailable = "unavailable" if name == "energy_j" and value is None else spec.text(value)
         table.add_row(spec.label, unavailable, spec.unit)
+    console().print(table)
+    print_details(results, summary)
+
+
+def print_details(results: RunResults, summary: Summary) -> None:
+    """What no table of one-number metrics says of a run: exits, refusals, steps outside the calibrated range."""
     out = console()
-    out.print(table)
     for model, mix in summary.exit_mix.items():
         out.print(f"tokens by exit, {model}: " + "  ".join(f"layer {e}: {s:.1%}" for e, s in mix.items()))
     for reason, count in sorted(_refusals(results).items()):

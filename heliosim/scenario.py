@@ -5,6 +5,7 @@ Scenario + profile + seed determine a simulated run to the byte. The same file r
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import re
@@ -16,9 +17,10 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator, model
 
 from heliosim.errors import InputError, UnknownNameError, about
 from heliosim.formats.files import Strict, sha256_of, validate, write_text
-from heliosim.metrics import Slo
+from heliosim.metrics import SCALARS, Slo
 from heliosim.registry import CONTROLLERS
 from heliosim.serving.kinds import ControllerKind
+from heliosim.stats import StoppingRule
 from heliosim.workload import WorkloadSpec
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -62,6 +64,58 @@ class BatcherSpec(Strict):
         return self
 
 
+class ReplicationSpec(Strict):
+    """How many replications: from ``least`` on until every watched interval's half-width is at most
+    ``relative_half_width`` of its mean, ``most`` at most.
+    """
+
+    least: int = Field(default=5, ge=2)
+    most: int = Field(default=30, ge=2)
+    relative_half_width: float = Field(default=0.05, gt=0, lt=1)
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _most_is_more(self) -> ReplicationSpec:
+        if self.most < self.least:
+            raise ValueError(f"most ({self.most}) must be at least least ({self.least})")
+        return self
+
+    def rule(self) -> StoppingRule:
+        return StoppingRule(self.least, self.most, self.relative_half_width, self.confidence)
+
+
+class StatisticsSpec(Strict):
+    """What is said of a scenario beyond one run: intervals from replications.
+
+    ``horizon``: ``steady`` (a system that goes on as it is: warm-up is left out) or ``terminating`` (this very day,
+    from its empty start to its end); None: by the workload. ``warm_up_requests``: how many first arrivals to leave out;
+    None: found by MSER-5. ``metrics``: those whose intervals must become narrow. ``profile_uncertainty``: fit step
+    costs anew for each replication, to steps drawn from those measured.
+    """
+
+    horizon: Literal["steady", "terminating"] | None = None
+    warm_up_requests: int | None = Field(default=None, ge=0)
+    replications: ReplicationSpec = ReplicationSpec()
+    metrics: tuple[str, ...] = ()
+    profile_uncertainty: bool = False
+
+    @field_validator("metrics")
+    @classmethod
+    def _are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in SCALARS:
+                near = difflib.get_close_matches(name, SCALARS, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else "; docs/metrics.md lists them"
+                raise ValueError(f"unknown metric {name!r}{hint}")
+        return value
+
+    @model_validator(mode="after")
+    def _warm_up_is_of_steady(self) -> StatisticsSpec:
+        if self.horizon == "terminating" and self.warm_up_requests:
+            raise ValueError("warm_up_requests: a terminating run has no warm-up; leave it out or say steady")
+        return self
+
+
 class Scenario(Strict):
     """One run. ``controller``: ``kind`` and that kind's parameters. ``clock``: whose costs a simulation uses, which
     clock a live run keeps. ``step_noise``: None gives every simulated step its expected time; k >= 0 replays the
@@ -81,6 +135,7 @@ class Scenario(Strict):
     slo: Slo | None = None
     allow_extrapolation: bool = False
     step_noise: int | None = Field(default=None, ge=0)
+    statistics: StatisticsSpec | None = None
 
     @field_validator("name")
     @classmethod
@@ -99,12 +154,13 @@ class Scenario(Strict):
     @property
     def hash(self) -> str:
         """Digest of the canonical content: equal scenarios have equal hashes. A trace counts by its bytes, not by where
-        it lies.
+        it lies; what is said of many runs does not count, since one run does not depend on it.
         """
         content = self.model_dump(mode="json")
         trace = self.workload.trace
         if trace is not None and Path(trace).is_file():
             content["workload"]["trace"] = sha256_of(Path(trace))
+        content.pop("statistics")
         content.pop("profile")  # a run names its profile by that profile's own digest
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
@@ -114,7 +170,10 @@ class Scenario(Strict):
         return parse_controller(self.controller, f"scenario {self.name!r}")
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=False), sort_keys=False, allow_unicode=True)
+        content = self.model_dump(mode="json", exclude_defaults=False)
+        if self.statistics is None:
+            del content["statistics"]
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
     def save(self, path: Path) -> None:
         write_text(path, self.to_yaml())
@@ -140,8 +199,6 @@ def parse_controller(section: dict[str, Any], where: str) -> ControllerKind:
     known = set(cls.__dataclass_fields__)
     for key, value in fields.items():
         if key not in known:
-            import difflib
-
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"Did you mean {near[0]!r}? " if near else ""
             raise InputError(

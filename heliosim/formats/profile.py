@@ -245,6 +245,17 @@ class Profile:
             raise InputError(str(path), path.name, "holds no step to replay noise from", "Calibrate again.")
         return RecordedNoise(*zip(*known, strict=True))
 
+    def with_step_costs(self, clock: ClockName, seconds_per: Mapping[str, Mapping[str, float]]) -> Profile:
+        """This profile with other step costs, by model and term; its tables and recorded noise are shared."""
+        models = dict(self.facts.models)
+        for name, terms in seconds_per.items():
+            fit = models[name].step[clock].model_copy(update={"seconds_per": dict(terms)})
+            models[name] = models[name].model_copy(update={"step": {**models[name].step, clock: fit}})
+        changed = Profile(self.folder, self.facts.model_copy(update={"models": models}))
+        self.noise(clock)
+        vars(changed).update(behaviour=self.behaviour, _noise=self._noise)
+        return changed
+
     @cached_property
     def behaviour(self) -> Behaviour:
         return load_behaviour(self.folder / "behaviour.parquet", {n: m.exits for n, m in self.facts.models.items()})

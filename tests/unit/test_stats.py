@@ -36,12 +36,37 @@ def test_an_interval_covers_as_often_as_it_says() -> None:
     assert 0.94 < hits / 4000 < 0.96
 
 
-@pytest.mark.parametrize("values", [[], [3.0], [None, None], [1.0, None, 2.0]])
-def test_an_interval_that_cannot_be_said_is_unavailable(values: list[float | None]) -> None:
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ([], "no data"),
+        ([3.0], "one replication"),
+        ([None, None], "no data"),
+        ([1.0, None, 2.0], "no data in 1 of 3 replications"),
+        ([2.0, 2.0, 2.0], "the same every time"),
+    ],
+)
+def test_an_interval_that_cannot_be_said_is_unavailable(values: list[float | None], reason: str) -> None:
     interval = t_interval(values)
     assert interval.half_width is None
     assert interval.low is None
+    assert interval.reason == reason
     assert not interval.holds(1.5)
+
+
+def test_equal_values_have_no_interval_but_the_value_is_kept() -> None:
+    interval = t_interval([0.1] * 7)  # seven times 0.1 sums to something else
+    assert (interval.mean, interval.is_constant) == (0.1, True)
+    difference = paired_difference([1.0, 2.0, 4.0], [0.5, 1.5, 3.5])
+    assert (difference.interval.mean, difference.interval.half_width) == (0.5, None)
+    assert difference.variance_ratio is None
+
+
+def test_a_pair_without_a_value_makes_the_difference_unavailable() -> None:
+    found = paired_difference([1.0, None, 4.0], [0.5, 1.0, 3.0])
+    assert found.interval.half_width is None
+    assert found.interval.reason == "no data in 1 of 3 replications"
+    assert found.variance_ratio is None
 
 
 def test_relative_half_width() -> None:
@@ -82,6 +107,29 @@ def test_mser5_keeps_a_settled_series_and_refuses_one_that_never_settles() -> No
     assert mser5([1.0] * 19) is None
 
 
+def test_mser5_is_not_fooled_by_a_quiet_end() -> None:
+    """A handful of last batches that happen to agree would have the least error of all; cuts that far are not tried."""
+    rng = np.random.default_rng(4)
+    series = rng.normal(1.0, 0.5, 1000)
+    series[-20:] = 1.0
+    cut = mser5(series)
+    assert cut is not None
+    assert cut < 250
+
+
+def test_cutting_a_queue_by_its_own_mser5_makes_its_mean_too_small() -> None:
+    """Why the warm-up comes from a pilot run: the rule likes to cut where little happens afterwards."""
+
+    def cut(run: np.ndarray) -> int:
+        found = mser5(run)
+        return len(run) // 2 if found is None else found
+
+    runs = [_queue(0.8, 1000, seed)[1] for seed in range(80)]
+    own = [run[cut(run) :].mean() for run in runs]
+    by_another = [run[cut(pilot) :].mean() for run, pilot in zip(runs, runs[1:] + runs[:1], strict=True)]
+    assert np.mean(own) < 0.95 * np.mean(by_another)
+
+
 def _queue(load: float, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Waiting times of an M/M/1 queue by Lindley's recursion; service 1 s."""
     rng = np.random.default_rng(seed)
@@ -116,10 +164,29 @@ def test_the_rule_stops_when_all_are_narrow_or_the_limit_is_reached() -> None:
     assert not rule.is_done({"a": narrow, "b": wide})
     assert rule.is_done({"a": narrow * 2, "b": wide * 2})
     assert rule.is_done({"a": narrow, "missing": [None, None, None]})
+    assert rule.is_done({"a": narrow, "constant": [1.0, 1.0, 1.0]})
     assert not rule.is_done({})
 
 
-@pytest.mark.parametrize("bad", [{"least": 1}, {"least": 5, "most": 4}, {"relative_half_width": 0.0}])
+def test_widths_are_compared_with_the_size_given() -> None:
+    rule = StoppingRule(least=3, most=60, relative_half_width=0.1)
+    difference = [0.01, -0.02, 0.03]  # its own mean is next to nothing
+    assert rule.widest({"a": difference}) > 10
+    assert rule.widest({"a": difference}, {"a": 10.0}) < 0.1
+    assert rule.is_done({"a": difference}, {"a": 10.0})
+    assert not rule.is_done({"a": difference}, {"a": 0.0})
+    assert rule.widest({"a": [None, 1.0, 2.0]}) == 0.0
+
+
+def test_exactly_so_many() -> None:
+    rule = StoppingRule.exactly(4)
+    assert not rule.is_done({"a": [1.0, 1.0, 1.0]})
+    assert rule.is_done({"a": [1.0, 50.0, 900.0, 3.0]})
+
+
+@pytest.mark.parametrize(
+    "bad", [{"least": 1}, {"least": 5, "most": 4}, {"relative_half_width": 0.0}, {"confidence": 1.0}]
+)
 def test_rules_that_make_no_sense_are_refused(bad: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=r"least|relative"):
+    with pytest.raises(ValueError, match=r"least|relative|confidence"):
         StoppingRule(**bad)  # type: ignore[arg-type]
