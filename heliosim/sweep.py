@@ -29,9 +29,9 @@ from heliosim.formats.profile import Profile
 from heliosim.formats.results import RunResults, load_run, read_info, save_run
 from heliosim.formats.sweep import load_sweep
 from heliosim.metrics import SCALARS, Slo, summarise
+from heliosim.replicate import replication_seed
 from heliosim.scenario import Scenario, load_scenario
 from heliosim.stats import is_saturated
-from heliosim.streams import stream
 from heliosim.vary import Changes, Plain, changed_at, check_against, checked, label, plain_scenario, resolved
 
 Keep = Literal["runs", "summary"]
@@ -168,11 +168,6 @@ def _job(point: Point, replication: int, after_s: float, slo: Slo | None) -> Job
     readable = re.sub(r"[^\w.=-]+", "-", point.label).strip("-")[:60].rstrip("-")
     name = f"{key}-{readable}" + (f"-r{replication}" if replication else "")
     return Job(point.index, replication, scenario, point.profile_hash, name, after_s, slo or scenario.slo)
-
-
-def replication_seed(seed: int, index: int) -> int:
-    """Seed of a replication; the first is the seed itself."""
-    return seed if index == 0 else int(stream(seed, "replication", index).integers(2**63))
 
 
 def _refuse_twins(path: Path, points: Sequence[Point], jobs: Sequence[Job]) -> None:

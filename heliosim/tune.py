@@ -21,15 +21,15 @@ from heliosim.errors import HelioSimError, InputError
 from heliosim.executors import LostWorkError, run_all
 from heliosim.formats.tune import Range, TuneFile, load_tune
 from heliosim.metrics import SCALARS
+from heliosim.replicate import replication_seed
+from heliosim.replicated import is_refused
 from heliosim.scenario import Scenario, load_scenario
 from heliosim.stats import Difference, Interval, paired_difference, t_interval
 from heliosim.streams import stream
-from heliosim.sweep import Done, Job, open_once, replication_seed, run_job
+from heliosim.sweep import Done, Job, open_once, run_job
 from heliosim.vary import Plain, changed_at, check_against, checked, plain_scenario, resolved
 
 STUDY = "heliosim"
-GROWING = ("ttft", "e2el", "queue")
-"""Families of latencies that only tell how long a saturated run lasted."""
 SATURATED = "saturated"
 CONSTRAINTS = "constraints"
 """Optuna's name for how far the limits are broken."""
@@ -62,9 +62,8 @@ class Problem:
 
     @property
     def watches_growth(self) -> bool:
-        """Whether objective or limits speak of latencies that grow without end in a saturated system."""
-        named = (self.file.objective.metric, *self.file.constraints)
-        return any(family in name for name in named for family in GROWING)
+        """Whether objective or limits speak of figures that a saturated system does not have."""
+        return any(is_refused(name) for name in (self.file.objective.metric, *self.file.constraints))
 
 
 @dataclass(frozen=True)

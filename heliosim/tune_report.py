@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from heliosim.formats.files import write_json
 from heliosim.formats.results import write_table
 from heliosim.metrics import SCALARS, metric_spec, significant
-from heliosim.stats import Interval
+from heliosim.sweep_tables import width_text
 from heliosim.tune import SATURATED, Problem, Verified, base_values, broken_by, is_feasible, ranked, values_of
 from heliosim.vary import short_names, value_text
 
@@ -101,13 +101,7 @@ def verified_lines(problem: Problem, found: Sequence[Verified]) -> list[str]:
 
 def _shown(one: Verified, metric: str) -> str:
     spec, value = metric_spec(metric), one.measured.interval(metric)
-    return f"{spec.label} {_with_interval(spec.text(value.mean), value, spec.scale)} {spec.unit}".rstrip()
-
-
-def _with_interval(text: str, interval: Interval, scale: float) -> str:
-    if interval.half_width is None:
-        return f"{text} (interval unavailable)"
-    return f"{text} ± {significant(interval.half_width * scale, 2)}"
+    return f"{spec.label} {spec.text(value.mean)}{width_text(value, spec)} {spec.unit}".rstrip()
 
 
 def _gain(one: Verified, spec: Any) -> str:

@@ -17,9 +17,9 @@ from heliosim.errors import HelioSimError, InputError
 from heliosim.executors import InlineExecutor, open_executor
 from heliosim.formats.tune import Limit, Range
 from heliosim.metrics import summarise
+from heliosim.replicate import replication_seed
 from heliosim.runs import run_simulated
 from heliosim.scenario import load_scenario
-from heliosim.sweep import replication_seed
 from heliosim.tune import (
     base_values,
     broken_by,
