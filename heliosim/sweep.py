@@ -32,7 +32,7 @@ from heliosim.metrics import SCALARS, Slo, summarise
 from heliosim.replicate import replication_seed
 from heliosim.scenario import Scenario, load_scenario
 from heliosim.stats import is_saturated
-from heliosim.vary import Changes, Plain, changed_at, check_against, checked, label, plain_scenario, resolved
+from heliosim.vary import Changes, Plain, changed_at, check_against, checked, label, of_groups, plain_scenario, resolved
 
 Keep = Literal["runs", "summary"]
 Metrics = Mapping[str, float | None]
@@ -156,9 +156,8 @@ def plan_sweep(
 def _point(index: int, plain: Plain, changes: Changes, path: Path) -> Point:
     where = f"{path}, point {index}" + (f" ({label(changes)})" if changes else "")
     scenario = checked(changed_at(plain, changes, where), where)
-    profile = open_once(scenario.profile)
-    check_against(scenario, profile, where)
-    return Point(index, changes, scenario, profile.hash)
+    check_against(scenario, open_once, where)
+    return Point(index, changes, scenario, profiles_digest(scenario))
 
 
 def _job(point: Point, replication: int, after_s: float, slo: Slo | None) -> Job:
@@ -187,6 +186,16 @@ def open_once(name: str) -> Profile:
     return open_profile(name)
 
 
+def profiles_digest(scenario: Scenario) -> str:
+    """The hash under which a run names its profile: that of the one all replicas share, or of those of a fleet's groups
+    together.
+    """
+    found = [open_once(one.profile).hash for one in of_groups(scenario)]
+    if len(set(found)) == 1:
+        return found[0]
+    return hashlib.blake2b(" ".join(found).encode(), digest_size=16).hexdigest()
+
+
 # --- one run ------------------------------------------------------------------------------------------------
 
 
@@ -211,7 +220,7 @@ def _check_worker(job: Job) -> None:
     if job.version != __version__:
         remedy = "Install the same version everywhere."
         raise InputError("heliosim", __version__, f"a worker has another version than {job.version}", remedy)
-    if (found := open_once(job.scenario.profile).hash) != job.profile_hash:
+    if (found := profiles_digest(job.scenario)) != job.profile_hash:
         problem = "a worker found another profile under this name"
         raise InputError(f"profile {job.scenario.profile}", found[:12], problem, "Give workers the same files.")
 

@@ -26,7 +26,7 @@ from heliosim.replicated import is_refused
 from heliosim.scenario import Scenario, load_scenario
 from heliosim.stats import Difference, Interval, paired_difference, t_interval
 from heliosim.streams import stream
-from heliosim.sweep import Done, Job, open_once, run_job
+from heliosim.sweep import Done, Job, open_once, profiles_digest, run_job
 from heliosim.vary import Plain, changed_at, check_against, checked, plain_scenario, resolved
 
 STUDY = "heliosim"
@@ -57,7 +57,7 @@ class Problem:
     def scenario(self, values: Mapping[str, Any], where: str) -> Scenario:
         """The base scenario with these values. Raises InputError."""
         scenario = checked(changed_at(self.plain, values, where), where)
-        check_against(scenario, open_once(scenario.profile), where)
+        check_against(scenario, open_once, where)
         return scenario
 
     @property
@@ -114,7 +114,7 @@ def open_problem(path: Path) -> Problem:
         choices = tuple(resolved(name, choice, path.parent) for choice in given.choices)
         ranges[name] = given.model_copy(update={"choices": choices})
     file = file.model_copy(update={"search": ranges})
-    problem = Problem(file, path, base, plain_scenario(base), open_once(base.profile).hash)
+    problem = Problem(file, path, base, plain_scenario(base), profiles_digest(base))
     for name, given in ranges.items():
         _require_possible(problem, name, given)
     return problem
@@ -285,7 +285,7 @@ def evaluate(
 
 def _job(problem: Problem, scenario: Scenario, replication: int) -> Job:
     seeded = scenario.model_copy(update={"seed": replication_seed(scenario.seed, replication)})
-    profile_hash = open_once(scenario.profile).hash
+    profile_hash = profiles_digest(scenario)
     slo = problem.file.slo or scenario.slo
     return Job(0, replication, seeded, profile_hash, "", problem.file.after_s, slo)
 
