@@ -75,7 +75,7 @@ class Asked:
 
     def replicate(self, scenario: Scenario, first: RunResults | None = None) -> Replicated:
         """Replications of a scenario, with progress. ``first``: replication 0."""
-        from heliosim.console import progress_bar
+        from heliosim.console import now_and_then, progress_bar
         from heliosim.executors import open_executor
         from heliosim.replicate import replicate
 
@@ -86,7 +86,7 @@ class Asked:
                 executor=executor,
                 profile_uncertainty=self.profile_uncertainty or None,
                 first=first,
-                on_progress=progress,
+                on_progress=now_and_then(progress),
             )
 
 
@@ -113,7 +113,7 @@ def compare_policies(
     out: Annotated[Optional[Path], typer.Option(help="Also write every figure to this JSON file.")] = None,  # noqa: UP045
 ) -> None:
     """Simulate two scenarios under common random numbers: paired differences with their intervals."""
-    from heliosim.console import progress_bar
+    from heliosim.console import now_and_then, progress_bar
     from heliosim.executors import open_executor
     from heliosim.formats.files import write_json
     from heliosim.paired import pair, paired_dict
@@ -129,7 +129,12 @@ def compare_policies(
     rule = Asked(replications, half_width or (None if replications else 0.02)).rule(a)
     with open_executor("local", jobs or 1) as executor, progress_bar("Comparing") as progress:
         found = pair(
-            a, b, rule, executor=executor, profile_uncertainty=profile_uncertainty or None, on_progress=progress
+            a,
+            b,
+            rule,
+            executor=executor,
+            profile_uncertainty=profile_uncertainty or None,
+            on_progress=now_and_then(progress),
         )
     print_paired(found)
     if out is not None:

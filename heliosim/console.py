@@ -91,6 +91,21 @@ def run_progress(
     return on_progress
 
 
+def now_and_then(report: Callable[[str, float], None], every_s: float = 1.0) -> Callable[[str, float], None]:
+    """Progress at most once per ``every_s``, so that what is quick says nothing."""
+    import time
+
+    due = time.monotonic() + every_s
+
+    def on_progress(what: str, share: float) -> None:
+        nonlocal due
+        if time.monotonic() >= due:
+            due = time.monotonic() + every_s
+            report(what, share)
+
+    return on_progress
+
+
 def print_summary(run: RunResults | LiveRun, slo: Slo | None) -> None:
     """The metrics of one run, one per line, best known first."""
     from rich.table import Table

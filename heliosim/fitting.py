@@ -79,7 +79,7 @@ def _triangle(rows: Array, block: int = 256) -> Array:
         count = -(-len(rows) // block)
         padded = np.zeros((count * block, width))
         padded[: len(rows)] = rows
-        rows = np.linalg.qr(padded.reshape(count, block, width), mode="r").reshape(-1, width)
+        rows = np.asarray(np.linalg.qr(padded.reshape(count, block, width), mode="r")).reshape(-1, width)
     return np.asarray(np.linalg.qr(rows, mode="r"))
 
 

@@ -106,7 +106,7 @@ class TableRecorder:
             record.start_s,
             (step,),
             (record.kind, record.reason, setting),
-            record.waiting,
+            (record.waiting,),
             (record.running,),
             (record.kv_used_bytes,),
             1,

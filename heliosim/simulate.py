@@ -14,8 +14,11 @@ import simpy
 from heliosim.drive import Finished, feed, settle, settle_refused
 from heliosim.engines.base import Engine
 from heliosim.serving.server import Server
+from heliosim.sprint import Sprint
 from heliosim.types import Idle
 from heliosim.workload import Source
+
+_IDLE = Idle()
 
 
 def serve(
@@ -28,10 +31,19 @@ def serve(
     """One server as a SimPy process; ends when the source is exhausted and the server empty."""
     is_answering = source.is_answering
     max_ends = 1 if is_answering else None
+    sprint = Sprint.of(server, engine, source)
     while True:
         now = env.now
         feed(source, engine, server, now)
-        action = server.next_action(now, source.next_s, max_ends)
+        directive = server.ask(now)
+        if directive is not None and sprint is not None and sprint.may_run(directive):
+            later = sprint.run(directive, now)
+            if later is not None:
+                yield env.timeout(later - now)
+                if on_progress is not None:
+                    on_progress(later)
+                continue
+        action = _IDLE if directive is None else server.act(directive, now, source.next_s, max_ends)
         settle_refused(source, engine, server, now)
         if isinstance(action, Idle):
             if source.next_s is None:

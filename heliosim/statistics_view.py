@@ -93,6 +93,8 @@ def replicated_notes(replicated: Replicated) -> list[str]:
         lines.append("terminating: replications run from their empty start to their last request; nothing is left out.")
     elif warm_up.source == "given":
         lines.append(f"steady: the first {warm_up.requests:,} requests of each replication are left out, as given.")
+    elif warm_up.is_settled and not warm_up.requests:
+        lines.append("steady: the delays of a pilot run show no warm-up (MSER-5); nothing is left out.")
     elif warm_up.is_settled:
         lines.append(
             f"steady: the first {warm_up.requests:,} requests of each replication are left out as warm-up "

@@ -12,14 +12,14 @@ from heliosim.types import Bytes, Seconds, Setting, StrideStep
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ACTIONS_AT_ONCE = 2048
+STEPS_AT_ONCE = 8192
 
 
 class StepLog:
     """Steps, action by action. ``count``: how many steps there are."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count = self._unsettled = 0
         self._pending: list[tuple[Any, ...]] = []
         self._codes: dict[tuple[Any, ...], int] = {}
         self._done: list[dict[str, Any]] = []
@@ -29,7 +29,7 @@ class StepLog:
         start_s: Seconds,
         steps: Sequence[StrideStep],
         what: tuple[str, str, Setting],
-        waiting: int,
+        waiting: Sequence[int],
         running: Sequence[int],
         kv_blocks: Sequence[int],
         block_bytes: Bytes,
@@ -45,7 +45,8 @@ class StepLog:
             (start_s, steps, what, waiting, running, kv_blocks, block_bytes, breaches, watts, energy_j)
         )
         self.count += len(steps)
-        if len(self._pending) >= ACTIONS_AT_ONCE:
+        self._unsettled += len(steps)
+        if self._unsettled >= STEPS_AT_ONCE:
             self._settle()
 
     def columns(self) -> dict[str, Any]:
@@ -69,7 +70,7 @@ class StepLog:
         """Turn what is pending into arrays."""
         import numpy as np
 
-        pending, self._pending = self._pending, []
+        pending, self._pending, self._unsettled = self._pending, [], 0
         if not pending and self._done:
             return
         starts, steps, what, waiting, running, blocks, block_bytes, breaches, watts, energies = (
@@ -98,7 +99,7 @@ class StepLog:
             | {
                 "seconds": seconds,
                 "start_s": each(starts, np.float64) + (before - np.repeat(before[firsts], counts)),
-                "waiting": each(waiting, np.int64),
+                "waiting": flat(waiting, np.int64),
                 "running": flat(running, np.int64),
                 "kv_used_bytes": flat(blocks, np.int64) * each(block_bytes, np.int64),
                 "breaches": flat(breaches, np.int64),

@@ -231,6 +231,27 @@ class Guard(Protocol):
         """
         ...
 
+    def watch(self) -> Watch:
+        """The same for steps that are shown bit by bit."""
+        ...
+
+
+class Watch(Protocol):
+    """A guard that is shown steps bit by bit and remembers them.
+
+    ``threshold``: tokens below this confidence are those it minds.
+    """
+
+    threshold: float
+
+    def is_safe(self, low: int) -> bool:
+        """Whether steps with ``low`` tokens below the threshold cannot trip it; if so they need not be shown yet."""
+        ...
+
+    def first_trip(self, confidences: Floats, ends: Ints) -> int | None:
+        """As ``Guard.first_trip``, of all steps behind those shown to this method before."""
+        ...
+
 
 @dataclass(slots=True, unsafe_hash=True)
 class Run:
@@ -489,7 +510,7 @@ class StrideRecord(NamedTuple):
     start_s: Seconds
     stride: Stride
     setting: Setting
-    waiting: int
+    waiting: list[int]
     running: list[int]
     kv_blocks: list[int]
     block_bytes: Bytes

@@ -54,7 +54,7 @@ _AT_ONCE = 64
 
 
 @dataclass(slots=True, eq=False)
-class _Going:
+class Going:
     """A request inside the engine: what it is, which recorded prompt it stands for, and how far it got.
 
     ``generated`` is true up to tick ``since`` while it decodes. ``length``: tokens it will have generated in all, under
@@ -77,7 +77,7 @@ class _Change(NamedTuple):
     """With step ``step`` a request began to decode (``place`` None), or ended and left that place among the others."""
 
     step: int
-    going: _Going
+    going: Going
     place: int | None = None
     reach: int = 0
 
@@ -120,17 +120,17 @@ class SimEngine:
         self.strides = strides
         self.models, self.costs, self.loads, self.behaviour, self.seed = models, costs, loads, behaviour, seed
         self.allow_extrapolation, self.watts, self.noise = allow_extrapolation, watts, noise
-        self._extrapolated_steps = 0
+        self._extrapolated_before = 0
         self.ticks = 0
-        self._going: dict[RequestId, _Going] = {}
+        self._going: dict[RequestId, Going] = {}
         self._resident: Placement | None = None
         # Decoding requests in batch order: themselves, their ids, their tokens in KV less ticks. Then the ticks at
         # which requests end, sorted, and who ends there.
-        self._decoding: list[_Going] = []
+        self._decoding: list[Going] = []
         self._ids: list[RequestId] = []
         self._reaches: list[int] = []
         self._ends: list[int] = []
-        self._ending: dict[int, list[_Going]] = {}
+        self._ending: dict[int, list[Going]] = {}
         self._seen: tuple[RequestId, ...] = ()
         self._table = TokenTable()
         self._placement: Placement | None = None
@@ -146,24 +146,30 @@ class SimEngine:
     def accept(self, arrival: Arrival) -> None:
         request, content = arrival.request, arrival.content
         sequence = self.behaviour.assign(request.id, content.task, self.seed) if self.behaviour else ""
-        self._going[request.id] = _Going(request, content, sequence)
+        self._going[request.id] = Going(request, content, sequence)
 
     def forget(self, request_id: int) -> None:
         self._going.pop(request_id, None)
 
     def perform(self, action: Run | Load) -> Outcome:
+        if isinstance(action, Load):
+            if self._plan is not None:
+                self._commit(self._plan)
+            return self._load(action)
+        self.get_ready(action.placement, action.exits, action.batch)
+        return self._stride(action) if self.strides or action.max_steps > 1 else self._step(action)
+
+    def get_ready(self, placement: Placement, exits: ExitRule, batch: Batch) -> None:
+        """Have what was planned done, and decode a batch's decoding requests, in its order, under this policy."""
         if self._plan is not None:
             self._commit(self._plan)
-        if isinstance(action, Load):
-            return self._load(action)
-        if action.placement is not self._placement or action.exits is not self._exits:
-            self._follow(action.placement, action.exits)
-        decoding = action.batch.decoding
+        if placement is not self._placement or exits is not self._exits:
+            self._follow(placement, exits)
+        decoding = batch.decoding
         if decoding is not self._seen or len(decoding) != len(self._ids):
             if tuple(self._ids) != decoding:
-                self._gather(action.batch)
+                self._gather(batch)
             self._seen = decoding
-        return self._stride(action) if self.strides or action.max_steps > 1 else self._step(action)
 
     def cut(self, steps: int) -> Outcome:
         """The stride performed last, as if it had ended behind ``steps`` of its steps."""
@@ -188,9 +194,13 @@ class SimEngine:
 
     @property
     def extrapolated_steps(self) -> int:
-        return self._extrapolated_steps + (len(self._plan.extrapolated) if self._plan is not None else 0)
+        return self._extrapolated_before + (len(self._plan.extrapolated) if self._plan is not None else 0)
 
     # -- loads ----------------------------------------------------------------------------------------------------
+
+    def low_tokens(self, at: int, steps: int, threshold: float) -> int:
+        """How many tokens of the steps from tick ``at`` on leave below a confidence threshold."""
+        return int(np.count_nonzero(self._table.read(at, steps).cells(CONFIDENCES) < threshold))  # NaN is not below
 
     def _load(self, load: Load) -> Outcome:
         spec = self.models[load.placement.model]
@@ -234,7 +244,7 @@ class SimEngine:
             if request not in known:
                 self._join(self._going[request], self.ticks, offset + batch.ticks + 1)
 
-    def _join(self, going: _Going, at: int, reach: int) -> None:
+    def _join(self, going: Going, at: int, reach: int) -> None:
         """From tick ``at`` on a request yields a token per step. ``reach``: tokens in its KV behind a decode step
         there.
         """
@@ -244,7 +254,7 @@ class SimEngine:
         self._reaches.append(reach - at)
         self._lay_out(going, at)
 
-    def _lay_out(self, going: _Going, at: int) -> None:
+    def _lay_out(self, going: Going, at: int) -> None:
         """Find the text a request follows now and enter what is left of it, one token at least."""
         if self.behaviour is None:
             going.length = going.content.output_tokens or going.request.max_tokens
@@ -259,7 +269,7 @@ class SimEngine:
             going.lane = Lane(going.request.id, going.walk, going.generated, at, left)
             self._table.enter(going.lane, self.ticks)
 
-    def _expect_end(self, going: _Going) -> None:
+    def _expect_end(self, going: Going) -> None:
         insort(self._ends, going.end)
         known = self._ending.get(going.end)
         if known is None:
@@ -267,7 +277,7 @@ class SimEngine:
         else:
             known.append(going)
 
-    def _forget_end(self, going: _Going) -> None:
+    def _forget_end(self, going: Going) -> None:
         del self._ends[bisect_left(self._ends, going.end)]
         ending = self._ending[going.end]
         if len(ending) == 1:
@@ -275,21 +285,21 @@ class SimEngine:
         else:
             ending.remove(going)
 
-    def _stop(self, going: _Going) -> None:
+    def _stop(self, going: Going) -> None:
         """A request stops decoding now; it may go on later from where it stands."""
         self._remove(going)
         self._catch_up(going)
         going.since = None
         self._leave_table(going, self.ticks)
 
-    def _remove(self, going: _Going) -> int:
+    def _remove(self, going: Going) -> int:
         """Take a request out of the decoding ones; returns its place among them."""
         place = self._ids.index(going.request.id)
         del self._decoding[place], self._ids[place], self._reaches[place]
         self._forget_end(going)
         return place
 
-    def _leave_table(self, going: _Going, at: int) -> None:
+    def _leave_table(self, going: Going, at: int) -> None:
         if going.lane is not None:
             self._table.leave(going.lane, at)
             going.lane = None
@@ -309,22 +319,22 @@ class SimEngine:
     def _commit(self, plan: _Plan) -> None:
         """What was planned has happened."""
         self.ticks += len(plan.stride)
-        self._extrapolated_steps += len(plan.extrapolated)
+        self._extrapolated_before += len(plan.extrapolated)
         for change in plan.changes:
             if change.place is not None:
                 self._leave_table(change.going, change.going.end)
                 del self._going[change.going.request.id]
         self._plan = None
 
-    def _catch_up(self, going: _Going) -> None:
+    def _catch_up(self, going: Going) -> None:
         """Count the tokens generated since the counts were last true."""
         if going.since is None or going.since == self.ticks:
             return
-        going.logprob_sum = _sum_at(going, self.ticks)
+        going.logprob_sum = sum_of_logprobs(going, self.ticks)
         going.generated += self.ticks - going.since
         going.since = self.ticks
 
-    def _find_text(self, going: _Going) -> None:
+    def _find_text(self, going: Going) -> None:
         limit = going.content.output_tokens or going.request.max_tokens
         if self.behaviour is None or self._placement is None or self._exits is None:
             going.length = limit
@@ -345,7 +355,7 @@ class SimEngine:
         cost = self.costs[run.placement.model]
         asked = _asked(run.batch.chunks, len(self._ids), self.ticks + max(self._reaches, default=0))
         if not self._is_calibrated(cost, asked.rows, asked.longest, asked.tokens):
-            self._extrapolated_steps += 1
+            self._extrapolated_before += 1
         self._emit(run.batch.chunks, self.ticks, 0, [])
         ending = self._ending_at(self.ticks + 1)
         block = self._table.read(self.ticks, 1) if self.behaviour is not None else None
@@ -367,7 +377,7 @@ class SimEngine:
                 self._join(going, at, chunk.start + chunk.count)
                 changes.append(_Change(step, going))
 
-    def _ending_at(self, at: int) -> list[_Going]:
+    def _ending_at(self, at: int) -> list[Going]:
         """Requests whose last token is that of the step up to tick ``at``, in batch order."""
         ending = self._ending.get(at)
         if ending is None:
@@ -451,7 +461,7 @@ class SimEngine:
                     ended += 1
                     reach = self._reaches[self._ids.index(going.request.id)]
                     plan.changes.append(_Change(k - 1, going, self._remove(going), reach))
-                    plan.stride.ended.append((k - 1, going.request.id, _sum_at(going, at)))
+                    plan.stride.ended.append((k - 1, going.request.id, sum_of_logprobs(going, at)))
                 if chunks or (max_ends is not None and ended >= max_ends):
                     return
             if k >= most or left_s <= 0:
@@ -652,7 +662,7 @@ def _within(steps: Sequence[StrideStep], left_s: Seconds, *, are_alike: bool) ->
     return count, sums[count - 1]
 
 
-def _sum_at(going: _Going, ticks: int) -> float:
+def sum_of_logprobs(going: Going, ticks: int) -> float:
     """Sum of the log probabilities of the tokens generated up to a tick."""
     if going.walk is None or going.since is None:
         return going.logprob_sum

@@ -118,8 +118,10 @@ class TokenTable:
             rows *= 2
         while columns < 4 * (len(lanes) + 1):
             columns *= 2
-        self._shape, self._base = (rows, columns), now
-        self._planes = {name: self._blank(name) for name in self._planes}
+        if (rows, columns) != self._shape:
+            self._shape = (rows, columns)
+            self._planes = {name: self._blank(name) for name in self._planes}
+        self._base = now
         self.lanes = {}
         for column, lane in enumerate(lanes):
             lane.column = column

@@ -170,13 +170,17 @@ class ContinuousBatcher:
             else:
                 is_blocked = self._start_waiting(pool, chunks, budget, plan, now=now, admit=admit, is_probe=is_probe)
         if self._ids or chunks:
-            known = self._as_batch
-            if known is None:
-                known = self._as_batch = (tuple(self._ids), tuple(self._offsets))
-            plan.batch = Batch.of(known[0], known[1], self.ticks, tuple(chunks))
+            plan.batch = self.decoding_batch(tuple(chunks))
             if is_blocked:
                 self._look_ahead(plan, chunks, pool.total_blocks - pool.used_blocks)
         return plan
+
+    def decoding_batch(self, chunks: tuple[Chunk, ...] = ()) -> Batch:
+        """Everybody who decodes, and these chunks."""
+        known = self._as_batch
+        if known is None:
+            known = self._as_batch = (tuple(self._ids), tuple(self._offsets))
+        return Batch.of(known[0], known[1], self.ticks, chunks)
 
     def _look_ahead(self, plan: Planned, chunks: list[Chunk], free_blocks: int) -> None:
         """How far the batch may run on while nobody who waits can start: as KV lasts and reading is planned."""

@@ -109,6 +109,12 @@ class BreachCounter:
         self._window: Ints = np.zeros(0, dtype=np.int64)
         self.count = 0
 
+    def copy(self) -> BreachCounter:
+        """Another counter that stands where this one does."""
+        other = BreachCounter(self.kind, self.tokens)
+        other.count, other._window = self.count, self._window
+        return other
+
     def add(self, is_breach: bool) -> None:
         self.add_all(np.array([is_breach]))
 
@@ -176,6 +182,34 @@ class BreachGuard:
         if int(counts.max()) <= self.limit:
             return None
         return int(np.searchsorted(ends, int((counts > self.limit).argmax()), side="right"))
+
+    def watch(self) -> BreachWatch:
+        return BreachWatch(self)
+
+
+class BreachWatch:
+    """A guard told of steps bit by bit; asked to count only when a bound says that the limit may be passed."""
+
+    def __init__(self, guard: BreachGuard) -> None:
+        self.threshold, self._limit, self._counter = guard.threshold, guard.limit, guard.counter.copy()
+        self._most = self._counter.count
+
+    def is_safe(self, low: int) -> bool:
+        """Whether steps with ``low`` tokens below the threshold cannot trip it, whatever their order."""
+        if self._most + low > self._limit:
+            return False
+        self._most += low
+        return True
+
+    def first_trip(self, confidences: Floats, ends: Ints) -> int | None:
+        """As ``BreachGuard.first_trip``, of all steps behind those shown to this method before."""
+        breaches = confidences < self.threshold
+        counts = self._counter.counts(breaches)
+        self._counter.take(breaches, int(counts[-1]))
+        self._most = self._counter.count
+        if int(counts.max()) <= self._limit:
+            return None
+        return int(np.searchsorted(ends, int((counts > self._limit).argmax()), side="right"))
 
 
 @dataclass

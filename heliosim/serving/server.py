@@ -124,10 +124,19 @@ class Server:
         A stride of steps ends when the driver must speak again: at ``next_arrival_s``, known to it alone, and behind
         the ``max_ends``-th request that ends (None: whoever sent it will not react).
         """
+        directive = self.ask(now)
+        return _IDLE if directive is None else self.act(directive, now, next_arrival_s, max_ends)
+
+    def ask(self, now: Seconds) -> Directive | None:
+        """What the controller wants now; None if there is nothing to decide on."""
         if self.placement is not None and not self.batcher.waiting and not self.batcher.running:
-            return _IDLE
+            return None
         directive = self.controller.decide(now, self.status(now))
         self._take_notes(now)
+        return directive
+
+    def act(self, directive: Directive, now: Seconds, next_arrival_s: Seconds | None, max_ends: int | None) -> Action:
+        """The next action under a directive just given; otherwise as ``next_action``."""
         within = None if next_arrival_s is None else next_arrival_s - now
         if directive.max_ends is not None and (max_ends is None or directive.max_ends < max_ends):
             max_ends = directive.max_ends
@@ -166,28 +175,48 @@ class Server:
         return served
 
     def _complete_stride(self, action: Run, outcome: Outcome, stride: Stride, now: Seconds) -> list[Served]:
-        pool, batcher = self.pool, self.batcher
         start_s = now - outcome.seconds
-        ended, blocks, running = batcher.settle_stride(action, stride, pool, start_s)
-        served = [self._served(seq, at, "finished", "") for seq, at in ended]
-        agrees = outcome.agrees
+        ended, blocks, running = self.batcher.settle_stride(action, stride, self.pool, start_s)
+        served = [self.finish(seq, at) for seq, at in ended]
+        waiting = [self.batcher.waiting] * len(stride.steps)
+        self.tell(action, outcome, served, now, waiting, running, blocks)
+        return served
+
+    def finish(self, seq: Going, now: Seconds) -> Served:
+        """Put a request that has ended on record."""
+        record = self._served(seq, now, "finished", "")
+        self.recorder.served(record)
+        return record
+
+    def tell(
+        self,
+        run: Run,
+        outcome: Outcome,
+        served: list[Served],
+        now: Seconds,
+        waiting: list[int],
+        running: list[int],
+        kv_blocks: list[int],
+    ) -> None:
+        """Tell controller and recorder of a stride that ended at ``now``. Lists: by step, as in ``StrideRecord``."""
+        stride = outcome.stride
+        assert stride is not None
+        start_s, agrees = now - outcome.seconds, outcome.agrees
         if agrees is not None:
             outcome = outcome._replace(agrees=None)  # nobody knows that live
-        self.controller.observe(now, action, outcome, served, self._started)
+        self.controller.observe(now, run, outcome, served, self._started)
         self._started = 0
-        for record in served:
-            self.recorder.served(record)
-        setting = self._settings.get(action.is_probe)
+        setting = self._settings.get(run.is_probe)
         if setting is None:
-            placement, kv_bytes = action.placement, pool.kv_total_bytes
-            setting = Setting(placement.model, placement.depth, pool.weights_bytes, kv_bytes, action.is_probe)
-            self._settings[action.is_probe] = setting
+            placement, kv_bytes = run.placement, self.pool.kv_total_bytes
+            setting = Setting(placement.model, placement.depth, self.pool.weights_bytes, kv_bytes, run.is_probe)
+            self._settings[run.is_probe] = setting
         breaches = self.controller.breaches_over(len(stride.steps))
+        block_bytes = self.pool.block_bytes
         self.recorder.stride(
-            StrideRecord(start_s, stride, setting, batcher.waiting, running, blocks, pool.block_bytes, breaches, agrees)
+            StrideRecord(start_s, stride, setting, waiting, running, kv_blocks, block_bytes, breaches, agrees)
         )
         self._take_notes(now)
-        return served
 
     def take_refused(self) -> list[Served]:
         """Requests refused since the last call; the driver tells their senders and the engine."""

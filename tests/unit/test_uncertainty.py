@@ -42,7 +42,7 @@ def _measured(visits: int, noise: float, seed: int) -> MeasuredSteps:
 
 
 def test_the_spread_is_what_theory_says_of_whole_visits() -> None:
-    """A coefficient with errors of 10 % shared by each of 40 visits is known to 0.1 / sqrt(40), not to 0.1 / sqrt(800)."""
+    """A coefficient with errors of 10 % of each of 40 visits is known to 0.1 / sqrt(40), not 0.1 / sqrt(800)."""
     steps = _measured(40, 0.1, 1)
     rng = np.random.default_rng(2)
     found = np.array([steps.resampled_fit(rng)[0] for _ in range(300)])
