@@ -13,6 +13,7 @@ from heliosim.cli_plan import max_rate, plan
 from heliosim.cli_statistics import Asked, HalfWidth, Jobs, ProfileUncertainty, Replications, add_statistics
 from heliosim.cli_sweep import sweep
 from heliosim.cli_trace import trace_app
+from heliosim.cli_tune import tune
 from heliosim.errors import HelioSimError, InputError, about
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app = typer.Typer(
 profile_app = typer.Typer(help="Look at and check profiles.", no_args_is_help=True)
 app.add_typer(profile_app, name="profile")
 app.command()(sweep)
+app.command()(tune)
 app.add_typer(trace_app, name="trace", help="Make, import and describe request traces.")
 
 Models = Annotated[str, typer.Option(help="Shipped names or local checkpoint folders, separated by commas.")]

@@ -219,6 +219,10 @@ def print_doctor() -> int:
         ("transformers", "training the tiny models, reference tests", "pip install 'heliosim[live]'"),
         ("tokenizers", "calibration and live runs", "pip install 'heliosim[live]'"),
         ("streamlit", "dashboard", "pip install 'heliosim[app]'"),
+        ("distributed", "sweeps and plans on Dask", "pip install 'heliosim[dask]'"),
+        ("ray", "sweeps and plans on Ray", "pip install 'heliosim[ray]'"),
+        ("optuna", "heliosim tune", "pip install 'heliosim[tune]'"),
+        ("duckdb", "heliosim sweep --sql", "pip install 'heliosim[sql]'"),
     ):
         try:
             table.add_row(package, metadata.version(package), purpose, "")
