@@ -325,9 +325,9 @@ class Sprint:
         batcher.ticks, batcher._is_due_booked, batcher._as_batch = its_tick, is_booked, None
         pool.used_blocks = used
         pool._grown += grown
+        server._started += begun
         if not steps:
             return None
-        server._started += begun
         stride = Stride(steps, ended, engine.watts)
         agrees = None
         if has_tokens:

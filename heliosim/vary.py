@@ -110,11 +110,9 @@ def check_against(scenario: Scenario, profile_of: Callable[[str], Profile], wher
 
 def of_groups(scenario: Scenario) -> list[Scenario]:
     """The scenario as each group of its fleet has it; without a fleet itself alone."""
-    fleet: Any = getattr(scenario, "fleet", None)
-    if fleet is None:
+    if scenario.fleet is None:
         return [scenario]
-    of_group: Callable[[Any], Scenario] = scenario.of_group  # type: ignore[attr-defined]
-    return [of_group(group) for group in fleet.replicas]
+    return [scenario.of_group(group) for group in scenario.fleet.replicas]
 
 
 def resolved(path: str, value: Any, folder: Path) -> Any:
