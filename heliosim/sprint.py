@@ -60,15 +60,17 @@ class Sprint:
         return Sprint(server, engine, source) if server.max_stride >= MOST_STEPS else None
 
     def run(self, directive: Directive, now: Seconds) -> Seconds | None:
-        """Do what the controller wants, if that needs no load and no answer after the next step. Returns up to when
-        that went well; None if no step was done.
+        """Do what the controller wants, if that needs no load and it need not be asked soon. Returns up to when that
+        went well; None if no step was done.
         """
+        if not directive.passes_arrivals or directive.max_steps is not None:
+            return None
         if directive.placement != self.server.placement:
             draining = self.server.drain(directive)
             if draining is None:
                 return None
             directive = draining
-        return self._go(directive, now) if directive.max_steps is None else None
+        return self._go(directive, now)
 
     def _go(self, directive: Directive, now: Seconds) -> Seconds | None:
         """Go on from ``now`` until nobody is left to serve, a decision is due or something unusual comes up; returns

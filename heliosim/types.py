@@ -107,8 +107,8 @@ class Directive:
 
     ``admit``: how many waiting requests may still start under this directive (None: any number). ``max_steps``: how
     many steps may be done before the controller is asked again (None: until something happens); ``guard``: what must
-    happen; ``max_ends``: how many requests may end before (None: any number). A controller that asks for more than one
-    step must look at ``Outcome.stride``.
+    happen; ``max_ends``: how many requests may end before (None: any number); ``passes_arrivals``: whether requests may
+    arrive and start before. A controller that asks for more than one step must look at ``Outcome.stride``.
     """
 
     placement: Placement
@@ -120,6 +120,7 @@ class Directive:
     max_steps: int | None = 1
     guard: Guard | None = None
     max_ends: int | None = 1
+    passes_arrivals: bool = False
 
 
 @dataclass(slots=True, unsafe_hash=True)

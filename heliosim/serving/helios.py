@@ -285,6 +285,7 @@ class Helios:
             reason="evaluate",
             max_steps=None,
             max_ends=None if self._is_draining else self.parameters.probe_requests - self._evaluation.served,
+            passes_arrivals=True,
         )
 
     def observe(self, now: Seconds, run: Run, outcome: Outcome, served: Sequence[Served], started: int) -> None:
@@ -404,6 +405,7 @@ class Helios:
             reason=reason,
             max_steps=None,
             guard=self._guard if is_partial else None,
+            passes_arrivals=True,
         )
         self.counter.reset()
         self._note(reason, placement=str(placement))
