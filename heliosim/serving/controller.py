@@ -59,7 +59,9 @@ class FixedPlacement:
 
     def __post_init__(self) -> None:
         self.depth = self.model.layers if self.depth is None else self.depth
-        self._directive = Directive(Placement(self.model.name, self.depth), self.exits, max_steps=None, max_ends=None, passes_arrivals=True)
+        self._directive = Directive(
+            Placement(self.model.name, self.depth), self.exits, max_steps=None, max_ends=None, passes_arrivals=True
+        )
 
     def breaches_over(self, steps: int) -> Sequence[int]:
         return [0] * steps
