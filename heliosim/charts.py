@@ -72,12 +72,15 @@ def caption_of(systems: Sequence[SystemResult]) -> str:
     if live:
         clocks = "/".join(sorted({run.info.clock for run in live}))
         parts.append(f"{_span(len(s.live) for s in systems if s.live)} measured runs each ({clocks} clock)")
+    if any(run.info.profile_kind == "derived" for run in runs):
+        parts.append("profile derived, not measured")
     return " · ".join(parts)
 
 
 def run_caption(run: RunResults) -> str:
     """Sample size, seed and origin of one run."""
     origin = "simulated" if run.info.mode == "simulated" else f"measured, {run.info.clock} clock"
+    origin += ", derived profile" if run.info.profile_kind == "derived" else ""
     return f"{run.requests.num_rows} requests · {run.tokens.num_rows:,} tokens · seed {run.info.seed} · {origin}"
 
 

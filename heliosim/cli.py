@@ -9,9 +9,11 @@ from typing import Annotated, Any, Optional
 import typer
 
 from heliosim import __version__
+from heliosim.cli_plan import max_rate, plan
 from heliosim.cli_statistics import Asked, HalfWidth, Jobs, ProfileUncertainty, Replications, add_statistics
 from heliosim.cli_sweep import sweep
 from heliosim.cli_trace import trace_app
+from heliosim.cli_tune import tune
 from heliosim.errors import HelioSimError, InputError, about
 
 app = typer.Typer(
@@ -25,6 +27,7 @@ app = typer.Typer(
 profile_app = typer.Typer(help="Look at and check profiles.", no_args_is_help=True)
 app.add_typer(profile_app, name="profile")
 app.command()(sweep)
+app.command()(tune)
 app.add_typer(trace_app, name="trace", help="Make, import and describe request traces.")
 
 Models = Annotated[str, typer.Option(help="Shipped names or local checkpoint folders, separated by commas.")]
@@ -219,13 +222,26 @@ def example(
     profile: Annotated[
         Path | None, typer.Option(help="Profile to use; default: the shipped reference profile.")
     ] = None,
+    plans: Annotated[
+        bool, typer.Option("--plans", help="Write example plans and the price table instead of scenarios.")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write example scenarios (vanilla, early exit, HELIOS, a fleet) ready to run and to change."""
-    from heliosim.examples import write_examples
+    """Write example scenarios (vanilla, early exit, HELIOS, a fleet), or plans, ready to run and to change."""
+    from heliosim.examples import write_examples, write_plans
 
+    if plans:
+        if profile is not None:
+            raise InputError("--profile", str(profile), "the example plans name their own", "Leave it out.")
+        for path in write_plans(out, overwrite=overwrite):
+            typer.echo(path)
+        return
     for path in write_examples(out, profile, overwrite=overwrite):
         typer.echo(path)
+
+
+app.command()(plan)
+app.command("max-rate")(max_rate)
 
 
 @app.command()

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from heliosim.runs import LiveRun
 
 NARROWEST, USUAL = 60, 120
+DERIVED = "Derived, not measured: step times come from published kernel times, exits are synthetic."
+"""What is said wherever figures rest on a derived profile."""
 
 
 @cache
@@ -140,6 +142,8 @@ def print_summary(run: RunResults | LiveRun, slo: Slo | None) -> None:
 def print_details(results: RunResults, summary: Summary) -> None:
     """What no table of one-number metrics says of a run: exits, refusals, steps outside the calibrated range."""
     out = console()
+    if results.info.profile_kind == "derived":
+        out.print(f"[yellow]{DERIVED}[/]")
     for model, mix in summary.exit_mix.items():
         out.print(f"tokens by exit, {model}: " + "  ".join(f"layer {e}: {s:.1%}" for e, s in mix.items()))
     for reason, count in sorted(_refusals(results).items()):
@@ -215,6 +219,10 @@ def print_doctor() -> int:
         ("transformers", "training the tiny models, reference tests", "pip install 'heliosim[live]'"),
         ("tokenizers", "calibration and live runs", "pip install 'heliosim[live]'"),
         ("streamlit", "dashboard", "pip install 'heliosim[app]'"),
+        ("distributed", "sweeps and plans on Dask", "pip install 'heliosim[dask]'"),
+        ("ray", "sweeps and plans on Ray", "pip install 'heliosim[ray]'"),
+        ("optuna", "heliosim tune", "pip install 'heliosim[tune]'"),
+        ("duckdb", "heliosim sweep --sql", "pip install 'heliosim[sql]'"),
     ):
         try:
             table.add_row(package, metadata.version(package), purpose, "")

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from heliosim.errors import InputError
-from heliosim.formats.files import new_folder
+from heliosim.formats.files import new_folder, write_text
 from heliosim.formats.profile import Profile
 from heliosim.profile_view import open_profile, shipped_profiles
 from heliosim.scenario import BatcherSpec, Failure, Fleet, Memory, ReplicaGroup, Scenario
 from heliosim.workload import WorkloadSpec
+
+REFERENCE = "tiny-opt-cpu"
+"""The measured profile that is shipped, which the shipped models can be run against."""
 
 
 def systems(small: str, large: str, **helios: Any) -> dict[str, dict[str, Any]]:
@@ -123,13 +126,22 @@ def _text_workload(profile: Profile, folder: Path, final: Path, requests_per_tas
     return WorkloadSpec(trace=str((final / "workload.jsonl").resolve()))
 
 
+def write_plans(out: Path, *, overwrite: bool = False) -> list[Path]:
+    """Write the example plans and the shipped price table into ``out``. Raises InputError if it exists."""
+    shipped = sorted((Path(__file__).parent / "plans").glob("*.yaml"))
+    with new_folder(out, overwrite=overwrite) as folder:
+        for file in shipped:
+            write_text(folder / file.name, file.read_text(encoding="utf-8"))
+    return [out / file.name for file in shipped]
+
+
 def write_examples(out: Path, profile_folder: Path | None, *, overwrite: bool = False) -> list[Path]:
     """Write one scenario per system, and a fleet, into ``out``. Raises InputError if it exists."""
     if profile_folder is None:
         shipped = shipped_profiles()
         if not shipped:
             raise InputError("--profile", None, "no reference profile is shipped", "Calibrate one and name it.")
-        profile = open_profile(next(iter(shipped)))
+        profile = open_profile(REFERENCE if REFERENCE in shipped else next(iter(shipped)))
     else:
         profile = open_profile(str(profile_folder.resolve() if profile_folder.exists() else profile_folder))
     written = []

@@ -188,10 +188,11 @@ class _DaskExecutor(_Owned):
         where: Any = address
         if address is None:
             self._owned.enter_context(dask.config.set(_DASK_LOCAL))
-            where = distributed.LocalCluster(
-                n_workers=jobs, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None,
-                silence_logs=50,
-            )  # fmt: skip
+            with _interrupts_blocked():  # in the threads and processes of the cluster for good
+                where = distributed.LocalCluster(
+                    n_workers=jobs, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None,
+                    silence_logs=50,
+                )  # fmt: skip
             self._owned.callback(where.close)
         try:
             self._client = distributed.Client(where, timeout=10, set_as_default=False)
@@ -208,6 +209,20 @@ class _DaskExecutor(_Owned):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self._inner.shutdown(wait=wait and not cancel_futures)
         self._owned.close()
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block; threads and processes started inside never see it."""
+    import signal
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # or the first process starts it, and that unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _DASK_LOCAL = {

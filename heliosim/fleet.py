@@ -16,8 +16,9 @@ from heliosim.errors import InputError
 from heliosim.recorder import TableRecorder
 from heliosim.replica import MOST_REPLICAS, Life, Moment, Replica, Seen, Turn, by_arrival
 from heliosim.serving.routing import Router
+from heliosim.simulate import simulate_server
 from heliosim.types import Arrival, RequestId, Seconds, Served, tick
-from heliosim.workload import Source
+from heliosim.workload import OpenLoop, Source
 
 NO_REPLICA = "no replica is up"
 
@@ -46,6 +47,7 @@ class FleetRun:
     on_progress: Callable[[float], None] = lambda now: None
     recorder: TableRecorder = field(default_factory=TableRecorder)
     gaps: float = 1.0
+    may_run_apart: bool = True
 
     def __post_init__(self) -> None:
         if len(self.members) > MOST_REPLICAS:
@@ -62,6 +64,11 @@ class FleetRun:
 
     def run(self) -> None:
         """To the end of the source. Checks every server's books."""
+        looks = getattr(self.router, "looks_at_load", None)  # a router that does not say is shown what there is
+        is_blind = looks is False or (looks is True and len(self.replicas) == 1)
+        if self.may_run_apart and is_blind and not self.outages and isinstance(self.source, OpenLoop):
+            self._run_apart(self.source)
+            return
         for outage in self.outages:
             self._expect(outage)
         for replica in self.replicas:
@@ -76,6 +83,16 @@ class FleetRun:
             assert not replica.held, f"{replica.name} still has requests {sorted(replica.held)[:5]}"
             if replica.life is not None:
                 replica.life.server.stop()
+
+    def _run_apart(self, source: OpenLoop) -> None:
+        """Each replica alone, with the requests that the router gives it."""
+        everybody = [_Unseen(replica.name) for replica in self.replicas]
+        shares: list[list[Arrival]] = [[] for _ in self.replicas]
+        for arrival in source.take(float("inf")):
+            shares[self.router.choose(arrival.request, everybody)].append(arrival)
+        for replica, share in zip(self.replicas, shares, strict=True):
+            life = replica.begin()
+            simulate_server(life.server, life.engine, OpenLoop(share), self.on_progress)
 
     # -- what replicas need -----------------------------------------------------------------------------------------
 
@@ -189,6 +206,19 @@ class FleetRun:
         self._up += 1
         replica.lives[-1].recorder.event(now, "restarted", {"requests_waiting": len(self._waiting)})
         self._route_in(0.0)
+
+
+@dataclass(frozen=True)
+class _Unseen:
+    """A replica to a router that does not look."""
+
+    name: str
+    is_up: bool = True
+    outstanding: int = 0
+    waiting: int = 0
+    running: int = 0
+    kv_used_bytes: int = 0
+    kv_total_bytes: int = 0
 
 
 def _refused(arrival: Arrival, now: Seconds) -> Served:

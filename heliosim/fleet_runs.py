@@ -13,7 +13,7 @@ from heliosim.engines.sim import SimEngine
 from heliosim.errors import about
 from heliosim.fleet import FleetRun, outage
 from heliosim.fleet_tables import merged
-from heliosim.formats.profile import Profile
+from heliosim.formats.profile import Profile, ProfileKind
 from heliosim.profile_view import open_profile
 from heliosim.recorder import TableRecorder, Tables
 from heliosim.registry import ROUTERS
@@ -59,6 +59,12 @@ class FleetBuilder:
             return found[0]
         return hashlib.blake2b(" ".join(found).encode(), digest_size=16).hexdigest()
 
+    @property
+    def profile_kind(self) -> ProfileKind:
+        """``derived`` if the profile of any replica is."""
+        is_derived = any(self.profile_of(group).is_derived for group in self.fleet.replicas)
+        return "derived" if is_derived else "measured"
+
     def members(self) -> list[tuple[str, Callable[[int], Life]]]:
         """Name of each replica, and what begins a life of it."""
         found: list[tuple[str, Callable[[int], Life]]] = []
@@ -102,6 +108,7 @@ class FleetOutcome:
     recorders: tuple[TableRecorder, ...]
     retries: dict[int, int]
     profile_hash: str
+    profile_kind: ProfileKind
     extrapolated_steps: int
 
     def tables(self, tasks: dict[int, str]) -> Tables:
@@ -133,8 +140,9 @@ def run_fleet(
         sorted(outages, key=lambda o: (o.at_s, o.index)),
         on_progress or (lambda now: None),
         TableRecorder(replica=None),
+        may_run_apart=max_stride > 1,
     )
     run.run()
     lives = [life.recorder for replica in run.replicas for life in replica.lives]
     extrapolated = sum(engine.extrapolated_steps for engine in builder.engines)
-    return FleetOutcome((*lives, run.recorder), run.retries, builder.profile_hash, extrapolated)
+    return FleetOutcome((*lives, run.recorder), run.retries, builder.profile_hash, builder.profile_kind, extrapolated)

@@ -38,12 +38,16 @@ def show_profile(profile: Profile) -> None:
     name = device.get("gpu") or device.get("host_cpu")
     out = console()
     out.print(
-        f"[bold]{profile.folder.name}[/] · {facts.kind}, {name} ({device.get('threads')} thread(s)) · seed {facts.seed}"
+        f"[bold]{profile.folder.name}[/] · {'derived, not measured' if profile.is_derived else facts.kind}, {name}"
+        f"{f' ({threads} thread(s))' if (threads := device.get('threads')) else ''} · seed {facts.seed}"
     )
+    _show_derivation(profile)
     energy = facts.energy
     shown = (
         "unavailable"
         if energy.source == "unavailable"
+        else f"{energy.busy_w:g} W while stepping, {energy.source}"
+        if energy.busy_w is not None
         else f"{energy.idle_w} W idle, {energy.joules_per_step_second} W more while stepping"
     )
     out.print(f"energy: {shown} {f'({energy.reason})' if energy.reason else ''}")
@@ -58,7 +62,8 @@ def show_profile(profile: Profile) -> None:
             str(m.kv_bytes_per_token_layer), str(m.max_context),
         )  # fmt: skip
     out.print(sizes)
-    fits = Table(title="Step times: fit and error on held-out cells", title_justify="left")
+    what = "composed steps" if profile.is_derived else "cells"
+    fits = Table(title=f"Step times: fit and error on held-out {what}", title_justify="left")
     for column in (
         "model",
         "clock",
@@ -84,13 +89,34 @@ def show_profile(profile: Profile) -> None:
     show_premises(profile)
 
 
+def _show_derivation(profile: Profile) -> None:
+    """Print where a derived profile comes from; nothing for a measured one."""
+    from heliosim.console import console
+
+    derivation = profile.facts.derivation
+    if derivation is None:
+        return
+    out = console()
+    out.print(f"[yellow]{derivation.method}[/]")
+    for source in derivation.sources:
+        out.print(f"  from {source.name}: {source.used_for} ({source.licence})")
+    for word, lines in (
+        ("assumed", derivation.assumptions),
+        ("synthetic", derivation.synthetic),
+        ("cross-check", derivation.cross_checks),
+    ):
+        for line in lines:
+            out.print(f"  {word}: {line}")
+
+
 def show_premises(profile: Profile) -> None:
-    """Print the three premises of HELIOS as this profile measured them."""
+    """Print the three premises of HELIOS as they stand in this profile."""
     from rich.table import Table
 
     from heliosim.console import console
 
-    table = Table(title="HELIOS premises, measured", title_justify="left")
+    origin = "of synthetic exits" if profile.is_derived else "measured"
+    table = Table(title=f"HELIOS premises, {origin}", title_justify="left")
     for column in ("premise", "subject", "value", "holds from", "verdict", "detail"):
         table.add_column(column, justify="right" if column in ("value", "holds from") else "left", overflow="fold")
     colour = {"holds": "green", "partly": "yellow", "weak": "red"}

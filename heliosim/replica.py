@@ -100,10 +100,15 @@ class Replica:
 
     def start(self) -> None:
         """Come up, cold."""
-        self.life = self._begin(len(self.lives))
-        self.lives.append(self.life)
+        self.life = self.begin()
         self._received, self._since_s, self._will_act = 0, self.fleet.env.now, False
         self._act_next(self.life)
+
+    def begin(self) -> Life:
+        """A new life, cold."""
+        life = self._begin(len(self.lives))
+        self.lives.append(life)
+        return life
 
     def receive(self, arrival: Arrival) -> None:
         """Take a request: it is handed to the server behind the step under way, or wakes it."""

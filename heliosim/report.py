@@ -561,6 +561,10 @@ def _provenance(systems: Sequence[SystemResult], profile_facts: Mapping[str, Any
     runs = [run for s in systems for run in s.runs]
     given = {str(k): _fact(v) for k, v in profile_facts.items() if k != "step_fit"}
     facts = {"Profile": ", ".join(sorted({run.info.profile_hash[:16] for run in runs}))}
+    if any(run.info.profile_kind == "derived" for run in runs):
+        facts["Origin of the profile"] = (
+            "derived, not measured: step times composed of published kernel times, exits synthetic"
+        )
     facts["Scenarios"] = ", ".join(
         dict.fromkeys(f"{s.name} {run.info.scenario_hash[:12]}" for s in systems for run in s.runs)
     )

@@ -15,7 +15,7 @@ from heliosim.drive import Log
 from heliosim.engines.base import Engine
 from heliosim.engines.sim import SimEngine
 from heliosim.errors import InputError
-from heliosim.formats.profile import Profile
+from heliosim.formats.profile import Profile, ProfileKind
 from heliosim.formats.results import RunClock, RunInfo, RunResults, save_run
 from heliosim.noise import NoisePlayer
 from heliosim.profile_view import open_profile
@@ -117,7 +117,7 @@ def _run_fleet(
     host = {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
     tables = done.tables(_tasks(scenario))
     return RunResults(
-        _info(scenario, done.profile_hash, "simulated"),
+        _info(scenario, done.profile_hash, done.profile_kind, "simulated"),
         scenario.to_yaml(),
         tables.requests,
         tables.steps,
@@ -134,6 +134,11 @@ def make_engine(
     from heliosim.engines.torch import TorchEngine
     from heliosim.formats.checkpoint import checkpoint_path, inspect_checkpoint
 
+    if profile.is_derived:
+        remedy = "Simulate it, or calibrate the models on this machine."
+        raise InputError(
+            f"{profile.folder}: kind", "derived", "figures derived from publications have no model", remedy
+        )
     folders = {}
     for name in scenario.models:
         facts = profile.model(name)
@@ -249,11 +254,11 @@ def with_agreement(
 def _results(
     scenario: Scenario, profile: Profile, recorder: TableRecorder, clock: str, host: dict[str, Any]
 ) -> RunResults:
-    info = _info(scenario, profile.hash, clock)
+    info = _info(scenario, profile.hash, profile.facts.kind, clock)
     return RunResults.of(recorder, info, scenario.to_yaml(), tasks=_tasks(scenario), host=host)
 
 
-def _info(scenario: Scenario, profile_hash: str, clock: str) -> RunInfo:
+def _info(scenario: Scenario, profile_hash: str, kind: ProfileKind, clock: str) -> RunInfo:
     is_live = clock != "simulated"
     named: RunClock = "simulated" if not is_live else scenario.clock
     return RunInfo(
@@ -263,6 +268,7 @@ def _info(scenario: Scenario, profile_hash: str, clock: str) -> RunInfo:
         seed=scenario.seed,
         scenario_hash=scenario.hash,
         profile_hash=profile_hash,
+        profile_kind=kind,
         versions={"heliosim": __version__},
     )
 

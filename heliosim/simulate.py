@@ -36,7 +36,7 @@ def serve(
         now = env.now
         feed(source, engine, server, now)
         directive = server.ask(now)
-        if directive is not None and sprint is not None and sprint.may_run(directive):
+        if directive is not None and sprint is not None:
             later = sprint.run(directive, now)
             if later is not None:
                 yield env.timeout(later - now)

@@ -17,7 +17,7 @@ import numpy as np
 
 from heliosim.costs import StepShape
 from heliosim.drive import feed
-from heliosim.engines.sim import Going, SimEngine, sum_of_logprobs
+from heliosim.engines.sim import AT_ONCE, Asked, Going, SimEngine, sum_of_logprobs, within
 from heliosim.serving.batcher import ContinuousBatcher
 from heliosim.serving.batcher import Sequence as Queued
 from heliosim.serving.server import Server
@@ -59,25 +59,26 @@ class Sprint:
             return None
         return Sprint(server, engine, source) if server.max_stride >= MOST_STEPS else None
 
-    def may_run(self, directive: Directive) -> bool:
-        """Whether what the controller wants is what is resident, for more than the next step."""
-        return (
-            directive.max_steps is None
-            and directive.admit is None
-            and not directive.is_probe
-            and directive.placement == self.server.placement
-            and (self.engine.behaviour is None or directive.exits.kind != "threshold")
-        )
-
     def run(self, directive: Directive, now: Seconds) -> Seconds | None:
+        """Do what the controller wants, if that needs no load and no answer after the next step. Returns up to when
+        that went well; None if no step was done.
+        """
+        if directive.placement != self.server.placement:
+            draining = self.server.drain(directive)
+            if draining is None:
+                return None
+            directive = draining
+        return self._go(directive, now) if directive.max_steps is None else None
+
+    def _go(self, directive: Directive, now: Seconds) -> Seconds | None:
         """Go on from ``now`` until nobody is left to serve, a decision is due or something unusual comes up; returns
         when that is, None if no step was done.
         """
         server, engine, source = self.server, self.engine, self.source
         batcher, pool, placement = server.batcher, server.pool, directive.placement
         assert isinstance(batcher, ContinuousBatcher)
-        batch = batcher.decoding_batch()
-        engine.get_ready(placement, directive.exits, batch)
+        run = Run(placement, directive.exits, batcher.decoding_batch(), is_probe=directive.is_probe)
+        engine.get_ready(placement, directive.exits, run.batch)
         cost, depth = engine.costs[placement.model], placement.depth
         max_rows, max_context, max_tokens = cost.max_rows, cost.max_context, cost.max_tokens
         # What engine and batcher keep of decoding requests: parallel lists, the same places in all of them.
@@ -97,6 +98,8 @@ class Sprint:
         ended: list[tuple[int, int, float]] = []
         gone: list[Going] = []
         has_tokens = engine.behaviour is not None
+        has_exits = has_tokens and directive.exits.kind == "threshold"
+        admit, is_probe, begun = directive.admit, directive.is_probe, 0
         watch = directive.guard.watch() if directive.guard is not None and has_tokens else None
         most, max_ends = MOST_STEPS_WITH_TOKENS if has_tokens else MOST_STEPS, directive.max_ends
         is_over, shown = False, 0
@@ -131,6 +134,9 @@ class Sprint:
                 while queue and budget > 0 and rows < max_batch:
                     seq = queue[0]
                     request = seq.request
+                    is_new = seq.admitted_s is None
+                    if is_new and admit is not None and begun >= admit:
+                        break
                     if -(-(request.prompt_tokens + request.max_tokens - 1) // BLOCK_TOKENS) > total:
                         is_over = True  # to be refused
                         break
@@ -143,8 +149,9 @@ class Sprint:
                     queue.popleft()
                     reading.append(seq)
                     rows += 1
-                    if seq.admitted_s is None:
-                        seq.admitted_s = now
+                    if is_new:
+                        seq.admitted_s, seq.is_probe = now, is_probe
+                        begun += 1
                     count = left if left < budget else budget
                     chunks.append((seq, 0, count, count == left))
                     budget -= count
@@ -182,13 +189,21 @@ class Sprint:
                     if emits:
                         engine._join(known[seq.request.id], tick, start + count)
                 ending_now = ending.get(tick + 1)
-                shape = (
-                    rows, tokens, decode_rows, decode_rows * -(-longest_decode // BLOCK_TOKENS) * BLOCK_TOKENS,
-                    prefill_rows, products, depth, 1 if emitted else 0, emitted, 0, started,
-                    0 if ending_now is None else len(ending_now), longest,
-                )  # fmt: skip
-                one = round(cost.seconds(_new(StepShape, shape)) / TICK) * TICK
-                steps.append(_new(StrideStep, (one, depth, rows, decode_rows, tokens - decode_rows, emitted)))
+                ends_now = 0 if ending_now is None else len(ending_now)
+                if has_exits:
+                    asked = (
+                        rows, tokens, decode_rows, longest_decode, prefill_rows, products, started, emitted, longest,
+                    )  # fmt: skip
+                    shape = engine._shape(run, _new(Asked, asked), ends_now, engine._table.read(tick, 1))
+                else:
+                    gathered = decode_rows * -(-longest_decode // BLOCK_TOKENS) * BLOCK_TOKENS
+                    counts = (
+                        rows, tokens, decode_rows, gathered, prefill_rows, products, depth, 1 if emitted else 0,
+                        emitted, 0, started, ends_now, longest,
+                    )  # fmt: skip
+                    shape = _new(StepShape, counts)
+                one = round(cost.seconds(shape) / TICK) * TICK
+                steps.append(_new(StrideStep, (one, shape[6], rows, decode_rows, tokens - decode_rows, emitted)))
                 blocks.append(used)
                 if watch is not None and emitted and not watch.is_safe(engine.low_tokens(tick, 1, watch.threshold)):
                     is_over = self._first_trip(watch, steps, shown, tick + 1) is not None
@@ -223,6 +238,17 @@ class Sprint:
                     longest = tick + done + reach
                     if longest > max_context:
                         break
+                    if has_exits:
+                        count = min(until_end - done, AT_ONCE, max_context - longest + 1)
+                        found = engine._threshold_steps(run, tick + done, count, longest, until_end - done)
+                        if next_s is not None:
+                            count, spent = within(found, left_s, are_alike=False)
+                            left_s -= spent
+                        planned += found[:count]
+                        done += count
+                        if next_s is not None and left_s <= 0:
+                            break
+                        continue
                     in_blocks = -(-longest // BLOCK_TOKENS)
                     count = min(until_end - done, BLOCK_TOKENS * in_blocks - longest + 1, max_context - longest + 1)
                     ending_then = 0
@@ -299,6 +325,7 @@ class Sprint:
         batcher.ticks, batcher._is_due_booked, batcher._as_batch = its_tick, is_booked, None
         pool.used_blocks = used
         pool._grown += grown
+        server._started += begun
         if not steps:
             return None
         stride = Stride(steps, ended, engine.watts)
@@ -308,7 +335,7 @@ class Sprint:
             agrees = block.agrees
         energy = None if engine.watts is None else sum(engine.watts * step[0] for step in steps)
         outcome = Outcome(now - start_s, _NO_TOKENS, steps[-1][1], energy, stride, None, agrees)
-        server.tell(Run(placement, directive.exits, batch), outcome, served, now, waiting, running, blocks)
+        server.tell(run, outcome, served, now, waiting, running, blocks)
         engine.ticks = tick
         for going in gone:
             engine._leave_table(going, going.end)

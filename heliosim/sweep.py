@@ -29,10 +29,10 @@ from heliosim.formats.profile import Profile
 from heliosim.formats.results import RunResults, load_run, read_info, save_run
 from heliosim.formats.sweep import load_sweep
 from heliosim.metrics import SCALARS, Slo, summarise
+from heliosim.replicate import replication_seed
 from heliosim.scenario import Scenario, load_scenario
 from heliosim.stats import is_saturated
-from heliosim.streams import stream
-from heliosim.vary import Changes, Plain, changed, check_against, checked, label, plain_scenario, resolved
+from heliosim.vary import Changes, Plain, changed_at, check_against, checked, label, of_groups, plain_scenario, resolved
 
 Keep = Literal["runs", "summary"]
 Metrics = Mapping[str, float | None]
@@ -155,15 +155,9 @@ def plan_sweep(
 
 def _point(index: int, plain: Plain, changes: Changes, path: Path) -> Point:
     where = f"{path}, point {index}" + (f" ({label(changes)})" if changes else "")
-    try:
-        scenario = checked(changed(plain, changes), where)
-    except InputError as error:
-        if not error.where.startswith(where):
-            error.where = f"{where}, {error.where}"
-        raise
-    profile = _profile(scenario.profile)
-    check_against(scenario, profile, where)
-    return Point(index, changes, scenario, profile.hash)
+    scenario = checked(changed_at(plain, changes, where), where)
+    check_against(scenario, open_once, where)
+    return Point(index, changes, scenario, profiles_digest(scenario))
 
 
 def _job(point: Point, replication: int, after_s: float, slo: Slo | None) -> Job:
@@ -173,11 +167,6 @@ def _job(point: Point, replication: int, after_s: float, slo: Slo | None) -> Job
     readable = re.sub(r"[^\w.=-]+", "-", point.label).strip("-")[:60].rstrip("-")
     name = f"{key}-{readable}" + (f"-r{replication}" if replication else "")
     return Job(point.index, replication, scenario, point.profile_hash, name, after_s, slo or scenario.slo)
-
-
-def replication_seed(seed: int, index: int) -> int:
-    """Seed of a replication; the first is the seed itself."""
-    return seed if index == 0 else int(stream(seed, "replication", index).integers(2**63))
 
 
 def _refuse_twins(path: Path, points: Sequence[Point], jobs: Sequence[Job]) -> None:
@@ -190,10 +179,21 @@ def _refuse_twins(path: Path, points: Sequence[Point], jobs: Sequence[Job]) -> N
 
 
 @lru_cache(maxsize=32)
-def _profile(name: str) -> Profile:
+def open_once(name: str) -> Profile:
+    """A profile, read once per process."""
     from heliosim.profile_view import open_profile
 
     return open_profile(name)
+
+
+def profiles_digest(scenario: Scenario) -> str:
+    """The hash under which a run names its profile: that of the one all replicas share, or of those of a fleet's groups
+    together.
+    """
+    found = [open_once(one.profile).hash for one in of_groups(scenario)]
+    if len(set(found)) == 1:
+        return found[0]
+    return hashlib.blake2b(" ".join(found).encode(), digest_size=16).hexdigest()
 
 
 # --- one run ------------------------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ def run_job(job: Job, on_progress: Callable[[float], None] | None = None) -> Don
 
     try:
         _check_worker(job)
-        results = run_simulated(job.scenario, _profile(job.scenario.profile), on_progress=on_progress)
+        results = run_simulated(job.scenario, open_once(job.scenario.profile), on_progress=on_progress)
         done = _measured(results, job.after_s, job.slo)
     except HelioSimError as error:
         return Done(error=str(error))
@@ -220,7 +220,7 @@ def _check_worker(job: Job) -> None:
     if job.version != __version__:
         remedy = "Install the same version everywhere."
         raise InputError("heliosim", __version__, f"a worker has another version than {job.version}", remedy)
-    if (found := _profile(job.scenario.profile).hash) != job.profile_hash:
+    if (found := profiles_digest(job.scenario)) != job.profile_hash:
         problem = "a worker found another profile under this name"
         raise InputError(f"profile {job.scenario.profile}", found[:12], problem, "Give workers the same files.")
 
@@ -317,8 +317,7 @@ def run_sweep(
         write_json(out / MARK, dict(sweep.definition))
         runs = (out / "runs").resolve()
         runs.mkdir(exist_ok=True)
-        for left in runs.glob(".*"):  # halves of runs whose worker was killed
-            shutil.rmtree(left)
+        _sweep_halves(runs)
         results = dict(state.done)
         todo = [number for number in range(len(sweep.jobs)) if number not in results]
         jobs = [_with_folder(sweep.jobs[number], runs, keep) for number in todo]
@@ -338,11 +337,18 @@ def run_sweep(
         except LostWorkError as lost:
             for index in lost.indices:
                 results[todo[index]] = Done(error=f"the worker died {lost.tries} times (killed, or out of memory?)")
+        _sweep_halves(runs)
         finished = Finished(sweep, [results[n] for n in range(len(sweep.jobs))], [job.name for job in sweep.jobs])
         from heliosim.sweep_tables import write_tables
 
         write_tables(finished, out)
     return finished
+
+
+def _sweep_halves(runs: Path) -> None:
+    """Remove what workers that were killed had begun to write."""
+    for left in runs.glob(".*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _with_folder(job: Job, runs: Path, keep: Keep) -> Job:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from heliosim.errors import HelioSimError
 from heliosim.formats.results import write_table
 from heliosim.metrics import SCALARS, MetricSpec, Summary, metric_spec, significant
+from heliosim.replicated import is_refused
 from heliosim.stats import Interval, t_interval
 from heliosim.sweep import Done, Finished, Point
 from heliosim.vary import short_names, value_text
@@ -174,17 +175,25 @@ def heading(spec: MetricSpec) -> str:
 def _cell(runs: Sequence[Done], spec: MetricSpec) -> str:
     if any(done.error is not None for done in runs):
         return "[red]failed[/]"
-    if any(done.saturated for done in runs) and spec.name.startswith(("p90", "p99", "median")):
+    if any(done.saturated for done in runs) and is_refused(spec.name):
         return "[yellow]saturated[/]"
     found = interval(runs, spec.name)
     text = spec.text(found.mean)
-    if len(runs) > 1 and found.mean is not None:
-        text += " ± ?" if found.half_width is None else f" ± {significant(found.half_width * spec.scale, 2)}"
-    return text
+    return text if len(runs) == 1 or found.mean is None else f"{text}{width_text(found, spec)}"
+
+
+def width_text(interval: Interval, spec: MetricSpec) -> str:
+    """`` ± `` and the half-width; nothing if all values are the same, a question mark if there is no interval."""
+    half = interval.half_width
+    if half is None:
+        return "" if interval.is_constant else " ± ?"
+    return " ± 0" if half < 1e-9 * abs(interval.mean or 0.0) else f" ± {significant(half * spec.scale, 2)}"
 
 
 def notes(finished: Finished) -> list[str]:
     """What the table leaves unsaid, a line each."""
+    from rich.markup import escape
+
     said = []
     hidden = len(finished.sweep.points) - _MOST_ROWS
     if hidden > 0:
@@ -193,15 +202,15 @@ def notes(finished: Finished) -> list[str]:
     saturated = sum(any(d.saturated for d in done) for done in runs)
     if saturated:
         said.append(
-            f"[yellow]saturated[/]: at {saturated} points waiting grew to the end of the run; "
-            "percentiles there tell how long it lasted, nothing else."
+            f"[yellow]saturated[/]: at {saturated} of {len(runs)} points waiting grew to the end of the run; "
+            "such figures tell how long it lasted, nothing else."
         )
     errors: dict[str, int] = {}
     for done in finished.results:
         if done.error is not None:
             errors[done.error] = errors.get(done.error, 0) + 1
     for text, count in list(errors.items())[:5]:
-        said.append(f"[red]{count} of {len(finished.results)} runs failed[/]: {text}")
+        said.append(f"[red]{count} of {len(finished.results)} runs failed[/]: {escape(text)}")
     return said
 
 

@@ -119,7 +119,10 @@ def _caption(systems: Sequence[SystemResult]) -> str:
     def span(values: list[int]) -> str:
         return str(values[0]) if len(values) == 1 else f"{values[0]}–{values[-1]}"
 
+    derived = "\nderived, not measured: the profile rests on published kernel times and synthetic exits"
+    derived = derived if any(run.info.profile_kind == "derived" for s in systems for run in s.runs) else ""
     measured = f"measured: mean of {span(live)} repeats ({'/'.join(clocks)} clock)" if clocks else "not measured"
     return (
         f"{span(requests)} requests per run, seed {span(seeds)}; {measured}; error = (simulated − measured) / measured"
+        f"{derived}"
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,15 @@ def changed(plain: Plain, changes: Changes) -> Plain:
     return value
 
 
+def changed_at(plain: Plain, changes: Changes, where: str) -> Plain:
+    """``changed``, with errors that begin with ``where``."""
+    try:
+        return changed(plain, changes)
+    except InputError as error:
+        error.where = f"{where}: {error.where}"
+        raise
+
+
 def _set(plain: Plain, path: str, new: Any) -> None:
     parts = path.split(".")
     holder: Any = plain
@@ -66,27 +75,44 @@ def _set(plain: Plain, path: str, new: Any) -> None:
 
 def checked(plain: Plain, where: str) -> Scenario:
     """The scenario of plain data. Raises InputError that begins with ``where`` and names the field."""
-    scenario = validate(Scenario, plain, where)
-    parse_controller(scenario.controller, where)
+    try:
+        scenario = validate(Scenario, plain, where)
+        parse_controller(scenario.controller, where)
+    except InputError as error:
+        if not error.where.startswith(where):
+            error.where = f"{where}: {error.where}"
+        raise
     return scenario
 
 
-def check_against(scenario: Scenario, profile: Profile, where: str) -> None:
-    """Refuse what the profile cannot run: models, tasks, exits, memory. Builds the server, simulates nothing."""
+def check_against(scenario: Scenario, profile_of: Callable[[str], Profile], where: str) -> None:
+    """Refuse what the profile cannot run: models, tasks, exits, memory; of a fleet for every group. Builds servers,
+    simulates nothing.
+    """
     from heliosim.assembly import build_server
     from heliosim.recorder import NullRecorder
 
     try:
-        build_server(scenario, profile, NullRecorder())
-        for number, task in enumerate(scenario.workload.tasks):
-            if task.task not in profile.facts.behaviour.tasks:
-                raise UnknownNameError(f"workload.tasks.{number}.task", task.task, profile.facts.behaviour.tasks)
+        for one in of_groups(scenario):
+            profile = profile_of(one.profile)
+            build_server(one, profile, NullRecorder())
+            known = profile.facts.behaviour.tasks
+            for number, task in enumerate(one.workload.tasks):
+                if task.task not in known:
+                    raise UnknownNameError(f"workload.tasks.{number}.task", task.task, known)
         trace = scenario.workload.trace
         if trace is not None and not Path(trace).is_file():
             raise InputError("workload.trace", trace, "no such file", "Check the path.")
     except InputError as error:
         error.where = f"{where}: {error.where}"
         raise
+
+
+def of_groups(scenario: Scenario) -> list[Scenario]:
+    """The scenario as each group of its fleet has it; without a fleet itself alone."""
+    if scenario.fleet is None:
+        return [scenario]
+    return [scenario.of_group(group) for group in scenario.fleet.replicas]
 
 
 def resolved(path: str, value: Any, folder: Path) -> Any:

@@ -50,7 +50,8 @@ from heliosim.types import (
 _FOREVER = 2**62
 _NO_TOKENS = Tokens()
 _tuple_new = tuple.__new__
-_AT_ONCE = 64
+AT_ONCE = 64
+"""Steps under a threshold that are looked at together."""
 
 
 @dataclass(slots=True, eq=False)
@@ -401,7 +402,7 @@ class SimEngine:
             tuple(block.agrees().tolist()),
         )
 
-    def _shape(self, run: Run, asked: _Asked, ended: int, block: TokenBlock | None) -> StepShape:
+    def _shape(self, run: Run, asked: Asked, ended: int, block: TokenBlock | None) -> StepShape:
         """The shape ``costs.shape_of`` finds, from counts. ``block``: the step's tokens, where exits are known."""
         rows, tokens, decode_rows, longest_decode, prefill_rows, products, started, emitted, longest = asked
         depth = layers = run.placement.depth
@@ -510,7 +511,7 @@ class SimEngine:
             else:
                 count = min(most - done, cost.max_context - longest + 1)
             if has_exits:
-                steps = self._threshold_steps(run, at + done, min(count, _AT_ONCE), longest, until_end - done)
+                steps = self._threshold_steps(run, at + done, min(count, AT_ONCE), longest, until_end - done)
             else:
                 blocks = -(-longest // BLOCK_TOKENS)
                 count = min(count, BLOCK_TOKENS * blocks - longest + 1)
@@ -521,7 +522,7 @@ class SimEngine:
             if self.noise is not None:
                 spent += self._noisy_steps(steps, left_s - spent, plan)
             else:
-                fitting, seconds = _within(steps, left_s - spent, are_alike=not has_exits)
+                fitting, seconds = within(steps, left_s - spent, are_alike=not has_exits)
                 del steps[fitting:]
                 spent += seconds
             planned += steps
@@ -597,7 +598,7 @@ class SimEngine:
         )
 
 
-class _Asked(NamedTuple):
+class Asked(NamedTuple):
     """What a step was asked to compute, before exits are known.
 
     Tuples made for every step are made by ``_tuple_new``: three times as fast as calling their class.
@@ -614,7 +615,7 @@ class _Asked(NamedTuple):
     longest: int
 
 
-def _asked(chunks: Sequence[Chunk], decoding: int, longest_decode: int) -> _Asked:
+def _asked(chunks: Sequence[Chunk], decoding: int, longest_decode: int) -> Asked:
     """``longest_decode``: tokens in KV of the decoding request that has most, its newest included."""
     if not decoding:
         longest_decode = 0
@@ -637,7 +638,7 @@ def _asked(chunks: Sequence[Chunk], decoding: int, longest_decode: int) -> _Aske
             products += count * end
     rows = decoding + len(chunks)
     asked = (rows, tokens, decode_rows, longest_decode, prefill_rows, products, started, emitted, longest)
-    return _tuple_new(_Asked, asked)
+    return _tuple_new(Asked, asked)
 
 
 def _checks(spec: ModelSpec, deepest: int, exits: npt.NDArray[np.int64]) -> tuple[int, int]:
@@ -651,7 +652,7 @@ def _checks(spec: ModelSpec, deepest: int, exits: npt.NDArray[np.int64]) -> tupl
     return checks, checked
 
 
-def _within(steps: Sequence[StrideStep], left_s: Seconds, *, are_alike: bool) -> tuple[int, Seconds]:
+def within(steps: Sequence[StrideStep], left_s: Seconds, *, are_alike: bool) -> tuple[int, Seconds]:
     """How many steps are done until they last to ``left_s``, that many or all, and their seconds."""
     if are_alike:
         one, count = steps[0][0], len(steps)

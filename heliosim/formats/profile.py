@@ -1,9 +1,10 @@
-"""The profile: what was measured of models on a device. A folder with one JSON file and two Parquet tables.
+"""The profile: what is known of models on a device. A folder with one JSON file and two Parquet tables.
 
 ``profile.json`` holds provenance, sizes, fitted costs with their errors, load times and the largest batches: small,
 sorted, made for diffs. ``steps.parquet`` holds every step measured; ``behaviour.parquet`` per-token confidences of
 every exit of every model over the same texts. A profile holds facts, not decisions: any threshold or depth can be asked
-about later.
+about later. A profile is ``measured`` on the device it names, or ``derived`` from figures that others published; a
+derived one says from which, and everything that shows it says so too.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from heliosim.behaviour import Behaviour, Text
 from heliosim.costs import LOAD_TERMS, TERMS, StepCost, StepShape
@@ -26,6 +27,7 @@ from heliosim.types import ModelSpec
 
 SCHEMA_VERSION = 1
 ClockName = Literal["cpu", "wall"]
+ProfileKind = Literal["measured", "derived"]
 
 
 class HoldOut(Strict):
@@ -69,11 +71,11 @@ class CostFit(Strict):
 
 
 class LoadFit(Strict):
-    """Seconds per unit of each load term."""
+    """Seconds per unit of each load term. ``loads``: measured loads the fit rests on; 0 and no error if derived."""
 
     seconds_per: dict[str, float]
     loads: int
-    median_abs_error: float
+    median_abs_error: float | None
 
     @field_validator("seconds_per")
     @classmethod
@@ -134,9 +136,10 @@ class ModelFacts(Strict):
 class Energy(Strict):
     """Energy facts. ``source`` is ``unavailable`` where no meter can be read; then nothing else is given."""
 
-    source: Literal["unavailable", "nvml", "rapl"]
+    source: Literal["unavailable", "nvml", "rapl", "data-sheet"]
     reason: str = ""
     idle_w: float | None = None
+    busy_w: float | None = Field(default=None, description="mean power while stepping where idle power is unknown, W")
     joules_per_step_second: float | None = Field(default=None, description="mean power above idle while stepping, W")
 
 
@@ -151,11 +154,31 @@ class BehaviourFacts(Strict):
     rows: int
 
 
+class Source(Strict):
+    """A published source that figures were derived from."""
+
+    name: str
+    used_for: str
+    url: str
+    licence: str
+
+
+class Derivation(Strict):
+    """How a derived profile came to be: what it rests on, what was assumed, what is made up, how it compares."""
+
+    method: str
+    sources: tuple[Source, ...] = Field(min_length=1)
+    assumptions: tuple[str, ...]
+    synthetic: tuple[str, ...] = Field(description="what is generated rather than derived")
+    cross_checks: tuple[str, ...] = ()
+
+
 class ProfileFile(Strict):
     """Schema of profile.json."""
 
     schema_version: Literal[1]
-    kind: Literal["measured"]
+    kind: ProfileKind
+    derivation: Derivation | None = Field(default=None, description="of derived profiles, and only of them")
     device: dict[str, str | int | float | None]
     versions: dict[str, str]
     seed: int
@@ -164,6 +187,12 @@ class ProfileFile(Strict):
     behaviour: BehaviourFacts
     files: dict[str, str] = Field(description="sha256 of the tables beside this file")
     premises: list[dict[str, Any]] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _says_where_it_comes_from(self) -> ProfileFile:
+        if (self.kind == "derived") != (self.derivation is not None):
+            raise ValueError("a derived profile has a derivation, a measured one has none")
+        return self
 
 
 @dataclass(frozen=True)
@@ -196,11 +225,18 @@ class Profile:
 
     @property
     def busy_watts(self) -> float | None:
-        """Mean power of the device while it steps, idle power included; None where no meter could be read."""
+        """Mean power of the device while it steps, idle power included; None where it is not known."""
         energy = self.facts.energy
+        if energy.busy_w is not None:
+            return energy.busy_w
         if energy.idle_w is None or energy.joules_per_step_second is None:
             return None
         return energy.idle_w + energy.joules_per_step_second
+
+    @property
+    def is_derived(self) -> bool:
+        """Whether its figures come from publications instead of a calibration."""
+        return self.facts.kind == "derived"
 
     def clock(self) -> ClockName:
         """The clock a scenario over this profile should use: ``cpu`` where it was measured, else ``wall``."""
@@ -217,7 +253,12 @@ class Profile:
         return fits[clock]
 
     def noise(self, clock: ClockName) -> RecordedNoise:
-        """The step-time noise of the calibration, in the order it was measured. Raises InputError for a bad table."""
+        """The step-time noise of the calibration, in the order it was measured. Raises InputError for a bad table, and
+        for a derived profile, whose ratios are errors of a fit and no noise.
+        """
+        if self.is_derived:
+            remedy = "Leave step_noise out, or use a measured profile."
+            raise InputError(f"{self.folder}: step_noise", clock, "a derived profile has no measured noise", remedy)
         if clock not in self._noise:
             self._noise[clock] = self._read_noise(clock)
         return self._noise[clock]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from heliosim.errors import InputError
 from heliosim.formats.files import Strict, new_folder, read_json, sha256_of, validate, write_json, write_text
+from heliosim.formats.profile import ProfileKind
 from heliosim.recorder import TableRecorder, Tables, schemas
 from heliosim.types import RequestId
 
@@ -37,7 +38,7 @@ class RunInfo(Strict):
     """What a run is: nothing in it depends on the machine's load or on the time of day.
 
     ``clock``: ``simulated``; or for live runs ``cpu`` (each step charged the processor time it took) or
-    ``wall``.
+    ``wall``. ``profile_kind``: whether the profile was ``measured`` or ``derived`` from published figures.
     """
 
     schema_version: Literal[2] = 2
@@ -47,6 +48,7 @@ class RunInfo(Strict):
     seed: int
     scenario_hash: str
     profile_hash: str
+    profile_kind: ProfileKind = "measured"
     versions: dict[str, str]
 
 

@@ -16,7 +16,7 @@ from heliosim.errors import InputError
 from heliosim.formats.files import Strict, validate
 from heliosim.metrics import SCALARS, Slo
 
-_FIELD = re.compile(r"\w[\w-]*(\.[\w-]+)*")
+FIELD = re.compile(r"\w[\w-]*(\.[\w-]+)*")
 
 
 class SweepFile(Strict):
@@ -39,7 +39,7 @@ class SweepFile(Strict):
     @classmethod
     def _has_values(cls, value: dict[str, list[Any]]) -> dict[str, list[Any]]:
         for path, values in value.items():
-            if not _FIELD.fullmatch(path):
+            if not FIELD.fullmatch(path):
                 raise ValueError(f"{path!r} is not a dotted path to a field")
             if not values:
                 raise ValueError(f"{path} has no values")
@@ -49,7 +49,7 @@ class SweepFile(Strict):
     @classmethod
     def _names_fields(cls, value: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for number, entry in enumerate(value):
-            odd = next((path for path in entry if not _FIELD.fullmatch(str(path))), None)
+            odd = next((path for path in entry if not FIELD.fullmatch(str(path))), None)
             if odd is not None:
                 raise ValueError(f"entry {number}: {odd!r} is not a dotted path to a field")
         return value

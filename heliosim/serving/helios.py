@@ -284,6 +284,7 @@ class Helios:
             is_probe=not self._is_draining,
             reason="evaluate",
             max_steps=None,
+            max_ends=None if self._is_draining else self.parameters.probe_requests - self._evaluation.served,
         )
 
     def observe(self, now: Seconds, run: Run, outcome: Outcome, served: Sequence[Served], started: int) -> None:

@@ -63,6 +63,11 @@ def up(replicas: Sequence[ReplicaStatus]) -> list[int]:
 class RoundRobin:
     """One behind the other, those that are down left out."""
 
+    looks_at_load = False
+    """Whether it makes a difference what a replica's status says. False: as long as all are up, each may be simulated
+    alone. A router that says nothing is always shown what there is.
+    """
+
     def __init__(self, streams: Streams | None = None) -> None:
         self._next = 0
 
@@ -75,6 +80,8 @@ class RoundRobin:
 
 class LeastOutstanding:
     """The fewest requests sent there and not back yet; of equals the first."""
+
+    looks_at_load = True
 
     def __init__(self, streams: Streams | None = None) -> None: ...
 
@@ -95,6 +102,8 @@ class LeastKv:
     those that are outstanding.
     """
 
+    looks_at_load = True
+
     def __init__(self, streams: Streams | None = None) -> None: ...
 
     def choose(self, request: Request, replicas: Sequence[ReplicaStatus]) -> int:
@@ -112,6 +121,8 @@ class PowerOfTwo:
     The draws of a request depend on the seed and its id alone, so they are the same whatever else happens; they fall on
     the replicas that are up. (Mitzenmacher, *The power of two choices in randomized load balancing*, 2001.)
     """
+
+    looks_at_load = True
 
     BLOCK = 1024
     """Requests whose draws are made at once."""

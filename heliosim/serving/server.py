@@ -141,8 +141,9 @@ class Server:
         if directive.max_ends is not None and (max_ends is None or directive.max_ends < max_ends):
             max_ends = directive.max_ends
         if directive.placement is not self.placement and directive.placement != self.placement:
-            if self.batcher.running and directive.in_flight == "boundary" and self._directive is not None:
-                action = self._run(self._directive, now, within, max_ends, admit=0)
+            drain = self.drain(directive)
+            if drain is not None:
+                action = self._run(drain, now, within, max_ends, admit=0)
                 if action is not None:
                     return action
             return self._load(directive, now)
@@ -153,6 +154,14 @@ class Server:
             # the controller may have waited for those just refused
             return self.next_action(now, next_arrival_s, max_ends)
         return action or _IDLE
+
+    def drain(self, directive: Directive) -> Directive | None:
+        """How running requests go on while another placement is wanted: as before, and nobody starts. None: they do
+        not wait for that.
+        """
+        if directive.in_flight != "boundary" or self._directive is None or not self.batcher.running:
+            return None
+        return replace(self._directive, admit=0, max_ends=directive.max_ends)
 
     def complete(self, action: Run | Load, outcome: Outcome, now: Seconds) -> list[Served]:
         """Book an action that ended at ``now``; returns the requests that ended with it."""

@@ -19,6 +19,8 @@ from heliosim.cli import app
 from heliosim.costs import LOAD_TERMS, TERMS, StepShape
 from heliosim.formats.files import validate
 from heliosim.formats.profile import CostFit, ModelFacts, ProfileFile
+from heliosim.formats.sweep import SweepFile
+from heliosim.formats.tune import TuneFile
 from heliosim.metrics import Summary
 from heliosim.recorder import TableRecorder, schemas
 from heliosim.registry import CONTROLLERS, ROUTERS
@@ -209,6 +211,14 @@ def test_every_router_is_in_fleets_and_formats() -> None:
             assert is_named(name, page_text(page)), f"{page}: {name}"
 
 
+def test_every_field_of_sweep_and_tune_files_is_in_formats() -> None:
+    text = page_text("formats.md")
+    for model, heading in ((SweepFile, "Sweep file"), (TuneFile, "Tune file")):
+        section = text.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+        for name, field in model.model_fields.items():
+            assert is_named(field.alias or name, section), f"{model.__name__}.{name}"
+
+
 def test_every_profile_field_is_in_formats() -> None:
     text = page_text("formats.md")
     for model in (ProfileFile, ModelFacts, CostFit):
@@ -239,9 +249,14 @@ def test_every_metric_is_in_metrics() -> None:
 
 
 @pytest.mark.parametrize("block", of_language("yaml"), ids=lambda b: b.page)
-def test_scenarios_are_valid(block: Block) -> None:
-    scenario = validate(Scenario, yaml.safe_load(block.text), block.page)
-    scenario.controller_kind()
+def test_files_are_valid(block: Block) -> None:
+    content = yaml.safe_load(block.text)
+    if "search" in content:
+        validate(TuneFile, content, block.page)
+    elif "base" in content:
+        validate(SweepFile, content, block.page)
+    else:
+        validate(Scenario, content, block.page).controller_kind()
 
 
 @pytest.mark.parametrize("block", of_language("python"), ids=lambda b: b.page)

@@ -1,0 +1,61 @@
+"""``heliosim tune``: search of scenario fields. Everything heavy is imported when the command runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from heliosim.cli_sweep import Address, ExecutorKind, Jobs, worker_count
+
+
+def tune(
+    file: Annotated[Path, typer.Argument(help="Tune file (YAML).")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the study; default tunes/NAME.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Trials in all, instead of the file's.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Optuna storage: a database URL or journal:PATH; default study.db in the folder.")
+    ] = None,
+    jobs: Jobs = None,
+    executor: ExecutorKind = "local",
+    address: Address = None,
+) -> None:
+    """Search scenario fields for the best objective within limits, and verify the winner with fresh seeds."""
+    from heliosim.console import console, progress_bar
+    from heliosim.executors import open_executor
+    from heliosim.tune import importance, need_optuna, open_problem, open_study, search, verify
+    from heliosim.tune_report import failure_lines, importance_table, trials_table, verified_lines, write_results
+
+    need_optuna()
+    workers = worker_count(jobs, executor, address)
+    problem = open_problem(file)
+    target = out or Path("tunes") / file.stem
+    target.mkdir(parents=True, exist_ok=True)
+    study = open_study(problem, storage or f"sqlite:///{target.resolve()}/study.db")
+    try:
+        with progress_bar("Searching") as report, open_executor(executor, workers, address) as pool:
+
+            def progress(done: int, count: int) -> None:
+                report(f"{done} of {count} trials", done / count)
+
+            search(problem, study, pool, trials=trials, on_progress=progress)
+            report("verifying with fresh seeds", 1.0)
+            found = verify(problem, study, pool)
+    except KeyboardInterrupt:
+        done = sum(t.state.is_finished() for t in study.get_trials(deepcopy=False))
+        sys.stderr.write(f"\n{done} of {trials or problem.file.trials} trials are in the study.\n")
+        raise
+    best = write_results(problem, study, found, target)
+    out_console = console()
+    out_console.print(trials_table(problem, study))
+    shares = importance(study)
+    if shares:
+        out_console.print(importance_table(shares))
+    for line in (*failure_lines(study), *verified_lines(problem, found)):
+        out_console.print(line)
+    typer.echo(f"All trials: {target}/trials.parquet. Study: {storage or f'sqlite:///{target}/study.db'}")
+    if best is None:
+        raise typer.Exit(1)
+    typer.echo(f"Best scenario: {best}. Next: heliosim run {best} --out runs/tuned")
