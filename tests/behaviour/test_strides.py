@@ -81,6 +81,32 @@ def test_refusals_in_a_closed_loop(seed: int, profile: Profile) -> None:
     assert "refused" in run_simulated(plan, profile).requests["status"].to_pylist()
 
 
+def test_who_starts_in_a_step_left_to_the_server_is_a_probe_that_started(profile: Profile) -> None:
+    """A request starts, and the one behind it is to be refused: a sprint leaves that step, with one probe begun."""
+    short, long = {"kind": "uniform", "low": 1, "high": 20}, {"kind": "uniform", "low": 1, "high": 120}
+    prompts = {"chat": short, "code": long, "qa": long}
+    load = {
+        "requests": 20,
+        "lengths": "natural",
+        "order": "mix",
+        "arrivals": {"kind": "poisson", "rate_per_s": 2000.0},
+        "tasks": [{"task": t, "prompt_tokens": p, "max_tokens": 1} for t, p in prompts.items()],
+    }
+    helios = {
+        "kind": "helios",
+        "threshold": 0.95,
+        "probe_requests": 2,
+        "reassess_interval": 5,
+        "in_flight": "reprefill",
+    }
+    small = {"max_batch": 4, "token_budget": 4, "watermark": 0.2}
+    plan = scenario(
+        profile, seed=702, workload=load, controller=helios, batcher=small, memory={"budget_bytes": SMALLEST_BUDGET}
+    )
+    assert assert_same(plan, profile) > 0
+    assert "refused" in run_simulated(plan, profile).requests["status"].to_pylist()
+
+
 def test_energy_is_that_of_the_steps(profile: Profile) -> None:
     plan = scenario(profile)
     runs = [

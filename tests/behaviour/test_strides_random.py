@@ -1,0 +1,128 @@
+"""Strides and sprints are only faster: many scenarios drawn wide, each run step by step, in short and in any strides.
+
+Wider than what ``test_strides.py`` draws: tight memory, tiny budgets, bursts, refusals, every switch of HELIOS, fleets.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import pytest
+
+from heliosim.errors import HelioSimError
+from heliosim.formats.profile import Profile
+from heliosim.formats.results import RunResults
+from heliosim.runs import ANY_STRIDE, run_simulated
+from heliosim.scenario import Scenario
+from tests.profiles import scenario, write_synthetic_profile
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
+    return write_synthetic_profile(tmp_path_factory.mktemp("profile") / "synthetic", max_rows=64, max_tokens=512)
+
+
+def drawn_controller(r: Random) -> dict[str, Any]:
+    kind = r.choice(["helios", "helios", "vanilla", "early-exit", "fixed"])
+    if kind == "vanilla":
+        return {"kind": kind, "model": r.choice(["small", "large"])}
+    if kind == "early-exit":
+        batching = r.choice(["full", "wait-for-deepest"])
+        model = r.choice(["small", "large"])
+        return {"kind": kind, "model": model, "threshold": r.choice([0.3, 0.6, 0.8, 0.95]), "batching": batching}
+    if kind == "fixed":
+        return {"kind": kind, "model": "small", "depth": r.choice([2, 4, 6])}
+    switches = ("use_evaluation", "use_greedy_depth", "use_load", "use_switch", "use_reassess")
+    return {
+        "kind": kind,
+        "threshold": r.choice([0.3, 0.6, 0.8, 0.95]),
+        "probe_requests": r.choice([1, 2, 5]),
+        "coverage": r.choice([0.3, 0.7, 0.9]),
+        "window": r.choice(["sliding", "tumbling", "none"]),
+        "window_tokens": r.choice([1, 10, 40, 100]),
+        "max_breaches": r.choice([0, 3, 10, 50]),
+        "reassess_interval": r.choice([1, 5, 20, 150]),
+        "probes_count": r.random() < 0.7,
+        "load_step": r.choice(["auto", "full", "next-exit"]),
+        "in_flight": r.choice(["boundary", "reprefill", "extend"]),
+        "batching": r.choice(["full", "wait-for-deepest"]),
+        **{name: r.random() < 0.8 for name in switches},
+    }
+
+
+def drawn_workload(r: Random) -> dict[str, Any]:
+    longest = r.choice([1, 5, 20, 40, 100])
+    is_natural = r.random() < 0.2
+    tasks: list[dict[str, Any]] = []
+    for task in ("chat", "code", "qa"):
+        prompt = {"kind": "uniform", "low": 1, "high": r.choice([5, 20, 60, 120])}
+        output: dict[str, Any] = {"output_tokens": {"kind": "uniform", "low": 1, "high": longest}}
+        tasks.append({"task": task, "prompt_tokens": prompt, **({"max_tokens": longest} if is_natural else output)})
+    arrivals: list[dict[str, Any]] = [
+        {"kind": "poisson", "rate_per_s": r.choice([2.0, 20.0, 150.0, 2000.0])},
+        {"kind": "gamma", "rate_per_s": 100.0, "cv": 3.0},
+        {"kind": "constant", "rate_per_s": 50.0},
+        {"kind": "closed", "users": r.choice([1, 3, 20]), "think_s": r.choice([0.0, 0.01])},
+    ]
+    lengths = "natural" if is_natural else "forced"
+    return {
+        "requests": r.choice([3, 20, 60]), "arrivals": r.choice(arrivals), "tasks": tasks, "order": "mix",
+        "lengths": lengths,
+    }  # fmt: skip
+
+
+def drawn(seed: int, profile: Profile) -> Scenario:
+    r = Random(seed)
+    rows = r.choice([1, 2, 4, 8, 16])
+    sections: dict[str, Any] = {
+        "seed": seed,
+        "controller": drawn_controller(r),
+        "workload": drawn_workload(r),
+        "memory": {"budget_bytes": r.choice([12884, 13500, 14036, 20000, 30000, 100000, 300000])},
+        "batcher": {
+            "max_batch": rows,
+            "token_budget": max(rows, r.choice([rows, rows + 1, rows * 2, 64, 256])),
+            "watermark": r.choice([0.0, 0.01, 0.2]),
+        },
+    }
+    if r.random() < 0.2:
+        sections["step_noise"] = 0
+    if r.random() < 0.25:
+        routers = ["round-robin", "least-outstanding", "least-kv", "power-of-two"]
+        groups: list[dict[str, Any]] = [{"name": "a", "count": r.choice([1, 2, 3])}]
+        if r.random() < 0.4:
+            groups.append({"name": "b", "controller": {"kind": "vanilla", "model": "small"}, "clock": "wall"})
+        failure = {"replica": "a-0", "at_s": r.choice([0.0, 0.01, 0.1]), "restart_after_s": r.choice([None, 0.05])}
+        failures = [failure] if r.random() < 0.3 else []
+        sections["fleet"] = {"router": r.choice(routers), "replicas": groups, "failures": failures}
+    return scenario(profile, **sections)
+
+
+def run(plan: Scenario, profile: Profile, max_stride: int) -> RunResults | str:
+    try:
+        return run_simulated(plan, profile, max_stride=max_stride)
+    except HelioSimError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("seeds", [range(first, first + 12) for first in range(0, 96, 12)], ids=str)
+def test_any_stride_gives_the_same_tables(seeds: range, profile: Profile) -> None:
+    """Or the same error, to the word."""
+    ran = 0
+    for seed in seeds:
+        try:
+            plan = drawn(seed, profile)
+        except HelioSimError:
+            continue  # a budget that does not hold its batch
+        single = run(plan, profile, 1)
+        for stride in (7, ANY_STRIDE):
+            other = run(plan, profile, stride)
+            if isinstance(single, str) or isinstance(other, str):
+                assert single == other, f"seed {seed}, strides of {stride}"
+                continue
+            for name in ("steps", "requests", "tokens", "events"):
+                a, b = getattr(other, name), getattr(single, name)
+                assert a.equals(b), f"seed {seed}, strides of {stride}: {name} differ"
+            ran += 1
+    assert ran >= len(seeds)
