@@ -32,7 +32,7 @@ CUSTOMERS: dict[tuple[Service, int], dict[float, int]] = {
     ("exponential", 4): {0.5: 4000, 0.8: 6000, 0.9: 14_000},
     ("erlang-2", 1): {0.5: 2000, 0.8: 5000, 0.9: 10_000},
 }
-"""Customers of one replication, by queue and load: 30 or more relaxation times 1 / (1 - sqrt(load))^2 (Abate and Whitt
+"""Customers of one replication, by queue and load: 20 or more relaxation times 1 / (1 - sqrt(load))^2 (Abate and Whitt
 1987) of M/M/1, since an interval is as good as its replications are long: short ones are skewed."""
 
 
