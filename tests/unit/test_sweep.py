@@ -284,7 +284,7 @@ def test_options_that_cannot_be_used_are_one_line(cli: Cli, arguments: list[str]
 
 def test_interrupted_it_says_how_far_it_came_and_goes_on_from_there(tmp_path: Path) -> None:
     write_base(tmp_path, requests=120)
-    write_sweep(tmp_path, grid={"controller.threshold": [0.5 + 0.02 * k for k in range(16)]})
+    write_sweep(tmp_path, grid={"controller.threshold": [0.5 + 0.01 * k for k in range(40)]})
     command = [sys.executable, "-m", "heliosim.cli", "sweep", "sweep.yaml", "--out", "out", "--jobs", "2"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 60
@@ -297,14 +297,14 @@ def test_interrupted_it_says_how_far_it_came_and_goes_on_from_there(tmp_path: Pa
     assert process.returncode == 130, err
     assert "Traceback" not in err
     done = len(list((tmp_path / "out" / "runs").glob("[!.]*/run.json")))
-    assert f"{done} of 16 runs are done and kept in out/runs." in err
+    assert f"{done} of 40 runs are done and kept in out/runs." in err
     assert "run the same command to go on" in err
-    assert 3 <= done < 16
+    assert 3 <= done < 40
     assert not (tmp_path / "out" / "results.parquet").exists()
 
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "runs").glob("*/run.json")}
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert f"{done} of 16 runs are already there." in again.stdout
+    assert f"{done} of 40 runs are already there." in again.stdout
     assert all(p.stat().st_mtime_ns == then for p, then in before.items())
     planned = plan_sweep(tmp_path / "sweep.yaml")
     run_sweep(planned, tmp_path / "whole", InlineExecutor())
