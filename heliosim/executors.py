@@ -190,7 +190,8 @@ class _DaskExecutor(_Owned):
             self._owned.enter_context(dask.config.set(_DASK_LOCAL))
             with _interrupts_blocked():  # in the threads and processes of the cluster for good
                 where = distributed.LocalCluster(
-                    n_workers=jobs, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address="127.0.0.1:0",
+                    n_workers=jobs, threads_per_worker=1, processes=True, host="127.0.0.1",
+                    dashboard_address="127.0.0.1:0",
                     silence_logs=50,
                 )  # fmt: skip
             self._owned.callback(where.close)

@@ -387,7 +387,7 @@ def _steps(steps: pa.Table, window: tuple[Seconds, Seconds] | None, after_s: Sec
     """What the steps did and what memory held."""
     start, seconds = _column(steps, "start_s", np.float64), _column(steps, "seconds", np.float64)
     late = start >= after_s
-    ran = (_texts(steps, "kind") == "run") & late
+    ran = _is(steps, "kind", "run") & late
     rows = _column(steps, "rows", np.int64)[ran]
     energy = _column(steps, "energy_j", np.float64)[late]
     found: dict[str, Any] = {
@@ -482,7 +482,7 @@ def _column(table: pa.Table, name: str, dtype: Any) -> Any:
     """A column as an array; nulls become NaN where the type has one."""
     if np.issubdtype(dtype, np.floating):
         return table[name].cast("double").to_numpy()
-    return table[name].to_numpy().astype(dtype)
+    return table[name].to_numpy().astype(dtype, copy=False)
 
 
 def _texts(table: pa.Table, name: str) -> npt.NDArray[np.object_]:
@@ -490,7 +490,8 @@ def _texts(table: pa.Table, name: str) -> npt.NDArray[np.object_]:
 
 
 def _mean(values: npt.NDArray[Any]) -> float | None:
-    values = np.asarray(values, dtype=np.float64)
+    if values.dtype.kind in "iub":  # the sum is exact, without a list of a million numbers
+        return int(values.sum()) / len(values) if len(values) else None
     values = values[~np.isnan(values)]
     return math.fsum(values.tolist()) / len(values) if len(values) else None
 

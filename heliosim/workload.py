@@ -59,6 +59,9 @@ class Source(Protocol):
         ...
 
 
+_GONE = Arrival(Request(-1, 0.0, 0, 0), Content())
+
+
 class OpenLoop:
     """Arrivals at given times, whatever the server does."""
 
@@ -78,6 +81,7 @@ class OpenLoop:
             at += 1
             self.next_s = arrivals[at].request.arrival_s if at < len(arrivals) else None
         due = arrivals[self._taken : at]
+        arrivals[self._taken : at] = [_GONE] * len(due)  # kept no longer than who serves them keeps them
         self._taken = at
         return due
 
