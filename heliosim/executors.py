@@ -26,6 +26,11 @@ KINDS = ("local", "dask", "ray")
 TRIES = 3
 """How often an item is started at most, if workers die under it."""
 
+WATCH_S, FORGOTTEN_AFTER = 1.0, 4
+"""A cluster that works on nothing for so many looks in a row has forgotten what it was given: a worker that dies with a
+result nobody has fetched yet can leave Dask in that state. It is given the work again.
+"""
+
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
 
@@ -83,6 +88,10 @@ class _Owned(Executor):
     """An executor that can give up running work at once. ``width``: items it works on at the same time."""
 
     width = 1
+
+    def is_idle(self) -> bool:
+        """Whether nothing is being worked on although workers are there, as far as this executor can tell."""
+        return False
 
     def abandon(self) -> None:
         self.shutdown(wait=False, cancel_futures=True)
@@ -205,6 +214,9 @@ class _DaskExecutor(_Owned):
 
     def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
         return self._inner.submit(fn, *args, **kwargs)  # type: ignore[no-any-return]
+
+    def is_idle(self) -> bool:
+        return bool(self._client.nthreads()) and not any(self._client.processing().values())
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self._inner.shutdown(wait=wait and not cancel_futures)
@@ -350,6 +362,7 @@ def run_all(
     running: dict[Future[R], int] = {}
     deaths = [0] * len(items)
     lost: list[int] = []
+    idle_watches = 0
 
     def start(index: int) -> None:
         try:
@@ -363,7 +376,13 @@ def run_all(
                 start(waiting.popleft())
             if alone and not running:
                 start(alone.popleft())
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            finished = wait(running, timeout=WATCH_S, return_when=FIRST_COMPLETED).done
+            idle_watches = 0 if finished or not _is_idle(executor) else idle_watches + 1
+            if idle_watches == FORGOTTEN_AFTER:
+                finished = set(running)
+                for future in finished:
+                    future.cancel()  # then it counts as one whose worker died
+            for future in finished:
                 index = running.pop(future)
                 error = _error(future)
                 if error is None:
@@ -384,6 +403,10 @@ def run_all(
         raise
     if lost:
         raise LostWorkError(sorted(lost), tries)
+
+
+def _is_idle(executor: Executor) -> bool:
+    return isinstance(executor, _Owned) and executor.is_idle()
 
 
 def _in_flight(executor: Executor) -> int:
