@@ -59,8 +59,9 @@ def _search(plan: PlanFile, table: Any, folder: Path, where: tuple[str, int, str
     from heliosim.executors import open_executor
     from heliosim.planfile import with_load
     from heliosim.planning import Planner
-    from heliosim.probing import FleetJudge, Prober, replication_seed
+    from heliosim.probing import FleetJudge, Prober
     from heliosim.profile_view import open_profile
+    from heliosim.streams import replication_seed
     from heliosim.workload import build_arrivals
 
     @cache

@@ -113,7 +113,7 @@ def compare_policies(
     out: Annotated[Optional[Path], typer.Option(help="Also write every figure to this JSON file.")] = None,  # noqa: UP045
 ) -> None:
     """Simulate two scenarios under common random numbers: paired differences with their intervals."""
-    from heliosim.console import now_and_then, progress_bar
+    from heliosim.console import now_and_then, progress_bar, say_derived
     from heliosim.executors import open_executor
     from heliosim.formats.files import write_json
     from heliosim.paired import pair, paired_dict
@@ -137,6 +137,7 @@ def compare_policies(
             on_progress=now_and_then(progress),
         )
     print_paired(found)
+    say_derived((a, b))
     if out is not None:
         write_json(out, paired_dict(found))
         typer.echo(f"Figures written to {out}")

@@ -39,7 +39,7 @@ def sweep(
     ] = None,
 ) -> None:
     """Run a scenario under many settings: grids and lists of any field, resumable, on processes, Dask or Ray."""
-    from heliosim.console import console, progress_bar
+    from heliosim.console import console, progress_bar, say_derived
     from heliosim.executors import open_executor
     from heliosim.sweep import look, plan_sweep, run_sweep
     from heliosim.sweep_tables import need_duckdb, notes, query, query_table, summary_table
@@ -84,6 +84,7 @@ def sweep(
     console().print(summary_table(finished))
     for note in notes(finished):
         console().print(note)
+    say_derived(point.scenario for point in planned.points)
     typer.echo(f"Tables written to {target}/results.parquet (runs) and {target}/points.parquet (points).")
     if sql is not None:
         console().print(query_table(*query(target, sql)))

@@ -23,7 +23,7 @@ def tune(
     address: Address = None,
 ) -> None:
     """Search scenario fields for the best objective within limits, and verify the winner with fresh seeds."""
-    from heliosim.console import console, progress_bar
+    from heliosim.console import console, progress_bar, say_derived
     from heliosim.executors import open_executor
     from heliosim.tune import importance, need_optuna, open_problem, open_study, search, verify
     from heliosim.tune_report import failure_lines, importance_table, trials_table, verified_lines, write_results
@@ -55,6 +55,7 @@ def tune(
         out_console.print(importance_table(shares))
     for line in (*failure_lines(study), *verified_lines(problem, found)):
         out_console.print(line)
+    say_derived((problem.base,))
     typer.echo(f"All trials: {target}/trials.parquet. Study: {storage or f'sqlite:///{target}/study.db'}")
     if best is None:
         raise typer.Exit(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from heliosim.formats.results import RunResults
     from heliosim.metrics import Slo, Summary
     from heliosim.runs import LiveRun
+    from heliosim.scenario import Scenario
 
 NARROWEST, USUAL = 60, 120
 DERIVED = "Derived, not measured: step times come from published kernel times, exits are synthetic."
@@ -106,6 +107,16 @@ def now_and_then(report: Callable[[str, float], None], every_s: float = 1.0) -> 
             report(what, share)
 
     return on_progress
+
+
+def say_derived(scenarios: Iterable[Scenario]) -> None:
+    """Say it if any of these rests on a profile that was not measured."""
+    from heliosim.profile_view import open_profile
+    from heliosim.vary import of_groups
+
+    named = {group.profile for scenario in scenarios for group in of_groups(scenario)}
+    if any(open_profile(name).facts.kind == "derived" for name in sorted(named)):
+        console().print(f"[yellow]{DERIVED}[/]")
 
 
 def print_summary(run: RunResults | LiveRun, slo: Slo | None) -> None:

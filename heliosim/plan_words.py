@@ -43,7 +43,7 @@ def spread(interval: Interval, scale: float = 1.0) -> str:
     """``812 ± 60``; says so where there is no interval."""
     if interval.mean is None:
         return "unavailable"
-    if interval.half_width == 0 or getattr(interval, "is_constant", False):  # the same in every replication
+    if interval.half_width == 0 or interval.is_constant:  # the same in every replication
         return number(scale * interval.mean)
     if interval.half_width is None:
         return f"{number(scale * interval.mean)} (interval unavailable)"

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from heliosim.arrivals import Closed, Gaps, Replay
 from heliosim.errors import InputError, about
-from heliosim.formats.files import Strict, validate
+from heliosim.formats.files import Strict, read_yaml, validate
 from heliosim.formats.profile import Profile
 from heliosim.metrics import Slo
 from heliosim.profile_view import open_profile
@@ -226,16 +225,7 @@ def with_load(workload: WorkloadSpec, load: float) -> WorkloadSpec:
 
 def load_plan(path: Path) -> PlanFile:
     """Read a plan. Relative profiles and traces count from its folder. Raises InputError naming field and remedy."""
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(str(path), path.name, "no such file", "Check the path.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line}", path.name, "not valid YAML", "Correct the syntax.") from None
-    if not isinstance(raw, dict):
-        raise InputError(str(path), type(raw).__name__, "a plan is a mapping of fields", "See docs/planning.md.")
+    raw = read_yaml(path, "a plan", "docs/planning.md")
     _beside(raw.get("workload"), "trace", path)
     candidates = raw.get("candidates")
     for candidate in candidates if isinstance(candidates, list) else ():

@@ -11,11 +11,10 @@ import re
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
-from heliosim.errors import InputError, UnknownNameError
-from heliosim.formats.files import Strict, validate
+from heliosim.errors import UnknownNameError
+from heliosim.formats.files import Strict, read_yaml, validate
 
 STALE_DAYS = 180
 """Prices older than this are pointed out."""
@@ -93,12 +92,5 @@ def shipped_prices() -> Path:
 def load_prices(path: Path | None = None) -> PriceTable:
     """Read a price table; None: the shipped one. Raises InputError naming file, field, value and remedy."""
     path = path or shipped_prices()
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(str(path), path.name, "no such file", "Check the path.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line}", path.name, "not valid YAML", "Correct the syntax.") from None
+    raw = read_yaml(path, "a price table")
     return validate(PriceTable, raw, str(path))

@@ -35,7 +35,7 @@ from heliosim.profile_view import open_profile
 from heliosim.runs import run_simulated
 from heliosim.scenario import Scenario
 from heliosim.stats import delay_drift, is_saturated, t_interval
-from heliosim.streams import stream
+from heliosim.streams import replication_seed
 
 HOPELESS_DRIFT = 0.2
 """Seconds of waiting gained per second of arrivals from which one replication is enough to say that a fleet drowns."""
@@ -53,11 +53,6 @@ FIGURES = (
     "mean_e2el_s",
 )
 """Said of every fleet, asked for or not."""
-
-
-def replication_seed(seed: int, index: int) -> int:
-    """The seed of one replication: the scenario's own for index 0, else drawn from it, below 2^63."""
-    return seed if index == 0 else int(stream(seed, "replication", index).integers(2**63))
 
 
 # --- one replication ----------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ from heliosim.replicated import Horizon, Replicated, Replication, WarmUp
 from heliosim.runs import run_simulated, sim_engine
 from heliosim.scenario import Scenario, StatisticsSpec
 from heliosim.stats import StoppingRule, delay_drift, is_saturated, mser5
-from heliosim.streams import stream
+from heliosim.streams import replication_seed, stream
 from heliosim.uncertainty import require_steps, resampled_profile
 
 __all__ = ["Horizon", "Replicated", "Replication", "WarmUp", "find_warm_up", "replicate", "replication_seed"]
@@ -46,11 +46,6 @@ WATCHED = ("output_throughput", "mean_ttft_ms", "mean_tpot_ms")
 """Metrics whose intervals must become narrow unless the scenario names others; with an SLO also its attainment."""
 PILOTS = 3
 OnProgress = Callable[[str, float], None]
-
-
-def replication_seed(seed: int, index: int) -> int:
-    """The seed of a replication: the scenario's own for index 0, else drawn from it, below 2^63."""
-    return seed if index == 0 else int(stream(seed, "replication", index).integers(2**63))
 
 
 def horizon_of(scenario: Scenario) -> Horizon:

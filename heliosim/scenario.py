@@ -18,7 +18,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from heliosim.errors import InputError, UnknownNameError, about
-from heliosim.formats.files import Strict, sha256_of, validate, write_text
+from heliosim.formats.files import Strict, read_yaml, sha256_of, validate, write_text
 from heliosim.metrics import SCALARS, Slo
 from heliosim.registry import CONTROLLERS, ROUTERS
 from heliosim.serving.kinds import ControllerKind
@@ -330,16 +330,7 @@ def parse_controller(section: dict[str, Any], where: str) -> ControllerKind:
 
 def load_scenario(path: Path) -> Scenario:
     """Read a scenario. Relative ``profile`` and ``workload.trace`` paths are taken from the file's folder."""
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(str(path), path.name, "no such file", "Check the path.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line}", path.name, "not valid YAML", "Correct the syntax.") from None
-    if not isinstance(raw, dict):
-        raise InputError(str(path), type(raw).__name__, "a scenario is a mapping of fields", "See docs/formats.md.")
+    raw = read_yaml(path, "a scenario")
     _from_beside(path, raw, "profile")
     _from_beside(path, raw.get("workload"), "trace")
     fleet = raw.get("fleet")

@@ -22,6 +22,11 @@ def stream(seed: int, *names: str | int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=_words(names))))
 
 
+def replication_seed(seed: int, index: int) -> int:
+    """The seed of a replication: the run's own for index 0, else drawn from it, below 2^63."""
+    return seed if index == 0 else int(stream(seed, "replication", index).integers(2**63))
+
+
 def _words(names: tuple[str | int, ...]) -> tuple[int, ...]:
     """Names as four 32-bit words."""
     digest = hashlib.blake2b(digest_size=16)

@@ -29,9 +29,9 @@ from heliosim.formats.profile import Profile
 from heliosim.formats.results import RunResults, load_run, read_info, save_run
 from heliosim.formats.sweep import load_sweep
 from heliosim.metrics import SCALARS, Slo, summarise
-from heliosim.replicate import replication_seed
 from heliosim.scenario import Scenario, load_scenario
 from heliosim.stats import is_saturated
+from heliosim.streams import replication_seed
 from heliosim.vary import Changes, Plain, changed_at, check_against, checked, label, of_groups, plain_scenario, resolved
 
 Keep = Literal["runs", "summary"]

@@ -21,11 +21,10 @@ from heliosim.errors import HelioSimError, InputError
 from heliosim.executors import LostWorkError, run_all
 from heliosim.formats.tune import Range, TuneFile, load_tune
 from heliosim.metrics import SCALARS
-from heliosim.replicate import replication_seed
 from heliosim.replicated import is_refused
 from heliosim.scenario import Scenario, load_scenario
 from heliosim.stats import Difference, Interval, paired_difference, t_interval
-from heliosim.streams import stream
+from heliosim.streams import replication_seed, stream
 from heliosim.sweep import Done, Job, open_once, profiles_digest, run_job
 from heliosim.vary import Plain, changed_at, check_against, checked, plain_scenario, resolved
 

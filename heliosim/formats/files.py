@@ -93,6 +93,23 @@ def read_json(path: Path) -> Any:
         ) from None
 
 
+def read_yaml(path: Path, what: str = "the file", page: str = "docs/formats.md") -> dict[str, Any]:
+    """A YAML mapping. Raises InputError naming file and line; ``what`` it is and the ``page`` that tells its fields."""
+    import yaml
+
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(str(path), path.name, "no such file", "Check the path.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{line}", path.name, "not valid YAML", "Correct the syntax.") from None
+    if not isinstance(raw, dict):
+        raise InputError(str(path), type(raw).__name__, f"{what} is a mapping of fields", f"See {page}.")
+    return raw
+
+
 def validate(model: type[M], value: Any, where: str) -> M:
     """Build ``model`` from plain data. The first problem becomes one InputError naming field, value and remedy."""
     try:

@@ -9,11 +9,9 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
-from heliosim.errors import InputError
-from heliosim.formats.files import Strict, validate
+from heliosim.formats.files import Strict, read_yaml, validate
 from heliosim.metrics import SCALARS, Slo
 
 FIELD = re.compile(r"\w[\w-]*(\.[\w-]+)*")
@@ -77,21 +75,6 @@ def known_metrics(names: tuple[str, ...]) -> tuple[str, ...]:
             hint = f"; did you mean {near[0]!r}?" if near else "; docs/metrics.md lists them"
             raise ValueError(f"{name!r} is not a metric{hint}")
     return names
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping. Raises InputError naming file and line."""
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(str(path), path.name, "no such file", "Check the path.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line}", path.name, "not valid YAML", "Correct the syntax.") from None
-    if not isinstance(raw, dict):
-        raise InputError(str(path), type(raw).__name__, "not a mapping of fields", "See docs/formats.md.")
-    return raw
 
 
 def load_sweep(path: Path) -> SweepFile:

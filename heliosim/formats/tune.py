@@ -13,8 +13,8 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from heliosim.errors import InputError
-from heliosim.formats.files import Strict, validate
-from heliosim.formats.sweep import FIELD, known_metrics, read_yaml
+from heliosim.formats.files import Strict, read_yaml, validate
+from heliosim.formats.sweep import FIELD, known_metrics
 from heliosim.metrics import Slo, metric_spec
 
 
