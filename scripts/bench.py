@@ -4,6 +4,9 @@ The workload: Poisson arrivals at 10 requests/s, prompts of 512 tokens, outputs 
 7B model on an A100-80GB (a roofline, not a measurement), batches of up to 128 rows, 512 tokens per step with chunked
 prefill, per-request metrics and per-step records on. ``exits`` adds a second model, per-token exits and HELIOS.
 
+Behind that: 8 replicas at 80 requests/s beside one server at 10, and what a warm process takes to answer a what-if of
+2,000 requests with exits (``run_simulated`` and ``summarise`` of a HELIOS scenario on the shipped derived profile).
+
     python scripts/bench.py [--sizes 1000,16000] [--json FILE]
 
 Times are machine-dependent; the ratios to the bare loop, which runs in turn with the rest, are what to compare.
@@ -20,10 +23,15 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))
+import bench_fleet
+
 RATE_PER_S, PROMPT_TOKENS, OUTPUT_TOKENS = 10.0, 512, (128, 256)
 MAX_BATCH, TOKEN_BUDGET = 128, 512
 CASES = ("bare-simpy", "no-exits", "exits")
 TEXT_TOKENS, TEXTS = 256, 64
+FLEET_REQUESTS, FLEET_REPLICAS, FLEET_ROUTERS = 16_000, 8, ("round-robin", "least-outstanding")
+WHAT_IF = 2_000
 
 
 def main() -> None:
@@ -38,8 +46,13 @@ def main() -> None:
         return
     rows = [measure(case, int(size)) for size in given.sizes.split(",") for case in CASES]
     print_rows(rows)
+    fleets = {router: bench_fleet.measure(FLEET_REQUESTS, FLEET_REPLICAS, router) for router in FLEET_ROUTERS}
+    for router, measured in fleets.items():
+        bench_fleet.print_rows(measured, FLEET_REQUESTS, router)
+    answer_s = what_if()
+    print(f"a what-if of {WHAT_IF:,} requests with exits and HELIOS, warm: {answer_s:.2f} CPU s")
     if given.json:
-        given.json.write_text(json.dumps(rows, indent=1) + "\n")
+        given.json.write_text(json.dumps({"runs": rows, "fleets": fleets, "what_if_cpu_s": answer_s}, indent=1) + "\n")
 
 
 def measure(case: str, requests: int) -> dict[str, float | str]:
@@ -213,6 +226,35 @@ def simulate(requests: int, controller, specs, behaviour) -> dict[str, float]:  
     )
     summary = summarise(RunResults.of(recorder, info, "", tasks={}, host={}))
     return {"ready_s": ready, "steps": summary.steps, "tokens": summary.total_output_tokens}
+
+
+def what_if() -> float:
+    """CPU seconds of the second of two answers in this process."""
+    from heliosim.metrics import summarise
+    from heliosim.profile_view import open_profile
+    from heliosim.runs import run_simulated
+    from heliosim.scenario import Scenario
+
+    profile = open_profile("llama2-a100-80gb")
+    lengths = {"prompt_tokens": PROMPT_TOKENS, "output_tokens": {"kind": "uniform", "low": 128, "high": 256}}
+    scenario = Scenario(
+        name="what-if",
+        profile="llama2-a100-80gb",
+        models=tuple(profile.facts.models),
+        workload={
+            "requests": WHAT_IF,
+            "arrivals": {"kind": "poisson", "rate_per_s": RATE_PER_S},
+            "tasks": [{"task": "chat", **lengths}],
+        },
+        memory={"budget_bytes": "72 GB"},
+        batcher={"max_batch": MAX_BATCH, "token_budget": TOKEN_BUDGET},
+        controller={"kind": "helios"},
+        clock="wall",
+    )
+    for _ in range(2):
+        started = time.process_time()
+        summarise(run_simulated(scenario, profile))
+    return time.process_time() - started
 
 
 def print_rows(rows: list[dict[str, float | str]]) -> None:

@@ -286,7 +286,14 @@ def test_interrupted_it_says_how_far_it_came_and_goes_on_from_there(tmp_path: Pa
     write_base(tmp_path, requests=120)
     write_sweep(tmp_path, grid={"controller.threshold": [0.5 + 0.01 * k for k in range(40)]})
     command = [sys.executable, "-m", "heliosim.cli", "sweep", "sweep.yaml", "--out", "out", "--jobs", "2"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs in the background do not hear Ctrl-C
+    )
     deadline = time.monotonic() + 60
     while len(list((tmp_path / "out" / "runs").glob("[!.]*/run.json"))) < 3:
         assert process.poll() is None
