@@ -97,6 +97,10 @@ class FleetRun:
     # -- what replicas need -----------------------------------------------------------------------------------------
 
     @property
+    def may_sprint(self) -> bool:
+        return not self.outages and isinstance(self.source, OpenLoop)
+
+    @property
     def max_ends(self) -> int | None:
         return 1 if self.source.is_answering else None
 

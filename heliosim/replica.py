@@ -11,20 +11,22 @@ what is true at that time, wherever in such a stride it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from typing import Protocol
 
 import simpy
 
 from heliosim.engines.base import Engine
 from heliosim.engines.sim import SimEngine
-from heliosim.flight import Flight
+from heliosim.flight import Flight, StretchFlight
 from heliosim.lost_work import idle_loss, lost_step
 from heliosim.recorder import TableRecorder
 from heliosim.serving.server import Server
-from heliosim.types import Arrival, Bytes, Idle, RequestId, Run, Seconds, Served
+from heliosim.sprint import Sprint, Stretch
+from heliosim.types import Arrival, Bytes, Directive, Idle, RequestId, Run, Seconds, Served
 
 MOST_REPLICAS = 2**20
 
@@ -58,11 +60,21 @@ class Life:
     engine: Engine
     recorder: TableRecorder
 
+    @cached_property
+    def sprint(self) -> Sprint | None:
+        """What does many steps in a hurry; None where that is not possible."""
+        return Sprint.of(self.server, self.engine, None)
+
 
 class Surroundings(Protocol):
     """What a replica needs of its fleet."""
 
     env: simpy.Environment
+
+    @property
+    def may_sprint(self) -> bool:
+        """Whether replicas may act in a hurry: nobody fails or answers."""
+        ...
 
     @property
     def max_ends(self) -> int | None:
@@ -92,11 +104,12 @@ class Replica:
         self.fleet, self.index, self.name, self._begin = fleet, index, name, begin
         self.lives: list[Life] = []
         self.life: Life | None = None
-        self.flight: Flight | None = None
+        self.flight: Flight | StretchFlight | None = None
         self.held: dict[RequestId, Arrival] = {}
         self._inbox: list[Arrival] = []
         self._will_act = False
         self._received, self._since_s = 0, 0.0
+        self._steps: Generator[Stretch | None, int | None, Seconds | None] | None = None
 
     def start(self) -> None:
         """Come up, cold."""
@@ -129,6 +142,7 @@ class Replica:
         if flight is None:
             step = idle_loss(server, now)
         else:
+            assert isinstance(flight, Flight), "fleets in which replicas fail do not sprint"
             kv_used, done = self.kv_used_bytes, flight.steps_done(now)
             self._keep_steps(life, flight, done)
             step = lost_step(server, flight, done, kv_used, now)
@@ -153,35 +167,67 @@ class Replica:
         if life is not self.life:
             return  # it failed meanwhile
         self._will_act = False
-        self._take_inbox(life)
-        fleet, now = self.fleet, self.fleet.env.now
-        action = life.server.next_action(now, fleet.horizon_s(self._received, self._since_s), fleet.max_ends)
+        now = self.fleet.env.now
+        directive: Directive | None = None
+        while True:
+            if self._steps is None:
+                self._take_inbox(life)
+                directive = life.server.ask(now)
+                if directive is None:
+                    return
+                if life.sprint is None or not self.fleet.may_sprint:
+                    break
+                self._steps = life.sprint.steps(directive, now, Told(self, life))
+            try:
+                stretch = next(self._steps)
+            except StopIteration as end:
+                self._steps = None
+                if end.value is None:
+                    break  # it could do nothing
+                continue
+            assert stretch is not None
+            self._take_off(life, StretchFlight(stretch, now))
+            return
+        assert directive is not None
+        self._perform(life, directive, now)
+
+    def _perform(self, life: Life, directive: Directive, now: Seconds) -> None:
+        fleet = self.fleet
+        action = life.server.act(directive, now, fleet.horizon_s(self._received, self._since_s), fleet.max_ends)
         self._refuse(life)
         if not isinstance(action, Idle):
             self._take_off(life, Flight(action, life.engine.perform(action), now))
 
-    def _take_off(self, life: Life, flight: Flight) -> None:
+    def _take_off(self, life: Life, flight: Flight | StretchFlight) -> None:
         self.flight = flight
         env = self.fleet.env
         Moment(env, flight.end_s - env.now, Turn.FINISH, lambda: self._land(life, flight), self.index)
 
-    def _land(self, life: Life, flight: Flight) -> None:
+    def _land(self, life: Life, flight: Flight | StretchFlight) -> None:
         if flight is not self.flight:
             return  # it ended earlier
         self.flight = None
         env = self.fleet.env
-        self._leave(life.server.complete(flight.action, flight.outcome, env.now))
+        if isinstance(flight, StretchFlight):
+            assert self._steps is not None
+            self._steps.send(len(flight.stretch.steps))
+        else:
+            self._leave(life.server.complete(flight.action, flight.outcome, env.now))
         self.fleet.on_progress(env.now)
         if env.peek() > env.now:
             self._act(life)  # nothing else is due at this moment
         else:
             self._act_next(life)
 
-    def _end_stride(self, life: Life, flight: Flight) -> None:
+    def _end_stride(self, life: Life, flight: Flight | StretchFlight) -> None:
         """Have a stride end with the step under way."""
         now = self.fleet.env.now
-        if not flight.is_in_last_step(now):
-            steps = flight.steps_begun(now)
+        if flight.is_in_last_step(now):
+            return
+        steps = flight.steps_begun(now)
+        if isinstance(flight, StretchFlight):
+            self._take_off(life, flight.cut_to(steps))
+        else:
             self._take_off(life, flight.cut_to(_as_cutter(life.engine).cut(steps)))
 
     def _keep_steps(self, life: Life, flight: Flight, steps: int) -> None:
@@ -231,6 +277,21 @@ class Replica:
 def _as_cutter(engine: Engine) -> SimEngine:
     assert isinstance(engine, SimEngine), "only a simulated engine does several steps at once"
     return engine
+
+
+class Told:
+    """What a replica's sprint asks and tells on the way."""
+
+    __slots__ = ("_life", "_replica")
+
+    def __init__(self, replica: Replica, life: Life) -> None:
+        self._replica, self._life = replica, life
+
+    def take_in(self, now: Seconds) -> None:
+        self._replica._take_inbox(self._life)
+
+    def left(self, record: Served) -> None:
+        self._replica._leave((record,))
 
 
 class Seen:

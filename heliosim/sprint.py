@@ -11,7 +11,9 @@ with and without it are identical to the last bit, which tests demand of random 
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -42,26 +44,63 @@ _NO_TOKENS = Tokens()
 _new = tuple.__new__
 
 
+class Stretch(NamedTuple):
+    """Steps that a sprint has planned, alike in who decodes; ``kv_blocks`` in use during each."""
+
+    steps: list[StrideStep]
+    kv_blocks: list[int]
+
+
+class Watcher(Protocol):
+    """Who drives a sprint step by step, because what happens elsewhere decides when requests come."""
+
+    def take_in(self, now: Seconds, /) -> None:
+        """Hand over to the server who has come by now."""
+        ...
+
+    def left(self, record: Served, /) -> None:
+        """A request has ended."""
+        ...
+
+
 @dataclass
 class Sprint:
-    """``server`` with a ``ContinuousBatcher``, its simulated ``engine`` and an open ``source``."""
+    """``server`` with a ``ContinuousBatcher``, its simulated ``engine`` and an open ``source`` (None: a watcher tells
+    who arrives).
+    """
 
     server: Server
     engine: SimEngine
-    source: OpenLoop
+    source: OpenLoop | None
 
     @staticmethod
-    def of(server: Server, engine: object, source: object) -> Sprint | None:
+    def of(server: Server, engine: object, source: object | None) -> Sprint | None:
         """A sprint for these, or None where one of them has another way."""
         if not isinstance(engine, SimEngine) or not engine.strides or engine.noise is not None:
             return None
-        if not isinstance(source, OpenLoop) or type(server.batcher) is not ContinuousBatcher:
+        if type(server.batcher) is not ContinuousBatcher or server.max_stride < MOST_STEPS:
             return None
-        return Sprint(server, engine, source) if server.max_stride >= MOST_STEPS else None
+        if source is not None and not isinstance(source, OpenLoop):
+            return None
+        return Sprint(server, engine, source)
 
     def run(self, directive: Directive, now: Seconds) -> Seconds | None:
         """Do what the controller wants, if that needs no load and it need not be asked soon. Returns up to when that
         went well; None if no step was done.
+        """
+        steps = self.steps(directive, now)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                found: Seconds | None = end.value
+                return found
+
+    def steps(
+        self, directive: Directive, now: Seconds, watcher: Watcher | None = None
+    ) -> Generator[Stretch | None, int | None, Seconds | None]:
+        """The same bit by bit, for a watcher. Yields what is planned from now on; is sent, when that is over, how many
+        of those steps were done; books them, yields None, and goes on when it is asked to.
         """
         if not directive.passes_arrivals or directive.max_steps is not None:
             return None
@@ -70,9 +109,11 @@ class Sprint:
             if draining is None:
                 return None
             directive = draining
-        return self._go(directive, now)
+        return (yield from self._go(directive, now, watcher))
 
-    def _go(self, directive: Directive, now: Seconds) -> Seconds | None:
+    def _go(
+        self, directive: Directive, now: Seconds, watcher: Watcher | None
+    ) -> Generator[Stretch | None, int | None, Seconds | None]:
         """Go on from ``now`` until nobody is left to serve, a decision is due or something unusual comes up; returns
         when that is, None if no step was done.
         """
@@ -108,10 +149,14 @@ class Sprint:
 
         while not is_over and len(steps) < most:
             # 1. Who arrived meanwhile.
-            next_s = source.next_s
-            if next_s is not None and next_s <= now:
-                feed(source, engine, server, now)
+            next_s = None
+            if watcher is not None:
+                watcher.take_in(now)
+            elif source is not None:
                 next_s = source.next_s
+                if next_s is not None and next_s <= now:
+                    feed(source, engine, server, now)
+                    next_s = source.next_s
             # 2. KV for the tokens that decoding requests compute next.
             if not is_booked:
                 due = block_due[its_tick % BLOCK_TOKENS]
@@ -210,6 +255,9 @@ class Sprint:
                 if watch is not None and emitted and not watch.is_safe(engine.low_tokens(tick, 1, watch.threshold)):
                     is_over = self._first_trip(watch, steps, shown, tick + 1) is not None
                     shown = len(steps)
+                if watcher is not None:
+                    pool.used_blocks = used
+                    yield Stretch(steps[-1:], blocks[-1:])
                 done = 1
                 tick += 1
                 its_tick += 1
@@ -280,10 +328,16 @@ class Sprint:
                         break
                     in_use.append(in_use[-1] + due)
                 if watch is not None and not watch.is_safe(engine.low_tokens(tick, done, watch.threshold)):
+                    if watcher is not None:
+                        done = 1  # what is shown to the watch must not be taken back
                     trip = self._first_trip(watch, steps + planned[:done], shown, tick + done)
                     if trip is not None:
                         done, is_over = shown + trip + 1 - len(steps), True
                     shown = len(steps) + done
+                if watcher is not None:
+                    pool.used_blocks = used
+                    del planned[done:], in_use[done:]
+                    done = (yield Stretch(planned, in_use)) or done
                 del planned[done:], in_use[done:]
                 steps += planned
                 blocks += in_use
@@ -312,7 +366,10 @@ class Sprint:
                     holds = -(-seq.computed // BLOCK_TOKENS)
                     grown -= holds - held.pop(request_id)
                     used -= holds
-                    served.append(server.finish(seq, now))
+                    record = server.finish(seq, now)
+                    served.append(record)
+                    if watcher is not None:
+                        watcher.left(record)
                     ended.append((len(steps) - 1, request_id, seq.logprob_sum))
                     gone.append(going)
                     del known[request_id]
@@ -322,6 +379,9 @@ class Sprint:
                     is_over = True
             running.append(runs)
             waiting += [len(queue)] * done
+            if watcher is not None:
+                pool.used_blocks = used
+                yield None
 
         # What was done to the books in passing.
         batcher.ticks, batcher._is_due_booked, batcher._as_batch = its_tick, is_booked, None
