@@ -5,6 +5,7 @@ Wider than what ``test_strides.py`` draws: tight memory, tiny budgets, bursts, r
 
 from __future__ import annotations
 
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from heliosim.errors import HelioSimError
 from heliosim.formats.profile import Profile
 from heliosim.formats.results import RunResults
-from heliosim.runs import ANY_STRIDE, run_simulated
+from heliosim.runs import ANY_STRIDE, run_simulated, save
 from heliosim.scenario import Scenario
 from tests.profiles import scenario, write_synthetic_profile
 
@@ -126,3 +127,15 @@ def test_any_stride_gives_the_same_tables(seeds: range, profile: Profile) -> Non
                 assert a.equals(b), f"seed {seed}, strides of {stride}: {name} differ"
             ran += 1
     assert ran >= len(seeds)
+
+
+@pytest.mark.parametrize("seed", [3, 21])
+def test_run_folders_have_the_same_bytes(seed: int, profile: Profile, tmp_path: Path) -> None:
+    """All files but the one that speaks of the machine."""
+    plan = drawn(seed, profile)
+    for name, stride in (("single", 1), ("any", ANY_STRIDE)):
+        save(run_simulated(plan, profile, max_stride=stride), tmp_path / name)
+    files = sorted(p.name for p in (tmp_path / "single").iterdir())
+    assert files == sorted(p.name for p in (tmp_path / "any").iterdir())
+    same = [f for f in files if (tmp_path / "single" / f).read_bytes() == (tmp_path / "any" / f).read_bytes()]
+    assert [f for f in files if f not in same] in ([], ["host.json"])
