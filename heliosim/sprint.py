@@ -104,15 +104,14 @@ class Sprint:
         """
         if not directive.passes_arrivals or directive.max_steps is not None:
             return None
-        if directive.placement != self.server.placement:
-            draining = self.server.drain(directive)
-            if draining is None:
-                return None
-            directive = draining
-        return (yield from self._go(directive, now, watcher))
+        if directive.placement == self.server.placement:
+            self.server.follow(directive)
+            return (yield from self._go(directive, now, watcher))
+        draining = self.server.drain(directive)
+        return None if draining is None else (yield from self._go(draining, now, watcher, is_draining=True))
 
     def _go(
-        self, directive: Directive, now: Seconds, watcher: Watcher | None
+        self, directive: Directive, now: Seconds, watcher: Watcher | None, is_draining: bool = False
     ) -> Generator[Stretch | None, int | None, Seconds | None]:
         """Go on from ``now`` until nobody is left to serve, a decision is due or something unusual comes up; returns
         when that is, None if no step was done.
@@ -377,6 +376,8 @@ class Sprint:
                 del ending[tick]
                 if max_ends is not None and len(ended) >= max_ends:
                     is_over = True
+            if is_draining and not runs:
+                is_over = True  # nobody is left to wait for
             running.append(runs)
             waiting += [len(queue)] * done
             if watcher is not None:

@@ -263,6 +263,7 @@ class Run:
     next step on. Then only decode rows are left, one token further each step. The run ends early behind the first step
     that ends the ``max_ends``-th request (None: any number may end; in front of a chunk any end counts), that lasts
     to ``within_s`` from its start (an arrival), or that trips the guard. An engine may always do fewer steps.
+    ``in_stride``: whoever asked looks at strides; a simulated engine then answers with one, if only of one step.
     """
 
     placement: Placement
@@ -275,6 +276,7 @@ class Run:
     guard: Guard | None = None
     program: tuple[tuple[Chunk, ...], ...] = ()
     max_ends: int | None = 1
+    in_stride: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,8 +102,8 @@ class SimEngine:
 
     ``allow_extrapolation``: answer outside the calibrated batch, context or chunk range instead of refusing;
     ``extrapolated_steps`` counts such steps. ``watts``: mean power while busy; None: energy is unavailable.
-    ``noise``: scales each step's expected time; None: every step takes it exactly. ``strides``: answer every run with
-    a stride, if only of one step; without, runs of one step are done the plain way.
+    ``noise``: scales each step's expected time; None: every step takes it exactly. ``strides``: whether it may be
+    hurried over many arrivals (``sprint.py``).
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class SimEngine:
                 self._commit(self._plan)
             return self._load(action)
         self.get_ready(action.placement, action.exits, action.batch)
-        return self._stride(action) if self.strides or action.max_steps > 1 else self._step(action)
+        return self._stride(action) if action.in_stride or action.max_steps > 1 else self._step(action)
 
     def get_ready(self, placement: Placement, exits: ExitRule, batch: Batch) -> None:
         """Have what was planned done, and decode a batch's decoding requests, in its order, under this policy."""

@@ -147,13 +147,19 @@ class Server:
                 if action is not None:
                     return action
             return self._load(directive, now)
-        self._directive = directive
+        self.follow(directive)
         refused = len(self._refused)
-        action = self._run(directive, now, within, max_ends, admit=directive.admit)
+        # who started in a step that a sprint left to be done here counts
+        admit = None if directive.admit is None else directive.admit - self._started
+        action = self._run(directive, now, within, max_ends, admit=admit)
         if action is None and len(self._refused) > refused:
             # the controller may have waited for those just refused
             return self.next_action(now, next_arrival_s, max_ends)
         return action or _IDLE
+
+    def follow(self, directive: Directive) -> None:
+        """Remember a directive for what is resident: running requests drain under it when another is wanted."""
+        self._directive = directive
 
     def drain(self, directive: Directive) -> Directive | None:
         """How running requests go on while another placement is wanted: as before, and nobody starts. None: they do
@@ -258,8 +264,9 @@ class Server:
         steps = min(plan.max_steps, self.max_stride)
         if directive.max_steps is not None and directive.max_steps < steps:
             steps = directive.max_steps
+        in_stride = directive.max_steps is None and self.max_stride > 1
         if steps == 1 or plan.refused:  # the refused may answer at once, earlier than the arrival the driver knew of
-            return Run(self.placement, directive.exits, plan.batch, evicted, directive.is_probe)
+            return Run(self.placement, directive.exits, plan.batch, evicted, directive.is_probe, in_stride=in_stride)
         return Run(
             self.placement,
             directive.exits,
@@ -271,6 +278,7 @@ class Server:
             directive.guard,
             plan.program,
             max_ends if plan.may_pass_ends else 1,
+            in_stride,
         )
 
     def _book(self, plan: Planned, now: Seconds) -> None:

@@ -136,7 +136,9 @@ def test_a_cut_stride_is_as_if_it_had_never_gone_on(exits: ExitRule, noise: int 
         chunks.append((Chunk(2, 8, 12, True),))
         batch = Batch.of((), (), 0, chunks[0])
         program = tuple(chunks[1:])
-        return engine, Run(Placement("small", 6), exits, batch, max_steps=100, program=program, max_ends=None)
+        return engine, Run(
+            Placement("small", 6), exits, batch, max_steps=100, program=program, max_ends=None, in_stride=True
+        )
 
     def told(outcome: Outcome) -> list[Any]:
         assert outcome.stride is not None
@@ -161,7 +163,9 @@ def test_a_cut_stride_is_as_if_it_had_never_gone_on(exits: ExitRule, noise: int 
         if cut < len(run.program) + 1 or not alive:
             continue
         offsets = tuple(20 + sum(1 for s in range(cut) if s > begun) for begun in range(3) if begun in alive)
-        go_on = Run(run.placement, exits, Batch.of(tuple(alive), offsets, 0), max_steps=50, max_ends=None)
+        go_on = Run(
+            run.placement, exits, Batch.of(tuple(alive), offsets, 0), max_steps=50, max_ends=None, in_stride=True
+        )
         assert told(one.perform(go_on)) == told(other.perform(go_on))
         assert len(done) == cut
 

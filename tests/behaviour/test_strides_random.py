@@ -5,6 +5,7 @@ Wider than what ``test_strides.py`` draws: tight memory, tiny budgets, bursts, r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -100,6 +101,36 @@ def drawn(seed: int, profile: Profile) -> Scenario:
     return scenario(profile, **sections)
 
 
+def drawn_pressed(seed: int, profile: Profile) -> Scenario:
+    """HELIOS that evaluates again and again in short memory: drains, refusals and evictions among its probes."""
+    r = Random(seed)
+    helios = {
+        "kind": "helios",
+        "threshold": r.choice([0.3, 0.6, 0.8, 0.95]),
+        "probe_requests": r.choice([2, 3, 5]),
+        "coverage": r.choice([0.3, 0.7, 0.9]),
+        "max_breaches": r.choice([3, 10, 50]),
+        "window_tokens": r.choice([10, 40]),
+        "reassess_interval": r.choice([5, 10, 20]),
+        "in_flight": r.choice(["boundary", "boundary", "extend"]),
+        "use_greedy_depth": r.random() < 0.5,
+        "batching": r.choice(["full", "wait-for-deepest"]),
+    }
+    arrivals = {"kind": "poisson", "rate_per_s": r.choice([20.0, 150.0, 2000.0])}
+    tasks = [
+        {
+            "task": task,
+            "prompt_tokens": {"kind": "uniform", "low": 1, "high": r.choice([20, 60, 120])},
+            "output_tokens": {"kind": "uniform", "low": 1, "high": r.choice([5, 20, 60])},
+        }
+        for task in ("chat", "code", "qa")
+    ]
+    load = {"requests": 60, "arrivals": arrivals, "order": "mix", "lengths": "forced", "tasks": tasks}
+    budget = r.choice([13500, 14036, 16000, 18000, 20000, 24000, 300000])
+    rows = {"max_batch": 8, "token_budget": r.choice([8, 64]), "watermark": r.choice([0.0, 0.01])}
+    return scenario(profile, seed=seed, controller=helios, workload=load, memory={"budget_bytes": budget}, batcher=rows)
+
+
 def run(plan: Scenario, profile: Profile, max_stride: int) -> RunResults | str:
     try:
         return run_simulated(plan, profile, max_stride=max_stride)
@@ -107,8 +138,8 @@ def run(plan: Scenario, profile: Profile, max_stride: int) -> RunResults | str:
         return str(error)
 
 
-@pytest.mark.parametrize("seeds", [range(first, first + 12) for first in range(0, 96, 12)], ids=str)
-def test_any_stride_gives_the_same_tables(seeds: range, profile: Profile) -> None:
+@pytest.mark.parametrize("seeds", [range(first, first + 12) for first in range(0, 96, 12)] + [[3147]], ids=str)
+def test_any_stride_gives_the_same_tables(seeds: Sequence[int], profile: Profile) -> None:
     """Or the same error, to the word."""
     ran = 0
     for seed in seeds:
@@ -127,6 +158,19 @@ def test_any_stride_gives_the_same_tables(seeds: range, profile: Profile) -> Non
                 assert a.equals(b), f"seed {seed}, strides of {stride}: {name} differ"
             ran += 1
     assert ran >= len(seeds)
+
+
+@pytest.mark.parametrize("seeds", [(184, 316, 1971), range(12), range(12, 24)], ids=str)
+def test_helios_under_pressure(seeds: Sequence[int], profile: Profile) -> None:
+    """The first three once showed probes beyond their number, drains under an older rule, and drains without end."""
+    for seed in seeds:
+        plan = drawn_pressed(seed, profile)
+        single, other = run(plan, profile, 1), run(plan, profile, ANY_STRIDE)
+        if isinstance(single, str) or isinstance(other, str):
+            assert single == other, f"seed {seed}"
+            continue
+        for name in ("steps", "requests", "tokens", "events"):
+            assert getattr(other, name).equals(getattr(single, name)), f"seed {seed}: {name} differ"
 
 
 @pytest.mark.parametrize("seed", [3, 21])

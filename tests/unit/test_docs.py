@@ -294,6 +294,24 @@ def test_the_example_controller_is_found_and_serves(tmp_path: Path, monkeypatch:
     assert loads[-1] == ("m", 6)
     assert "depth" in tables.events["kind"].to_pylist()
 
+    # As any run has it, with a simulated engine: asked step by step, shown every token.
+    profile = write_synthetic_profile(tmp_path / "synthetic")
+    load = workload(requests=40) | {"arrivals": {"kind": "poisson", "rate_per_s": 300.0}}
+    plan = scenario(profile, workload=load, controller={"kind": "queue-depth", "model": "large", "depth": 4, "long": 4})
+    shown_tokens = []
+    import queue_depth  # type: ignore[import-not-found]
+
+    def observe(self: Any, now: float, run: Any, outcome: Any, served: Any, started: int) -> None:
+        assert outcome.stride is None
+        shown_tokens.append(len(outcome.tokens))
+
+    monkeypatch.setattr(queue_depth.QueueDepthController, "observe", observe)
+    found = run_simulated(plan, profile)
+    assert sum(shown_tokens) == sum(found.requests["output_tokens"].to_pylist()) > 0
+    single = run_simulated(plan, profile, max_stride=1)
+    assert found.steps.equals(single.steps)
+    assert found.requests.equals(single.requests)
+
 
 def test_the_example_router_is_found_and_routes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The package shown in fleets.md, as an installer would lay it out, is found by its entry point and works."""
