@@ -28,6 +28,11 @@ Window = tuple[Seconds, Seconds]
 
 def replica_codes(table: pa.Table) -> tuple[Ints, list[str]]:
     """The replica of each row as a place in a list of names in order of first mention; -1 where there is none."""
+    import pyarrow.compute as pc
+
+    names = pc.unique(table["replica"]).to_pylist()
+    if len(names) == 1 and names[0] is not None:  # no need to look at every row of a long run
+        return np.zeros(table.num_rows, dtype=np.int64), names
     encoded = table["replica"].combine_chunks().dictionary_encode()
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     return codes, encoded.dictionary.to_pylist()
@@ -35,6 +40,8 @@ def replica_codes(table: pa.Table) -> tuple[Ints, list[str]]:
 
 def held_until(start: Floats, end: Floats, codes: Ints, run_end: Seconds) -> Floats:
     """When the next row of the same replica starts; behind its last one: the end of the run, or its own if later."""
+    if not codes.any():
+        return np.append(start[1:], np.maximum(run_end, end[-1:]))
     order = np.argsort(codes, kind="stable")
     until = np.empty_like(start)
     until[order[:-1]] = start[order[1:]]

@@ -389,7 +389,8 @@ def _steps(steps: pa.Table, window: tuple[Seconds, Seconds] | None, after_s: Sec
     late = start >= after_s
     ran = _is(steps, "kind", "run") & late
     rows = _column(steps, "rows", np.int64)[ran]
-    energy = _column(steps, "energy_j", np.float64)[late]
+    is_metered = steps["energy_j"].null_count < len(start)
+    energy = _column(steps, "energy_j", np.float64)[late] if is_metered else np.zeros(0)
     found: dict[str, Any] = {
         "steps": int(ran.sum()),
         "mean_batch_size": _mean(rows),
@@ -401,30 +402,45 @@ def _steps(steps: pa.Table, window: tuple[Seconds, Seconds] | None, after_s: Sec
         found |= {f"mean_{name}_bytes": None, f"peak_{name}_bytes": None}
     if window is None or not len(start) or window[1] <= window[0]:
         return found
+    del rows, energy, late, ran  # a long run has millions of steps
     a, b = window
     codes, names = replica_codes(steps)
     end = start + seconds
-    busy = np.clip(np.minimum(end, b) - np.maximum(start, a), 0, None)
-    held = np.clip(np.minimum(held_until(start, end, codes, b), b) - np.maximum(start, a), 0, None)
+    del seconds
+    held = _inside(start, held_until(start, end, codes, b), window)
+    busy = _inside(start, end if len(names) == 1 else end.copy(), window)
     found["utilisation"] = float(busy.sum()) / (b - a) / len(names)
+    if len(names) == 1:
+        del start, end, codes
     is_lost = _is(steps, "kind", "lost")
-    is_empty = is_lost | (_column(steps, "running", np.int64) == 0)
+    is_empty = is_lost | _is(steps, "running", 0)
     # What a failure interrupts holds nothing afterwards. KV in use is what a step held; once nobody runs any more,
     # nothing is held until the next one.
     for name, column, is_over in (("weights", "weights_bytes", is_lost), ("kv", "kv_used_bytes", is_empty)):
         value = _column(steps, column, np.int64)
         if held.sum() > 0:
-            total = float((value * np.where(is_over, busy, held)).sum())
+            lasting = np.where(is_over, busy, held)
+            lasting *= value
+            total = float(lasting.sum())
+            del lasting
             found[f"mean_{name}_bytes"] = total * len(names) / float(held.sum())
             together = peak_together(start, end, value, is_over, codes, window) if len(names) > 1 else None
-            found[f"peak_{name}_bytes"] = int(value[held > 0].max()) if together is None else together
+            alone = int(np.max(value, where=held > 0, initial=0))
+            found[f"peak_{name}_bytes"] = alone if together is None else together
     return found
 
 
-def _is(table: pa.Table, name: str, text: str) -> Bools:
+def _inside(start: Floats, end: Floats, window: tuple[Seconds, Seconds]) -> Floats:
+    """How much of each span lies inside the window, s. Written over ``end``: a long run has millions of steps."""
+    np.minimum(end, window[1], out=end)
+    end -= np.maximum(start, window[0])
+    return np.clip(end, 0, None, out=end)
+
+
+def _is(table: pa.Table, name: str, value: str | int) -> Bools:
     import pyarrow.compute as pc
 
-    same: Bools = pc.equal(table[name], text).to_numpy()
+    same: Bools = pc.equal(table[name], value).to_numpy()
     return same
 
 
@@ -434,7 +450,9 @@ def _tokens(tokens: pa.Table, steps: pa.Table, kept: Bools, threshold: float | F
     confidence = _column(tokens, "confidence", np.float64)[kept]
     logprob = _mean(_column(tokens, "logprob", np.float64)[kept])
     agrees = _column(tokens, "agrees", np.float64)[kept]
-    walked = _column(steps, "layers_run", np.int64)[np.searchsorted(_column(steps, "step", np.int64), step)]
+    walked = step
+    if len(step):
+        walked = _column(steps, "layers_run", np.int64)[np.searchsorted(_column(steps, "step", np.int64), step)]
     exits = _column(tokens, "exit_layer", np.int64)[kept]
     return {
         "layers_per_token": _mean(walked),

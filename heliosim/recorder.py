@@ -72,6 +72,7 @@ class Tables:
 
 ONLY_REPLICA = "replica-0"
 """What the one server of a scenario without a fleet is called."""
+REQUESTS_AT_ONCE = 4096
 
 
 class TableRecorder:
@@ -89,6 +90,7 @@ class TableRecorder:
         self._placement: Placement | None = None
         self._log = StepLog(lambda: schemas().steps, replica)
         self._served: list[Served] = []
+        self._requests: list[pa.RecordBatch] = []
         # One entry per token.
         self._token_request, self._token_step = array("q"), array("q")
         self._exit_layer, self._confidence, self._logprob = array("q"), array("d"), array("d")
@@ -140,6 +142,8 @@ class TableRecorder:
 
     def served(self, record: Served) -> None:
         self._served.append(record)
+        if len(self._served) >= REQUESTS_AT_ONCE:
+            self._settle_requests()
 
     def event(self, now: Seconds, kind: str, detail: dict[str, Any]) -> None:
         self._events.append((now, kind, json.dumps(_plain(detail), sort_keys=True, allow_nan=False)))
@@ -149,7 +153,7 @@ class TableRecorder:
         schema = schemas()
         steps = self._log.table()
         return Tables(
-            requests=_table(self._request_columns(tasks or {}), schema.requests),
+            requests=self._request_table(tasks or {}),
             steps=steps,
             tokens=_table(self._token_columns(steps), schema.tokens),
             events=_table(
@@ -190,20 +194,39 @@ class TableRecorder:
         }
         self.event(record.start_s, "transition", detail)
 
-    def _request_columns(self, tasks: Mapping[RequestId, str]) -> dict[str, Any]:
-        rows = self._served
+    def _request_table(self, tasks: Mapping[RequestId, str]) -> pa.Table:
+        import pyarrow as pa
+
+        self._settle_requests()
+        schema = schemas().requests
+        whole = pa.Table.from_batches(self._requests, schema=schema)
+        if not tasks:
+            return whole
+        names = [tasks.get(request, "") for request in whole["request_id"].to_pylist()]
+        at = schema.get_field_index("task")
+        return whole.set_column(at, schema.field(at), pa.array(names, pa.string()))
+
+    def _settle_requests(self) -> None:
+        """Turn requests that have left into columns; their tasks are yet to be named."""
+        import pyarrow as pa
+
+        rows, self._served = self._served, []
+        if not rows:
+            return
         columns: dict[str, Any] = {
             "replica": self._name(len(rows)),
             "retries": [0] * len(rows),
             "request_id": [r.id for r in rows],
-            "task": [tasks.get(r.id, "") for r in rows],
+            "task": [""] * len(rows),
             "model": [None if r.placement is None else r.placement.model for r in rows],
             "depth": [None if r.placement is None else r.placement.depth for r in rows],
         }
-        for name in schemas().requests.names:
+        schema = schemas().requests
+        for name in schema.names:
             if name not in columns:
                 columns[name] = list(map(attrgetter(name), rows))
-        return columns
+        arrays = [as_array(columns[field.name], field.type) for field in schema]
+        self._requests.append(pa.record_batch(arrays, schema=schema))
 
     def _token_columns(self, steps: pa.Table) -> dict[str, Any]:
         import numpy as np
@@ -214,7 +237,7 @@ class TableRecorder:
 
         step, ids, agrees = np.array(self._token_step), np.array(self._token_id), np.array(self._agrees)
         at = pa.array(step)
-        ends = steps["start_s"].to_numpy() + steps["seconds"].to_numpy()
+        ends = steps["start_s"].to_numpy() + steps["seconds"].to_numpy() if len(step) else np.zeros(0)
         request = np.array(self._token_request)
         return {
             "request_id": request,

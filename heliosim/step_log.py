@@ -25,6 +25,7 @@ class StepLog:
         self.count = self._unsettled = 0
         self._pending: list[tuple[Any, ...]] = []
         self._done: list[pa.RecordBatch] = []
+        self._constants: dict[tuple[str, Any], pa.Array] = {}
 
     @property
     def schema(self) -> pa.Schema:
@@ -93,10 +94,6 @@ class StepLog:
         power = each((math.nan if w is None else w for w in watts), np.float64) * seconds
         given = each((math.nan if e is None else e for e in energies), np.float64)
         energy = np.where(np.isnan(given), power, given)
-        numbers: dict[tuple[str, str, Setting], int] = {}
-        for one in what:
-            numbers.setdefault(one, len(numbers))
-        known = [(kind, reason, *setting) for kind, reason, setting in numbers]
         columns: dict[str, Any] = {
             "step": np.arange(self.count - total, self.count),
             "seconds": seconds,
@@ -105,14 +102,43 @@ class StepLog:
             "running": flat(running, np.int32),
             "kv_used_bytes": flat(blocks, np.int64) * each(block_bytes, np.int64),
             "breaches": flat(breaches, np.int32),
-            "energy_j": pa.array(energy, mask=np.isnan(energy)),
-            "replica": pa.repeat(pa.scalar(self._replica, pa.string()), total),
         }
         columns |= {name: facts[:, k].astype(np.int32) for k, name in enumerate(StrideStep._fields) if k}
-        codes = each((numbers[one] for one in what), np.int32)
-        columns |= spread(("kind", "reason", *Setting._fields), known, codes)
-        arrays = [as_array(columns[field.name], field.type) for field in self.schema]
-        self._done.append(pa.record_batch(arrays, schema=self.schema))
+        has_energy = not np.isnan(energy).all()
+        if has_energy:
+            columns["energy_j"] = pa.array(energy, mask=np.isnan(energy))
+        arrays = {name: as_array(values, self.schema.field(name).type) for name, values in columns.items()}
+        self._append(arrays, what, counts, total)
+
+    def _append(self, columns: dict[str, pa.Array], what: Sequence[Any], counts: Any, total: int) -> None:
+        """Batches of steps that share a setting, so that what is the same for all of them takes no memory."""
+        import pyarrow as pa
+
+        start = 0
+        ends = [k + 1 for k in range(len(what)) if k + 1 == len(what) or what[k + 1] != what[k]]
+        stops = counts.cumsum()[[end - 1 for end in ends]].tolist()
+        for end, stop in zip(ends, stops, strict=True):
+            kind, reason, setting = what[end - 1]
+            same = {"kind": kind, "reason": reason, "replica": self._replica, "energy_j": None, **setting._asdict()}
+            arrays = [
+                columns[field.name].slice(start, stop - start)
+                if field.name in columns
+                else self._repeated(field, same[field.name], stop - start)
+                for field in self.schema
+            ]
+            self._done.append(pa.record_batch(arrays, schema=self.schema))
+            start = stop
+        assert start == total
+
+    def _repeated(self, field: pa.Field, value: Any, count: int) -> pa.Array:
+        """A column of one value, a piece of one that is made once."""
+        import pyarrow as pa
+
+        known = self._constants.get((field.name, value))
+        if known is None or len(known) < count:
+            known = pa.repeat(pa.scalar(value, field.type), max(count, 1024))
+            self._constants[field.name, value] = known
+        return known.slice(0, count)
 
 
 def as_array(values: Any, kind: pa.DataType) -> pa.Array:
@@ -120,11 +146,3 @@ def as_array(values: Any, kind: pa.DataType) -> pa.Array:
     import pyarrow as pa
 
     return values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, type=kind)
-
-
-def spread(names: tuple[str, ...], known: list[tuple[Any, ...]], codes: Any) -> dict[str, pa.Array]:
-    """Columns whose values repeat: the known combinations, by code."""
-    import pyarrow as pa
-
-    at = pa.array(codes)
-    return {name: pa.array([values[i] for values in known]).take(at) for i, name in enumerate(names)}
