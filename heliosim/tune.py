@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 from heliosim.errors import HelioSimError, InputError
 from heliosim.executors import LostWorkError, run_all
+from heliosim.formats.files import sha256_of
 from heliosim.formats.tune import Range, TuneFile, load_tune
 from heliosim.metrics import SCALARS
 from heliosim.replicated import is_refused
@@ -33,6 +34,8 @@ SATURATED = "saturated"
 CONSTRAINTS = "constraints"
 """Optuna's name for how far the limits are broken."""
 MOST_VERIFIED = 3
+Key = tuple[str, str]
+"""What a measurement depends on besides its seeds: scenario hash and digest of its profiles."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,15 @@ class Problem:
     base: Scenario
     plain: Plain
     profile_hash: str
+    files: Mapping[str, str | None]
+    """Digests of profiles and traces to choose from, by name; None: it cannot be read."""
 
     @property
     def digest(self) -> str:
         """Of all that a study's trials depend on; how many there are is not part of it."""
         content = self.file.model_dump(mode="json", exclude={"trials", "fresh_seeds", "base"})
         content |= {"scenario": self.base.hash, "profile": self.profile_hash}
+        content |= {"files": dict(self.files)} if self.files else {}
         text = json.dumps(content, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -91,8 +97,8 @@ class Measured:
 
 @dataclass(frozen=True)
 class Verified:
-    """A trial measured again with fresh seeds. ``broken``: limits it does not keep there. ``gain``: its objective less
-    the base scenario's over the same seeds; None if the base cannot run.
+    """A trial measured again with fresh seeds. ``broken``: limits it does not keep there, and metrics asked for that
+    have no value. ``gain``: its objective less the base scenario's over the same seeds; None if one of them cannot run.
     """
 
     number: int
@@ -113,10 +119,32 @@ def open_problem(path: Path) -> Problem:
         choices = tuple(resolved(name, choice, path.parent) for choice in given.choices)
         ranges[name] = given.model_copy(update={"choices": choices})
     file = file.model_copy(update={"search": ranges})
-    problem = Problem(file, path, base, plain_scenario(base), profiles_digest(base))
+    problem = Problem(file, path, base, plain_scenario(base), profiles_digest(base), _file_digests(ranges))
     for name, given in ranges.items():
         _require_possible(problem, name, given)
     return problem
+
+
+def _file_digests(ranges: Mapping[str, Range]) -> dict[str, str | None]:
+    named = {n for path, given in ranges.items() for choice in given.choices for n in _named_files(path, choice)}
+    return {name: _file_digest(field, name) for field, name in sorted(named)}
+
+
+def _named_files(path: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Profiles and traces that a value names, itself or somewhere inside."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, one in inside:
+        yield from _named_files(f"{path}.{key}", one)
+    field = path.rpartition(".")[2]
+    if isinstance(value, str) and field in ("profile", "trace"):
+        yield field, value
+
+
+def _file_digest(field: str, name: str) -> str | None:
+    try:
+        return open_once(name).hash if field == "profile" else sha256_of(Path(name))
+    except (InputError, OSError):
+        return None  # its trials fail and say why
 
 
 def _require_possible(problem: Problem, name: str, given: Range) -> None:
@@ -187,7 +215,7 @@ def search(
 ) -> None:
     """Bring the study to so many trials. Interrupted, it can be called again and goes on with the same trials."""
     wanted = trials or problem.file.trials
-    known: dict[str, Measured] = {}
+    known: dict[Key, Measured] = {}
     while True:
         all_trials = study.get_trials(deepcopy=False)
         finished = sum(t.state.is_finished() for t in all_trials)
@@ -257,9 +285,9 @@ def evaluate(
     candidates: Sequence[Mapping[str, Any]],
     replications: range,
     executor: Executor,
-    known: dict[str, Measured] | None = None,
+    known: dict[Key, Measured] | None = None,
 ) -> list[Measured]:
-    """Each candidate over the replications' seeds. ``known``: what was measured before over these, by scenario hash."""
+    """Each candidate over the replications' seeds. ``known``: what was measured before over these."""
     known = {} if known is None else known
     results: dict[int, Measured] = {}
     scenarios: dict[int, Scenario] = {}
@@ -268,7 +296,8 @@ def evaluate(
             scenarios[index] = problem.scenario(values, "trial")
         except InputError as error:
             results[index] = Measured(error=str(error))
-    new = {s.hash: s for s in scenarios.values() if s.hash not in known}
+    keys = {index: (scenario.hash, profiles_digest(scenario)) for index, scenario in scenarios.items()}
+    new = {keys[index]: scenario for index, scenario in scenarios.items() if keys[index] not in known}
     jobs = [_job(problem, scenario, r) for scenario in new.values() for r in replications]
     done: dict[int, Done] = {}
     try:
@@ -279,7 +308,7 @@ def evaluate(
         runs = tuple(done[place * len(replications) + k] for k in range(len(replications)))
         failed = next((run.error for run in runs if run.error is not None), None)
         known[key] = Measured(error=failed) if failed else Measured(runs)
-    return [results[i] if i in results else known[scenarios[i].hash] for i in range(len(candidates))]
+    return [results[i] if i in results else known[keys[i]] for i in range(len(candidates))]
 
 
 def _job(problem: Problem, scenario: Scenario, replication: int) -> Job:
@@ -364,7 +393,7 @@ def verify(problem: Problem, study: Any, executor: Executor) -> list[Verified]:
     most three). The last of the list is the answer if its ``broken`` is empty; no trial feasible: an empty list.
     """
     fresh = range(problem.file.seeds, problem.file.seeds + problem.file.fresh_seeds)
-    known: dict[str, Measured] = {}
+    known: dict[Key, Measured] = {}
     metric, found = problem.file.objective.metric, list[Verified]()
     distinct: dict[str, Any] = {}
     for trial in ranked(problem, study):
@@ -373,18 +402,29 @@ def verify(problem: Problem, study: Any, executor: Executor) -> list[Verified]:
     for trial in list(distinct.values())[:MOST_VERIFIED]:
         values = values_of(problem, trial)
         measured, base = evaluate(problem, [values, {}], fresh, executor, known)
-        broken = ("it fails",) if measured.error else tuple(n for n, v in excesses(problem, measured).items() if v > 0)
-        mine, theirs = measured.values(metric), base.values(metric)
-        pairs = [(a, b) for a, b in zip(mine, theirs, strict=False) if a is not None and b is not None]
-        gain = paired_difference([a for a, _ in pairs], [b for _, b in pairs]) if pairs else None
+        broken = _broken(problem, measured)
+        has_pairs = measured.error is None and base.error is None
+        gain = paired_difference(measured.values(metric), base.values(metric)) if has_pairs else None
         scenario = problem.scenario(values, f"trial {trial.number}")
         scenario = scenario.model_copy(
             update={"name": f"{problem.base.name}-tuned", "slo": problem.file.slo or scenario.slo}
         )
-        found.append(Verified(trial.number, values, scenario, measured, base if pairs else None, broken, gain))
+        found.append(Verified(trial.number, values, scenario, measured, base if has_pairs else None, broken, gain))
         if not broken:
             break
     return found
+
+
+def _broken(problem: Problem, measured: Measured) -> tuple[str, ...]:
+    """What speaks against a trial: limits it does not keep, and figures asked for that it does not have."""
+    if measured.error is not None:
+        return ("it fails",)
+    names = dict.fromkeys((problem.file.objective.metric, *problem.file.constraints))
+    missing = [name for name in names if measured.mean(name) is None]
+    limits = {name: limit for name, limit in problem.file.constraints.items() if name not in missing}
+    over = [name for name, limit in limits.items() if limit.excess(_value(measured, name)) > 0]
+    grows = [SATURATED] if problem.watches_growth and measured.saturated else []
+    return (*missing, *over, *grows)
 
 
 def importance(study: Any) -> dict[str, float]:

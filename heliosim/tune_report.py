@@ -87,7 +87,7 @@ def verified_lines(problem: Problem, found: Sequence[Verified]) -> list[str]:
         seeds = f"{problem.file.fresh_seeds} fresh seeds"
         if one.broken:
             why = f": {one.measured.error}" if one.measured.error else ""
-            lines.append(f"Trial {one.number} breaks {', '.join(one.broken)} with {seeds}{why}.")
+            lines.append(f"Trial {one.number} breaks {', '.join(_broken(one))} with {seeds}{why}.")
             continue
         objective = problem.file.objective.metric
         lines.append(f"[bold]Trial {one.number} holds[/] with {seeds}: {_shown(one, objective)}")
@@ -104,9 +104,16 @@ def _shown(one: Verified, metric: str) -> str:
     return f"{spec.label} {spec.text(value.mean)}{width_text(value, spec)} {spec.unit}".rstrip()
 
 
+def _broken(one: Verified) -> list[str]:
+    has_none = [one.measured.error is None and n in SCALARS and one.measured.mean(n) is None for n in one.broken]
+    return [f"{name} (no value)" if none else name for name, none in zip(one.broken, has_none, strict=True)]
+
+
 def _gain(one: Verified, spec: Any) -> str:
     if one.gain is None or one.gain.interval.mean is None or one.base is None:
         return ""
+    if one.base.mean(spec.name) is None:  # the mean of what is left would favour the seeds that went well
+        return f"  against the scenario as it is: unavailable, {one.gain.interval.reason}"
     base = one.base.interval(spec.name).mean or 0.0
     mean, half = one.gain.interval.mean, one.gain.interval.half_width
     shown = f"{mean * spec.scale:+.4g}" + (f" ± {significant(half * spec.scale, 2)}" if half is not None else "")
@@ -168,6 +175,7 @@ def write_results(problem: Problem, study: Any, found: Sequence[Verified], out: 
         ],
     })  # fmt: skip
     if not holds:
+        (out / "best.yaml").unlink(missing_ok=True)  # of an earlier search
         return None
     found[-1].scenario.save(out / "best.yaml")
     return out / "best.yaml"

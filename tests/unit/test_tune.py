@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import shutil
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -17,12 +20,15 @@ from heliosim.errors import HelioSimError, InputError
 from heliosim.executors import InlineExecutor, open_executor
 from heliosim.formats.tune import Limit, Range
 from heliosim.metrics import summarise
+from heliosim.profile_view import open_profile
 from heliosim.replicate import replication_seed
 from heliosim.runs import run_simulated
 from heliosim.scenario import load_scenario
+from heliosim.sweep import Done, Job, run_job
 from heliosim.tune import (
     base_values,
     broken_by,
+    evaluate,
     importance,
     is_feasible,
     open_problem,
@@ -32,6 +38,7 @@ from heliosim.tune import (
     values_of,
     verify,
 )
+from heliosim.tune_report import verified_lines, write_results
 from tests.unit.test_sweep import write_base
 
 SEARCH: dict[str, Any] = {
@@ -237,3 +244,102 @@ def test_without_optuna_it_says_what_to_install(folder: Path, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(HelioSimError, match=r"pip install 'heliosim\[tune\]'"):
         open_study(open_problem(write_tune(folder)), "sqlite://")
+
+
+# --- profiles to choose from --------------------------------------------------------------------------------
+
+
+def slow_profile(folder: Path) -> Path:
+    """The shipped profile with every step twice as slow."""
+    copy = folder / "slow"
+    shutil.copytree(open_profile("tiny-opt-cpu").folder, copy)
+    slow_down(copy, 2.0)
+    return copy
+
+
+def slow_down(profile: Path, factor: float) -> None:
+    path = profile / "profile.json"
+    raw = json.loads(path.read_text())
+    for model in raw["models"].values():
+        costs = model["step"]["cpu"]["seconds_per"]
+        model["step"]["cpu"]["seconds_per"] = {name: factor * value for name, value in costs.items()}
+    path.write_text(json.dumps(raw))
+
+
+@pytest.mark.parametrize("place", ["profile", "fleet"])
+def test_equal_scenarios_of_other_profiles_are_other_trials(folder: Path, place: str) -> None:
+    slow = str(slow_profile(folder))
+    candidates: list[dict[str, Any]] = [{"profile": "tiny-opt-cpu"}, {"profile": slow}]
+    if place == "fleet":
+        candidates = [{"fleet": {"replicas": [{"name": "a", "profile": c["profile"]}]}} for c in candidates]
+    field = next(iter(candidates[0]))
+    problem = open_problem(write_tune(folder, search={field: {"choices": [c[field] for c in candidates]}}))
+    shipped, slower = (m.mean("mean_tpot_ms") for m in evaluate(problem, candidates, range(1), InlineExecutor()))
+    assert shipped is not None
+    assert slower is not None
+    assert slower > 1.5 * shipped
+
+
+def test_a_changed_profile_or_trace_among_the_choices_is_another_search(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heliosim.tune.open_once", load_profile_again)
+    slow = slow_profile(folder)
+    (folder / "a.csv").write_text("a")
+    choices = [{"trace": str(folder / "a.csv")}, {"trace": str(folder / "none.csv")}]
+    monkeypatch.setattr("heliosim.tune._require_possible", lambda *_: None)
+    path = write_tune(folder, search={"profile": {"choices": [str(slow)]}, "workload": {"choices": choices}})
+    before = open_problem(path).digest
+    assert open_problem(path).digest == before
+    (folder / "a.csv").write_text("b")
+    another = open_problem(path).digest
+    assert another != before
+    slow_down(slow, 2.0)
+    assert open_problem(path).digest != another
+
+
+def load_profile_again(name: str) -> Any:
+    return open_profile(name)
+
+
+# --- what does not hold -------------------------------------------------------------------------------------
+
+
+def test_a_best_scenario_of_an_earlier_call_does_not_stay(folder: Path) -> None:
+    problem = open_problem(write_tune(folder))
+    study = open_study(problem, f"journal:{folder}/study.log")
+    search(problem, study, InlineExecutor(), trials=2)
+    found = verify(problem, study, InlineExecutor())
+    assert write_results(problem, study, found, folder) == folder / "best.yaml"
+    broken = [dataclasses.replace(found[-1], broken=("perplexity",))]
+    assert write_results(problem, study, broken, folder) is None
+    assert not (folder / "best.yaml").exists()
+
+
+class Without:
+    """An executor whose runs lack a metric in one replication."""
+
+    def __init__(self, metric: str, seed: int) -> None:
+        self.metric, self.seed = metric, seed
+
+    def __call__(self, job: Job) -> Done:
+        done = run_job(job)
+        gone = {self.metric: None} if job.scenario.seed == self.seed else {}
+        return dataclasses.replace(done, metrics={**done.metrics, **gone})
+
+
+@pytest.mark.parametrize("metric", ["perplexity", "mean_tpot_ms"])
+def test_a_metric_without_a_value_on_fresh_seeds_is_broken(
+    folder: Path, metric: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = open_problem(write_tune(folder))
+    study = open_study(problem, f"journal:{folder}/study.log")
+    search(problem, study, InlineExecutor(), trials=2)
+    monkeypatch.setattr("heliosim.tune.run_job", Without(metric, replication_seed(problem.base.seed, 3)))
+    found = verify(problem, study, InlineExecutor())
+    assert all(one.broken == (metric,) for one in found)
+    assert f"breaks {metric} (no value) with 2 fresh seeds" in verified_lines(problem, found)[0]
+    gain = found[0].gain
+    assert gain is not None
+    assert gain.interval.reason.startswith("no data") == (metric == "mean_tpot_ms"), "no pair is left out"
+    assert write_results(problem, study, found, folder) is None
