@@ -39,6 +39,7 @@ Metrics = Mapping[str, float | None]
 
 MARK = "sweep.json"
 SUMMARY = "summary.json"
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -241,8 +242,10 @@ def _summary_file(job: Job, done: Done) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def kept_result(folder: Path, job: Job) -> Done | None:
-    """What a run folder of an earlier call says about this job; None if it is not this run or not complete."""
+def kept_result(folder: Path, job: Job) -> tuple[Done, bool] | None:
+    """What a run folder of an earlier call says about this job, and whether its summary says so already; None if it is
+    not this run or not complete.
+    """
     if not (folder / "run.json").is_file():
         return None
     info = read_info(folder / "run.json")
@@ -253,11 +256,9 @@ def kept_result(folder: Path, job: Job) -> Done | None:
         value = read_json(folder / SUMMARY)
         done = Done(value["metrics"], value["saturated"])
         if value == _summary_file(job, done) and set(done.metrics) == set(SCALARS):
-            return done
+            return done, True
     if (folder / "tokens.parquet").is_file():  # another SLO or warm-up: the run is the same
-        done = _measured(load_run(folder), job.after_s, job.slo)
-        write_json(folder / SUMMARY, _summary_file(job, done))
-        return done
+        return _measured(load_run(folder), job.after_s, job.slo), False
     return None
 
 
@@ -266,11 +267,14 @@ def kept_result(folder: Path, job: Job) -> Done | None:
 
 @dataclass(frozen=True)
 class State:
-    """What a sweep folder holds before a call: results by job, and how the sweep changed since the last one."""
+    """What a sweep folder holds before a call: results by job, and how the sweep changed since the last one. ``stale``:
+    folders, by job, whose name or summary is still that of an earlier call.
+    """
 
     done: Mapping[int, Done]
     added: int | None
     dropped: int | None
+    stale: Mapping[int, Path] = field(default_factory=dict)
 
     @property
     def has_changed(self) -> bool:
@@ -278,26 +282,38 @@ class State:
 
 
 def look(sweep: Sweep, out: Path, keep: Keep = "runs") -> State:
-    """Which runs are complete, and what changed. Raises InputError if the folder is something else's."""
-    if not out.exists():
-        return State({}, None, None)
+    """Which runs are complete, and what changed; writes nothing. Raises InputError if the folder is not a sweep's."""
+    _require_own(out)
     if not (out / MARK).is_file():
-        if any(out.iterdir()):
-            raise InputError(str(out), out.name, "the folder exists and holds no sweep", "Choose another with --out.")
         return State({}, None, None)
     before, now = set(read_json(out / MARK).get("runs", [])), {job.name for job in sweep.jobs}
     by_key = {p.name.partition("-")[0]: p for p in (out / "runs").glob("[!.]*")} if (out / "runs").is_dir() else {}
-    done = {}
+    done, stale = {}, {}
     for number, job in enumerate(sweep.jobs):
-        folder = by_key.get(job.name.partition("-")[0])
-        if folder is not None and (found := kept_result(folder, job)) is not None:
+        folder = out / "runs" / job.name
+        folder = folder if folder.is_dir() else by_key.get(job.name.partition("-")[0], folder)
+        if (found := kept_result(folder, job)) is not None:
             if keep == "runs" and not (folder / "tokens.parquet").is_file():
                 continue
-            if folder.name != job.name:  # the readable part tells the fields that vary, and they changed
-                os.replace(folder, folder.with_name(job.name))
-            done[number] = found
+            done[number], is_current = found
+            if not is_current or folder.name != job.name:
+                stale[number] = folder
     keys_before, keys_now = ({n.partition("-")[0] for n in names} for names in (before, now))
-    return State(done, len(keys_now - keys_before), len(keys_before - keys_now))
+    return State(done, len(keys_now - keys_before), len(keys_before - keys_now), stale)
+
+
+def _require_own(out: Path) -> None:
+    if out.exists() and not (out / MARK).is_file() and any(p.name != LOCK for p in out.iterdir()):
+        raise InputError(str(out), out.name, "the folder exists and holds no sweep", "Choose another with --out.")
+
+
+def _bring_up(sweep: Sweep, state: State) -> None:
+    """Give the run folders that are kept the summaries and names of this sweep."""
+    for number, folder in state.stale.items():
+        job = sweep.jobs[number]
+        write_json(folder / SUMMARY, _summary_file(job, state.done[number]))
+        if folder.name != job.name:  # the readable part tells the fields that vary, and they changed
+            os.replace(folder, folder.with_name(job.name))
 
 
 def run_sweep(
@@ -312,8 +328,10 @@ def run_sweep(
 
     Interrupted, it leaves complete run folders behind, and the next call goes on from them.
     """
-    state = look(sweep, out, keep)
+    _require_own(out)
     with _sole_writer(out):
+        state = look(sweep, out, keep)
+        _bring_up(sweep, state)
         write_json(out / MARK, dict(sweep.definition))
         runs = (out / "runs").resolve()
         runs.mkdir(exist_ok=True)
@@ -363,7 +381,7 @@ def _sole_writer(out: Path) -> Iterator[None]:
     import fcntl
 
     out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as lock:
+    with (out / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -190,6 +190,47 @@ def test_only_what_is_missing_is_run_and_a_change_is_noticed(folder: Path, refer
     assert state.done[0] == fresh, "another SLO is worked out from the tables that were kept"
 
 
+def everything(folder: Path) -> dict[Path, bytes | None]:
+    return {p: p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+def test_looking_writes_nothing_and_running_brings_names_and_summaries_up(
+    folder: Path, reference: Path, tmp_path: Path
+) -> None:
+    shutil.copy(folder / "base.yaml", tmp_path)
+    out = tmp_path / "out"
+    shutil.copytree(reference, out)
+    before = everything(out)
+    names = runs(out)
+    path = write_sweep(tmp_path, grid={**GRID, "batcher.max_batch": [16]}, replications=2, slo={"ttft_ms": 9})
+    planned = plan_sweep(path)
+    state = look(planned, out)
+    assert (len(state.done), len(state.stale)) == (8, 8)
+    assert everything(out) == before
+    run_sweep(planned, out, InlineExecutor())
+    assert not runs(out) & names, "another field varies now"
+    assert runs(out) == {job.name for job in planned.jobs}
+    assert not look(planned, out).stale
+
+
+def test_names_are_changed_by_the_only_writer(folder: Path, reference: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "base.yaml", tmp_path)
+    out = tmp_path / "out"
+    shutil.copytree(reference, out)
+    path = write_sweep(tmp_path, grid={**GRID, "batcher.max_batch": [16]}, replications=2)
+    before = everything(out)
+    with sweep_module._sole_writer(out), pytest.raises(InputError, match="another sweep is writing here"):
+        run_sweep(plan_sweep(path), out, InlineExecutor())
+    assert everything(out) == before
+
+
+def test_a_folder_of_something_else_is_left_alone(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(InputError, match="holds no sweep"):
+        run_sweep(plan_sweep(folder / "sweep.yaml"), tmp_path, InlineExecutor())
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
 def test_summaries_alone_are_enough_to_go_on(folder: Path, reference: Path, tmp_path: Path) -> None:
     planned = plan_sweep(folder / "sweep.yaml")
     run_sweep(planned, tmp_path / "out", InlineExecutor(), keep="summary")
