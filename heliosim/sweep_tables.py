@@ -7,15 +7,13 @@ ran it.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heliosim.errors import HelioSimError
-from heliosim.formats.results import write_table
+from heliosim.formats.whole import write_whole_table
 from heliosim.metrics import SCALARS, MetricSpec, Summary, metric_spec, significant
 from heliosim.replicated import is_refused
 from heliosim.stats import Interval, t_interval
@@ -35,15 +33,7 @@ _MOST_ROWS = 40
 def write_tables(finished: Finished, out: Path) -> None:
     """Write both tables into the sweep's folder, each whole or not at all."""
     for name, table in (("results", results_table(finished)), ("points", points_table(finished))):
-        handle, temporary = tempfile.mkstemp(dir=out, prefix=f".{name}.")
-        os.close(handle)
-        try:
-            write_table(Path(temporary), table)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, out / f"{name}.parquet")
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_whole_table(out / f"{name}.parquet", table)
 
 
 def results_table(finished: Finished) -> pa.Table:

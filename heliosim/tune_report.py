@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heliosim.formats.files import write_json
-from heliosim.formats.results import write_table
+from heliosim.formats.whole import write_whole_table
 from heliosim.metrics import SCALARS, metric_spec, significant
 from heliosim.sweep_tables import width_text
 from heliosim.tune import SATURATED, Problem, Verified, base_values, broken_by, is_feasible, ranked, values_of
@@ -154,15 +152,7 @@ def write_results(problem: Problem, study: Any, found: Sequence[Verified], out: 
         columns[name] = pa.array(values)
     for name in SCALARS:
         columns[name] = pa.array([t.user_attrs.get("metrics", {}).get(name) for t in trials], pa.float64())
-    handle, temporary = tempfile.mkstemp(dir=out, prefix=".trials.")
-    os.close(handle)
-    try:
-        write_table(Path(temporary), pa.table(columns))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, out / "trials.parquet")
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole_table(out / "trials.parquet", pa.table(columns))
     holds = bool(found) and not found[-1].broken
     write_json(out / "result.json", {
         "schema_version": 1,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from heliosim.errors import InputError
 from heliosim.formats.files import Strict, read_json, sha256_of, validate, write_json
+from heliosim.formats.whole import write_whole_table
 from heliosim.metrics import SCALARS
 from heliosim.replicated import Horizon, Replicated, Replication, WarmUp
 from heliosim.stats import StoppingRule
@@ -57,9 +58,7 @@ class ReplicationsFile(Strict):
 
 def save_replications(folder: Path, replicated: Replicated) -> None:
     """Write both files into a run folder."""
-    from heliosim.formats.results import write_table
-
-    write_table(folder / TABLE, _table(replicated))
+    write_whole_table(folder / TABLE, _table(replicated))
     rule, warm_up = replicated.rule, replicated.warm_up
     intervals = {name: replicated.interval(name) for name in SCALARS}
     content = ReplicationsFile(
