@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from heliosim.cli_sweep import worker_count
 from heliosim.errors import InputError, about
 
 if TYPE_CHECKING:
     from heliosim.planfile import PlanFile, Rules
     from heliosim.scenario import Scenario
 
-Jobs = Annotated[int, typer.Option(min=1, help="Worker processes; the answer is the same for any number.")]
+Jobs = Annotated[
+    int | None, typer.Option(min=1, help="Worker processes, default 1; the answer is the same for any number.")
+]
 ExecutorKind = Annotated[str, typer.Option("--executor", help="local, dask or ray.")]
 Address = Annotated[str | None, typer.Option(help="Of a Dask or Ray cluster that is already there.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
@@ -27,7 +30,7 @@ def plan(
     provider: Annotated[str | None, typer.Option(help="Provider whose prices to take; default: the plan's.")] = None,
     region: Annotated[str | None, typer.Option(help="Region whose prices to take; default: the plan's.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed instead of the plan's.")] = None,
-    jobs: Jobs = 1,
+    jobs: Jobs = None,
     executor: ExecutorKind = "local",
     address: Address = None,
     as_json: AsJson = False,
@@ -36,13 +39,14 @@ def plan(
     from heliosim.planfile import load_plan
     from heliosim.prices import load_prices
 
+    workers = worker_count(jobs, executor, address)
     loaded = load_plan(file)
     given = {"provider": provider, "region": region, "seed": seed}
     loaded = loaded.model_copy(update={k: v for k, v in given.items() if v is not None})
     table = load_prices(prices)
     folder = out or Path("plans") / loaded.name.replace(" ", "-")
     with about(file):
-        result, prober = _search(loaded, table, folder, (executor, jobs, address))
+        result, prober = _search(loaded, table, folder, (executor, workers, address))
     from heliosim.plan_report import print_plan, save_plan
 
     saved = save_plan(folder, loaded, result, table)
@@ -103,15 +107,19 @@ def max_rate(
     warm_up: Annotated[float, typer.Option(help="Share of the requests, the first ones, left out.")] = 0.1,
     out: Folder = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed instead of the scenario's.")] = None,
-    jobs: Jobs = 1,
+    jobs: Jobs = None,
     executor: ExecutorKind = "local",
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find the highest rate a scenario sustains within its limits. Exit code 0: found, 1: none, 3: undecided."""
+    """Find the highest rate a scenario sustains within its limits. Exit code 0: found, 1: none, 3: undecided.
+
+    The scenario's statistics section is not used: --least, --most and --warm-up say what it would.
+    """
     from heliosim.planfile import Replications, Rules, is_closed
     from heliosim.scenario import load_scenario
 
+    workers = worker_count(jobs, executor, address)
     scenario = load_scenario(file)
     if seed is not None:
         scenario = scenario.model_copy(update={"seed": seed})
@@ -131,7 +139,7 @@ def max_rate(
     from heliosim.planning import EXIT_CODES
 
     with about(file):
-        answer = _rate(scenario, rules, tolerance, folder, (executor, jobs, address))
+        answer = _rate(scenario, rules, tolerance, folder, (executor, workers, address))
     saved = save_rate(folder, scenario, answer)
     print_rate(scenario, answer, saved, as_json=as_json)
     raise typer.Exit(EXIT_CODES[answer.verdict])

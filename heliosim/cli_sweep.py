@@ -38,7 +38,10 @@ def sweep(
         str | None, typer.Option(help="Afterwards, print the answer of a query over results and points (DuckDB).")
     ] = None,
 ) -> None:
-    """Run a scenario under many settings: grids and lists of any field, resumable, on processes, Dask or Ray."""
+    """Run a scenario under many settings: grids and lists of any field, resumable, on processes, Dask or Ray.
+
+    The scenario's statistics section is not used: replications and after_s of the sweep file say what it would.
+    """
     from heliosim.console import console, progress_bar, say_derived
     from heliosim.executors import open_executor
     from heliosim.sweep import look, plan_sweep, run_sweep

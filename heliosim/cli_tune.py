@@ -22,7 +22,10 @@ def tune(
     executor: ExecutorKind = "local",
     address: Address = None,
 ) -> None:
-    """Search scenario fields for the best objective within limits, and verify the winner with fresh seeds."""
+    """Search scenario fields for the best objective within limits, and verify the winner with fresh seeds.
+
+    The scenario's statistics section is not used: seeds, fresh_seeds and after_s of the tune file say what it would.
+    """
     from heliosim.console import console, progress_bar, say_derived
     from heliosim.executors import open_executor
     from heliosim.tune import importance, need_optuna, open_problem, open_study, search, verify

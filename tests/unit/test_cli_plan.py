@@ -118,6 +118,8 @@ def test_the_highest_rate_of_a_scenario(cli: Cli, tmp_path: Path) -> None:
         (("--limit", "p99_ttft_ms=3", "--tolerance", "2"), "--tolerance"),
         (("--limit", "p99_ttft_ms=3", "--most", "2"), "--most"),
         (("--limit", "p99_ttft_ms=3", "--warm-up", "1"), "--warm-up"),
+        (("--address", "x:1"), "Add --executor dask"),
+        (("--executor", "ray", "--address", "x:1", "--jobs", "2"), "the cluster at --address has its own workers"),
     ],
 )
 def test_bad_options_of_max_rate_are_named(cli: Cli, tmp_path: Path, options: tuple[str, ...], said: str) -> None:
@@ -132,6 +134,22 @@ def test_bad_options_of_max_rate_are_named(cli: Cli, tmp_path: Path, options: tu
     assert not out
     assert said in err
     assert err.count("\n") == 1
+
+
+def test_a_plan_refuses_workers_beside_a_cluster(cli: Cli, tmp_path: Path) -> None:
+    plan(tmp_path)
+    for options in (("--address", "x:1"), ("--executor", "dask", "--address", "x:1", "--jobs", 1)):
+        code, _, err = cli("plan", "plan.yaml", *options)
+        assert code == 2
+        assert "--address" in err
+        assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["sweep", "tune", "max-rate"])
+def test_commands_that_do_not_use_the_statistics_section_say_so(cli: Cli, command: str) -> None:
+    code, out, _ = cli(command, "--help")
+    assert code == 0
+    assert "statistics section is not used" in " ".join(out.replace("│", " ").split())
 
 
 def test_closed_loops_have_no_rate(cli: Cli, tmp_path: Path) -> None:
