@@ -93,7 +93,9 @@ def pair(
 ) -> Paired:
     """Run both until the rule holds for the differences of ``metrics`` (default: what the first scenario watches).
 
-    Each has its own warm-up. Raises InputError for scenarios of different seeds, or one steady and one terminating.
+    Of one workload both leave out as many requests, what the slower one to settle needs: so the requests that count are
+    the same. Scenarios of different workloads have their own warm-up each. Raises InputError for scenarios of different
+    seeds, or one steady and one terminating.
     """
     horizon = horizon_of(first)
     if first.seed != second.seed:
@@ -104,11 +106,13 @@ def pair(
     watched = tuple(metrics) or watched_of(first)
     scenarios = (first, second)
     uncertain = [_is_uncertain(s, profile_uncertainty) for s in scenarios]
+    same_workload = first.workload == second.workload
+    warm_ups = [find_warm_up(s, horizon) for s in scenarios]
     sides = [
-        Replicated(s.name, horizon, find_warm_up(s, horizon), rule, watched, (), u)
-        for s, u in zip(scenarios, uncertain, strict=True)
+        Replicated(s.name, horizon, w, rule, watched, (), u)
+        for s, w, u in zip(scenarios, _longest(warm_ups) if same_workload else warm_ups, uncertain, strict=True)
     ]
-    so_far = Paired(sides[0], sides[1], watched, first.workload == second.workload)
+    so_far = Paired(sides[0], sides[1], watched, same_workload)
     width = width_of(executor)
     while not so_far.is_done:
         start = so_far.count
@@ -143,6 +147,12 @@ class _Item:
 
 def _run(item: _Item) -> Replication:
     return run_replication(item.scenario, item.warm_up, item.profile_uncertainty, item.index)
+
+
+def _longest(warm_ups: Sequence[WarmUp]) -> list[WarmUp]:
+    """Each with the cut of the longest."""
+    longest = max(warm_ups, key=lambda w: w.requests)
+    return [replace(longest, is_settled=longest.is_settled and w.is_settled) for w in warm_ups]
 
 
 def _is_uncertain(scenario: Scenario, asked: bool | None) -> bool:

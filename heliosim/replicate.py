@@ -200,9 +200,9 @@ def _run(seeded: Scenario, profile_uncertainty: bool) -> RunResults:
     profile = _opened(seeded.profile)
     if not profile_uncertainty:
         return run_simulated(seeded, profile)
-    drawn = resampled_profile(profile, seeded.models, seeded.clock, stream(seeded.seed, "profile uncertainty"))
+    drawn = resampled_profile(profile, seeded.models, seeded.clock, seeded.seed)
     # The controller plans with the published costs, the steps take what was drawn: it cannot know better.
-    return run_simulated(seeded, profile, engine=sim_engine(seeded, drawn))
+    return run_simulated(seeded, profile, engine=sim_engine(seeded, drawn, strides=True))
 
 
 def measure(results: RunResults, scenario: Scenario, index: int, warm_up: WarmUp) -> Replication:

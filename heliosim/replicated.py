@@ -114,7 +114,8 @@ class Replicated:
         computed at a time makes no difference to where it stops.
         """
         if self.count < self.rule.least:
-            return self.horizon == "steady" and 2 * sum(r.is_saturated for r in self.replications) > self.rule.least
+            may_stop = self.horizon == "steady" and self.rule.least < self.rule.most  # else so many were asked for
+            return may_stop and 2 * sum(r.is_saturated for r in self.replications) > self.rule.least
         return self.rule.is_done(self.samples)
 
     @property

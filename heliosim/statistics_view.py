@@ -222,8 +222,8 @@ def print_paired(paired: Paired) -> None:
     if not paired.same_workload:
         out.print("[yellow]the workloads differ: requests are the same only as far as both draw them alike.[/]")
     if paired.first.horizon == "steady":
-        cuts = f"{paired.first.warm_up.requests:,} and {paired.second.warm_up.requests:,}"
-        out.print(f"steady: the first {cuts} requests are left out as warm-up.")
+        cuts = dict.fromkeys(f"{side.warm_up.requests:,}" for side in (paired.first, paired.second))
+        out.print(f"steady: the first {' and '.join(cuts)} requests are left out as warm-up.")
     else:
         out.print("terminating: nothing is left out.")
     out.print(
@@ -281,7 +281,7 @@ def print_crn(rows: Sequence[CrnRow], pairs: int) -> None:
         pair = f"{row.second} − {row.first}"
         mean = "–" if row.difference.mean is None else _signed(row.difference.mean, spec)
         common = row.difference.half_width
-        widths = ["0" if common is None else significant(common * spec.scale, 2)]
+        widths = ["–" if common is None else significant(common * spec.scale, 2)]
         widths.append(significant(row.independent_half_width * spec.scale, 2))
         ratio = "always equal" if row.variance_ratio is None else f"{row.variance_ratio:,.1f}"
         table.add_row(

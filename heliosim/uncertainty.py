@@ -23,6 +23,7 @@ from heliosim.costs import TERMS, StepShape
 from heliosim.errors import InputError
 from heliosim.fitting import by_cell, is_usual, step_cell, unbiased
 from heliosim.formats.profile import ClockName, Profile, load_profile
+from heliosim.streams import stream
 
 LARGEST_MISMATCH = 0.01
 """A fit to all steps must predict their total time as the published one does, within this share, for the steps to be
@@ -56,13 +57,15 @@ class MeasuredSteps:
         return unbiased(self.terms[kept], self.seconds[kept], weights[kept])
 
 
-def resampled_profile(profile: Profile, models: Sequence[str], clock: ClockName, rng: np.random.Generator) -> Profile:
-    """The profile with step costs of these models as another calibration might have found them.
+def resampled_profile(profile: Profile, models: Sequence[str], clock: ClockName, seed: int) -> Profile:
+    """The profile with step costs of these models as another calibration might have found them. What is drawn for a
+    model depends on the seed and its name, not on which others there are.
 
     Raises InputError ("unavailable") if the profile does not hold the steps its costs were fitted to.
     """
     measured = measured_steps(profile.folder, profile.hash, tuple(models), clock)
-    costs = {name: _named(measured[name].resampled_fit(rng)) for name in models}
+    streams = {name: stream(seed, "profile uncertainty", name) for name in models}
+    costs = {name: _named(measured[name].resampled_fit(rng)) for name, rng in streams.items()}
     return profile.with_step_costs(clock, costs)
 
 

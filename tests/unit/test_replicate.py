@@ -157,6 +157,13 @@ def test_overload_is_saturated_at_once_and_its_percentiles_are_refused(profile: 
     assert not replicate(early_exit(profile), StoppingRule.exactly(3)).is_saturated
 
 
+def test_exactly_so_many_are_run_of_a_saturated_system_too(profile: Profile) -> None:
+    chosen = early_exit(profile, workload=workload(300, rate_per_s=3000.0))
+    found = replicate(chosen, StoppingRule.exactly(5))
+    assert found.is_saturated
+    assert found.count == 5
+
+
 def test_a_day_that_ends_is_never_saturated(profile: Profile) -> None:
     chosen = early_exit(profile, workload=workload(300, rate_per_s=3000.0), statistics={"horizon": "terminating"})
     found = replicate(chosen, StoppingRule.exactly(3))
@@ -309,6 +316,21 @@ def test_pairs_stop_when_differences_are_narrow(profile: Profile) -> None:
     assert found.first.replications == replicate(low, StoppingRule.exactly(found.count)).replications
     with ThreadPoolExecutor(3) as executor:
         assert pair(low, high, rule, executor=executor) == found
+
+
+def test_both_sides_of_a_pair_leave_out_the_same_requests(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuts = {"exits": WarmUp(10, "mser-5"), "deeper": WarmUp(25, "mser-5"), "slower": WarmUp(30, "mser-5")}
+    monkeypatch.setattr("heliosim.paired.find_warm_up", lambda scenario, horizon: cuts[scenario.name])
+    low = early_exit(profile)
+    high = early_exit(profile, name="deeper", controller={"kind": "early-exit", "model": "small", "threshold": 0.95})
+    for first, second in ((low, high), (high, low)):
+        found = pair(first, second, StoppingRule.exactly(2), executor=_Alone())
+        for a, b in zip(found.first.replications, found.second.replications, strict=True):
+            assert (a.after_s, a.requests) == (b.after_s, 60 - 25)
+            assert a.requests == b.requests
+    slower = early_exit(profile, name="slower", workload=workload(60, rate_per_s=2.0))
+    found = pair(low, slower, StoppingRule.exactly(2), executor=_Alone())
+    assert (found.first.warm_up.requests, found.second.warm_up.requests) == (10, 30), "of other workloads its own each"
 
 
 class _Alone(ThreadPoolExecutor):

@@ -10,14 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from heliosim.costs import TERMS, StepShape
+from heliosim.engines.sim import SimEngine
 from heliosim.errors import InputError
 from heliosim.examples import pair_of, scenario_for
 from heliosim.formats.files import sha256_of
 from heliosim.formats.profile import Profile, load_profile, write_profile
+from heliosim.formats.results import RunResults
 from heliosim.profile_view import open_profile
 from heliosim.replicate import WarmUp, replicate, run_replication
+from heliosim.runs import run_simulated
+from heliosim.scenario import Scenario
 from heliosim.stats import StoppingRule
-from heliosim.streams import stream
 from heliosim.uncertainty import MeasuredSteps, measured_steps, require_steps, resampled_profile
 from heliosim.workload import WorkloadSpec
 from tests.profiles import scenario, write_synthetic_profile
@@ -69,7 +72,7 @@ def _measured_steps(profile: Profile, model: str) -> MeasuredSteps:
 
 def test_drawn_costs_differ_a_little_and_the_rest_of_the_profile_not_at_all(shipped: Profile) -> None:
     small, large = pair_of(shipped)
-    drawn = [resampled_profile(shipped, [small], "cpu", stream(1, k)) for k in (0, 0, 1, 2, 3)]
+    drawn = [resampled_profile(shipped, [small], "cpu", k) for k in (0, 0, 1, 2, 3)]
     seconds = [p.step_cost(small, "cpu").seconds(DECODE) for p in drawn]
     assert seconds[0] == seconds[1]
     assert len(set(seconds)) == 4
@@ -80,6 +83,32 @@ def test_drawn_costs_differ_a_little_and_the_rest_of_the_profile_not_at_all(ship
     assert drawn[0].step_cost(small, "wall") == shipped.step_cost(small, "wall")
     assert drawn[0].behaviour is shipped.behaviour
     assert drawn[0].load_cost(small, "cpu") == shipped.load_cost(small, "cpu")
+
+
+def test_a_draw_of_a_model_does_not_depend_on_the_others(shipped: Profile) -> None:
+    small, large = pair_of(shipped)
+    alone, before, behind = (
+        resampled_profile(shipped, models, "cpu", 3).step_cost(small, "cpu")
+        for models in ([small], [small, large], [large, small])
+    )
+    assert alone == before == behind
+
+
+def test_drawn_costs_take_strides_as_published_ones_do(shipped: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    def run(seeded: Scenario, profile: Profile, engine: SimEngine) -> RunResults:
+        seen.append(engine.strides)
+        return run_simulated(seeded, profile, engine=engine)
+
+    monkeypatch.setattr("heliosim.replicate.run_simulated", run)
+    task = {"task": sorted(shipped.facts.behaviour.tasks)[0], "prompt_tokens": 40, "output_tokens": 20}
+    load = WorkloadSpec.model_validate(
+        {"requests": 5, "arrivals": {"kind": "constant", "rate_per_s": 2}, "tasks": [task]}
+    )
+    chosen = scenario_for("plain", {"kind": "vanilla", "model": pair_of(shipped)[0]}, shipped, load)
+    run_replication(chosen, WarmUp(0, "given"), True, 0)
+    assert seen == [True]
 
 
 def test_uncertainty_joins_the_interval(shipped: Profile) -> None:
