@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,9 @@ from heliosim.formats.profile import Profile
 from heliosim.formats.replications import load_replications
 from heliosim.formats.results import load_run
 from heliosim.metrics import summarise
+from heliosim.randomness import CrnRow
+from heliosim.statistics_view import print_crn
+from heliosim.stats import paired_difference
 from tests.profiles import scenario, workload, write_synthetic_profile
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -160,3 +164,10 @@ def test_common_random_numbers_cut_the_variance(cli: Cli, tmp_path: Path) -> Non
     assert thresholds["variance_ratio"] > 3
     assert thresholds["difference"]["half_width"] < thresholds["independent_half_width"]
     assert {r["target"] for r in rows if r["second"] == "HELIOS"} == {None}
+
+
+def test_a_difference_that_is_always_the_same_has_no_width(capfd: pytest.CaptureFixture[str]) -> None:
+    same = paired_difference([1.0, 2.0], [1.0, 2.0]).interval
+    print_crn([CrnRow("a", "b", "output_throughput", same, 17.0, None, 3.0)], 2)
+    row = next(line for line in capfd.readouterr().out.splitlines() if "always equal" in line)
+    assert re.search(r" 0\s+–\s+17\s+always equal", row), row
