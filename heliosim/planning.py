@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
-from heliosim.bounds import CountBound, count_bound, fits, least_layers, step_floor
+from heliosim.bounds import CountBound, count_bound, fits, least_layers, longest_served, step_floor
 from heliosim.errors import MemoryBudgetError, OutOfRangeError
 from heliosim.formats.profile import Profile
 from heliosim.plan_words import describe
@@ -178,7 +178,7 @@ class Planner:
         if is_closed(plan.workload):
             return CountBound(1, "a closed loop waits for its answers", None)
         runs = self.runs(load)
-        longest = max(a.request.prompt_tokens + a.request.max_tokens for run in runs for a in run)
+        longest = longest_served(plan, runs)
         if not any(fits(specs[name], depth, budget, longest) for name, depth in least_layers(candidate, specs)):
             return CountBound(None, "weights and the longest request do not fit into its memory", None)
         costs = {name: profile.step_cost(name, profile.clock()) for name in candidate.models}
