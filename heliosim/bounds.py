@@ -97,7 +97,9 @@ def step_floor(
         )
     least = [min(column) for column in zip(*floors, strict=True)]
     batcher = candidate.batcher
-    return StepFloor(*least, batcher.max_batch, batcher.token_budget, max(1, kv_tokens))
+    empty, step, token, row, kv, product, started, ended = least
+    limits = (batcher.max_batch, batcher.token_budget, max(1, kv_tokens))
+    return StepFloor(empty, step, token, row, kv, product, started, ended, *limits)
 
 
 def _depths(candidate: Candidate, specs: Mapping[str, ModelSpec]) -> list[tuple[str, int, int]]:

@@ -34,7 +34,7 @@ EXIT_CODES: Mapping[Answer, int] = {"feasible": 0, "infeasible": 1, "undecided":
 class Judge(Protocol):
     """What gives verdicts on ``count`` replicas of a candidate under ``load`` times the plan's load.
 
-    ``fresh``: with seeds no search has seen. ``thorough``: with an interval even where one look is enough.
+    ``fresh``: with seeds no search has seen. ``thorough``: with an interval even where two looks are enough.
     """
 
     def judge(
