@@ -227,12 +227,12 @@ def is_hopeless(sample: Sample) -> bool:
     return sample.is_saturated and (sample.drift or 0.0) >= HOPELESS_DRIFT
 
 
-def _drowned(samples: Sequence[Sample], confidence: float) -> Judgement:
-    """Percentiles of such runs only tell how long they lasted, so none are given. Two looks tell that waiting grows,
-    not how exactly.
+def _drowned(samples: Sequence[Sample], confidence: float, *, is_quick: bool = False) -> Judgement:
+    """Percentiles of such runs only tell how long they lasted, so none are given. ``is_quick``: a look or two, which
+    tell that waiting grows, not how exactly.
     """
     drift = t_interval([s.drift for s in samples], confidence)
-    grows = f"{drift.mean:.2f}" if len(samples) <= 2 else spread(drift)
+    grows = f"{drift.mean:.2f}" if is_quick else spread(drift)
     reason = f"saturated, waiting grows by {grows} s per second of arrivals"
     return Judgement("misses", reason, (), len(samples), {"waiting_drift": drift})
 
@@ -275,7 +275,7 @@ class Prober:
             samples += self._measure([self._work(scenario, first + k) for k in batch])
             for count in range(before + 1, len(samples) + 1):
                 if is_quick and count == 2 and all(is_hopeless(s) for s in samples[:2]):
-                    return _drowned(samples[:2], rule.confidence)
+                    return _drowned(samples[:2], rule.confidence, is_quick=True)
                 judgement = verdict_of(samples[:count], limits, rule.confidence, least)
                 if judgement is not None and judgement.verdict != "undecided":
                     return judgement
@@ -293,7 +293,7 @@ class Prober:
             sample = self._measure([work])[0]
             if not is_hopeless(sample):
                 return None
-        return _drowned([sample], self.rules.replications.confidence)
+        return _drowned([sample], self.rules.replications.confidence, is_quick=True)
 
     def _work(self, scenario: Scenario, index: int) -> Work:
         seed = replication_seed(scenario.seed, index)
