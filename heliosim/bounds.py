@@ -14,7 +14,7 @@ second times least work per request.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +36,8 @@ class StepFloor:
     """What no step of a candidate undercuts, seconds, and what no step exceeds.
 
     ``empty``: any step; ``step``: one that decodes; ``token``: each prompt token; ``row``: each decode row; ``kv``:
-    each KV token a decode row reads; ``product``: each token-context pair of a prompt; ``request``: each request once.
+    each KV token a decode row reads; ``product``: each token-context pair of a prompt; ``started``, ``ended``: each
+    request once, before its first token and with its last.
     """
 
     empty: float
@@ -45,14 +46,18 @@ class StepFloor:
     row: float
     kv: float
     product: float
-    request: float
+    started: float
+    ended: float
     max_rows: int
     token_budget: int
     kv_tokens: int
 
     def prefill_s(self, prompt: Floats) -> Floats:
-        """Marginal work of reading prompts; a chunk of t tokens up to e costs t e, so a prompt at least p^2 / 2."""
-        return self.request + self.token * prompt + self.product * prompt**2 / 2
+        """Marginal work up to the first token. A chunk of t tokens up to e costs t e; the last token of a prompt may
+        be alone in its chunk and cost what a decode row does, so it is left out.
+        """
+        read = prompt - 1
+        return self.started + self.token * read + self.product * prompt * read / 2
 
     def decode_s(self, prompt: Floats, output: Floats) -> Floats:
         """Marginal work of every token behind the first."""
@@ -86,15 +91,15 @@ def step_floor(
                 c["row"] + c["token"] + decode * (each + c["layer_decode_row"]) + c["check_row"],
                 c["gathered"] + decode * c["layer_decode_kv"],
                 prefill * c["layer_prefill_kv"],
-                c["started"] + c["ended"],
+                c["started"],
+                c["ended"],
             )
         )
     least = [min(column) for column in zip(*floors, strict=True)]
     batcher = candidate.batcher
-    empty, step, token, row, kv, product, request = least
-    return StepFloor(
-        empty, step, token, row, kv, product, request, batcher.max_batch, batcher.token_budget, max(1, kv_tokens)
-    )
+    empty, step, token, row, kv, product, started, ended = least
+    limits = (batcher.max_batch, batcher.token_budget, max(1, kv_tokens))
+    return StepFloor(empty, step, token, row, kv, product, started, ended, *limits)
 
 
 def _depths(candidate: Candidate, specs: Mapping[str, ModelSpec]) -> list[tuple[str, int, int]]:
@@ -120,41 +125,70 @@ def least_layers(candidate: Candidate, specs: Mapping[str, ModelSpec]) -> list[t
 
 @dataclass(frozen=True)
 class Demand:
-    """At least ``share`` of requests have their first token ``first_s`` after arrival, and their last at most
-    ``each_s`` per further token behind it, and ``all_s`` after arrival. inf: not asked.
+    """Most requests have their first token ``first_s`` after arrival, and their last at most ``each_s`` per further
+    token behind it, and ``all_s`` after arrival. inf: not asked.
+
+    ``shares``: of requests that keep each of the limits behind it; ``refused``: share of all that may be refused.
     """
 
-    share: float
+    shares: tuple[float, ...]
     first_s: float
     each_s: float
     all_s: float
+    refused: float = 0.0
+
+    def allowed(self, count: int) -> int:
+        """Most of ``count`` requests that need not be in time: those refused, and of the others those each limit lets
+        go.
+        """
+        refused = min(count, math.floor(self.refused * count + 1e-9))
+        served = count - refused
+        return min(count, refused + sum(_allowed(share, served) for share in self.shares)) if served else count
 
 
 def demands(targets: Targets) -> list[Demand]:
-    """Deadlines that any run within the targets keeps: one demand per limit, and for all of them together.
+    """Deadlines that one replication or another keeps if all of them together meet the targets: one demand per limit,
+    and one for all at once.
 
-    If a share s keeps one limit and t another, at least s + t - 1 keep both.
+    A mean over replications below L is below L in one of them, but two limits may be kept by different ones. That less
+    than one in m is above m L is true of each limit (Markov's inequality), so of m limits some replication keeps all,
+    each m times as wide. A share of refusals is a limit like the others; none at all holds for every replication.
     """
-    found: list[Demand] = []
-    for name, most_ms in targets.limits.items():
-        percentile, family = latency_of(name)
-        share = 0.9 if percentile is None else percentile / 100
-        most = most_ms / 1e3 * (MEAN_FACTOR if percentile is None else 1.0)
-        found.append(_demand(share, {family: most}))
+    limits = [_of_latency(name, most_ms) for name, most_ms in targets.limits.items()]
     if (a := targets.attainment) is not None:
-        limits = {"ttft": a.ttft_ms, "tpot": a.tpot_ms, "e2el": a.e2el_ms}
-        found.append(_demand(a.share, {k: v / 1e3 for k, v in limits.items() if v is not None}))
-    if len(found) > 1:
-        share = 1 - sum(1 - d.share for d in found)
-        least = [min(getattr(d, name) for d in found) for name in ("first_s", "each_s", "all_s")]
-        if share > 0:
-            found.append(Demand(share, *least))
-    return found
+        given = {"ttft": a.ttft_ms, "tpot": a.tpot_ms, "e2el": a.e2el_ms}
+        limits.append(_Kept(a.share, {k: v / 1e3 for k, v in given.items() if v is not None}, is_share=True))
+    together = [limits] if len(limits) > 1 else []
+    return [_demand(some, targets.max_refused_share) for some in [*([limit] for limit in limits), *together]]
 
 
-def _demand(share: float, limits: Mapping[str, float]) -> Demand:
-    first, each, all_of = (limits.get(k, math.inf) for k in ("ttft", "tpot", "e2el"))
-    return Demand(share, first, each, all_of)
+@dataclass(frozen=True)
+class _Kept:
+    """A limit: ``share`` of requests within ``most_s`` seconds, by family. ``is_share``: what is averaged over
+    replications is the share; else it is the time.
+    """
+
+    share: float
+    most_s: Mapping[str, float]
+    is_share: bool = False
+
+
+def _of_latency(name: str, most_ms: float) -> _Kept:
+    percentile, family = latency_of(name)
+    if percentile is None:
+        return _Kept(0.9, {family: most_ms / 1e3 * MEAN_FACTOR})
+    return _Kept(percentile / 100, {family: most_ms / 1e3})
+
+
+def _demand(limits: Sequence[_Kept], max_refused: float) -> Demand:
+    """What some replication keeps of several limits at once."""
+    wider = len(limits) + (max_refused > 0)
+    shares = tuple(1 - wider * (1 - k.share) - 1e-12 if k.is_share else k.share for k in limits)
+    most = {"ttft": math.inf, "tpot": math.inf, "e2el": math.inf}
+    for kept in limits:
+        for family, seconds in kept.most_s.items():
+            most[family] = min(most[family], seconds * (1 if kept.is_share else wider))
+    return Demand(shares, most["ttft"], most["tpot"], most["e2el"], wider * max_refused)
 
 
 # --- bounds -------------------------------------------------------------------------------------------------
@@ -173,39 +207,74 @@ class CountBound:
 
 
 def count_bound(plan: PlanFile, floor: StepFloor, runs: Sequence[Sequence[Arrival]]) -> CountBound:
-    """The bound over several replications' workloads. Meeting on average means meeting in one of them, so the least of
-    their bounds holds.
+    """The bound over several replications' workloads. Each demand is kept in one of them at least, so the least of its
+    bounds over them holds; all demands are made, so the largest of these does.
     """
-    found = [_one(plan, floor, arrivals) for arrivals in runs]
-    return min(found, key=lambda b: math.inf if b.least is None else b.least)
-
-
-def _one(plan: PlanFile, floor: StepFloor, arrivals: Sequence[Arrival]) -> CountBound:
-    skipped = int(plan.warm_up * len(arrivals))
-    counted = [a for a in arrivals[skipped:] if (a.content.output_tokens or 0) >= 1]
-    if len(counted) < len(arrivals) - skipped or not counted:  # natural lengths: outputs may be a single token
+    loads = [_load_of(counted(plan, arrivals)) for arrivals in runs]
+    if not all(load.is_known and len(load.at) for load in loads):
         return CountBound(1, "output lengths are not known beforehand", None)
-    at = np.array([a.request.arrival_s for a in counted])
-    prompt = np.array([a.request.prompt_tokens for a in counted], dtype=float)
-    output = np.array([a.content.output_tokens for a in counted], dtype=float)
-    span = float(at[-1] - at[0])
-    work = _least_work(floor, prompt, output, math.inf).sum(axis=1).max()
-    utilisation = float(work) / span if span else None
-    least, reason = 1, "one replica is the least there is"
+    utilisation = _least(_utilisation(floor, load) for load in loads)
+    found = CountBound(1, "one replica is the least there is", utilisation)
     for demand in demands(plan.slo):
-        allowed = _allowed(demand.share, len(at))
-        if sum(_too_slow(floor, demand, prompt, output)) > allowed:
+        least = min(_count(floor, demand, load) for load in loads)
+        if math.isinf(least):
             return CountBound(None, "an empty replica is too slow for its own requests", utilisation)
-        more = _windows(floor, demand, allowed, at, prompt, output)
-        if more > least:
-            least, reason = more, "work that is due within its deadlines"
-    return CountBound(least, reason, utilisation)
+        if least > (found.least or 1):
+            found = CountBound(int(least), "work that is due within its deadlines", utilisation)
+    return found
+
+
+def counted(plan: PlanFile, arrivals: Sequence[Arrival]) -> Sequence[Arrival]:
+    """Arrivals, in order, from the end of the warm-up on; those at the same time count too."""
+    skipped = int(plan.warm_up * len(arrivals))
+    while (
+        0 < skipped < len(arrivals) and arrivals[skipped - 1].request.arrival_s == arrivals[skipped].request.arrival_s
+    ):
+        skipped -= 1
+    return arrivals[skipped:]
+
+
+@dataclass(frozen=True)
+class _Load:
+    """Requests of a replication. ``is_known``: whether output lengths are; natural ones may be a single token."""
+
+    at: Floats
+    prompt: Floats
+    output: Floats
+    is_known: bool
+
+
+def _load_of(arrivals: Sequence[Arrival]) -> _Load:
+    outputs = [a.content.output_tokens or 0 for a in arrivals]
+    at = np.array([a.request.arrival_s for a in arrivals], dtype=float)
+    prompt = np.array([a.request.prompt_tokens for a in arrivals], dtype=float)
+    return _Load(at, prompt, np.array(outputs, dtype=float), all(n >= 1 for n in outputs))
+
+
+def _utilisation(floor: StepFloor, load: _Load) -> float | None:
+    span = float(load.at[-1] - load.at[0])
+    work = _least_work(floor, load.prompt, load.output, math.inf).sum(axis=1).max()
+    return float(work) / span if span else None
+
+
+def _least(values: Iterable[float | None]) -> float | None:
+    return min((v for v in values if v is not None), default=None)
+
+
+def _count(floor: StepFloor, demand: Demand, load: _Load) -> float:
+    """Fewest replicas that can keep a demand in a replication; inf: none can."""
+    allowed = demand.allowed(len(load.at))
+    if sum(_too_slow(floor, demand, load.prompt, load.output)) > allowed:
+        return math.inf
+    return _windows(floor, demand, allowed, load.at, load.prompt, load.output)
 
 
 def _allowed(share: float, count: int) -> int:
     """Most requests that may break a limit. A percentile interpolates between the two values beside it, of which only
-    the lower one must keep the limit.
+    the lower one must keep the limit. A share below 0 asks nothing.
     """
+    if share < 0:
+        return count
     return count - (math.floor(share * (count - 1) + 1e-9) + 1)
 
 
@@ -215,7 +284,7 @@ def _too_slow(floor: StepFloor, demand: Demand, prompt: Floats, output: Floats) 
     first = chunks * floor.empty + floor.prefill_s(prompt)
     steps = np.maximum(1, output - 1)
     each = np.where(output > 1, floor.step + floor.decode_s(prompt, output) / steps, 0.0)
-    whole = first + (output - 1) * each
+    whole = first + (output - 1) * each + floor.ended
     late: npt.NDArray[np.bool_] = (first > demand.first_s) | (each > demand.each_s) | (whole > demand.all_s)
     return late
 
@@ -227,7 +296,7 @@ def _least_work(floor: StepFloor, prompt: Floats, output: Floats, each_s: float)
     With a limit P on the time per token, steps of b rows that cost a + m b average at most P over tokens, so by
     Cauchy's inequality there are at least D m / (P - a) of them for D tokens.
     """
-    own = floor.prefill_s(prompt) + floor.decode_s(prompt, output)
+    own = floor.prefill_s(prompt) + floor.decode_s(prompt, output) + floor.ended
     steps = output - 1
     room = each_s - floor.step
     lightest = floor.row + floor.kv * float(prompt.min())
@@ -242,8 +311,9 @@ def _windows(floor: StepFloor, demand: Demand, allowed: int, at: Floats, prompt:
     """The largest count any window of arrivals demands."""
     reading = floor.prefill_s(prompt)[None, :]
     whole = _least_work(floor, prompt, output, demand.each_s)
-    paced = demand.first_s + demand.each_s * (output - 1)
-    finish = np.minimum(demand.all_s, np.where(output > 1, paced, demand.first_s))
+    paced = np.full_like(at, demand.first_s)
+    paced[output > 1] += demand.each_s * (output[output > 1] - 1)
+    finish = np.minimum(demand.all_s, paced)
     least = 0.0
     for slack, work in ((np.full_like(at, min(demand.first_s, demand.all_s)), reading), (finish, whole)):
         if not np.isfinite(slack).all():
@@ -264,3 +334,18 @@ def _windows(floor: StepFloor, demand: Demand, allowed: int, at: Floats, prompt:
 def fits(spec: ModelSpec, depth: int, budget_bytes: int, longest: int) -> bool:
     """Whether ``depth`` layers and the KV of one request of ``longest`` tokens fit the budget."""
     return spec.weights_bytes(depth) + spec.block_bytes(depth) * blocks_for(longest) <= budget_bytes
+
+
+def longest_served(plan: PlanFile, runs: Sequence[Sequence[Arrival]]) -> int:
+    """KV tokens of the longest request a fleet must serve; the last token of an answer is never read, so has none.
+
+    Where none may be refused, every replication a verdict takes is without refusals; where a share may, one is within
+    the share.
+    """
+    share = plan.slo.max_refused_share
+    lengths = [
+        sorted(a.request.prompt_tokens + a.request.max_tokens - 1 for a in counted(plan, arrivals)) for arrivals in runs
+    ]
+    if not share:
+        return max(some[-1] for some in lengths[: plan.replications.least])
+    return min(some[len(some) - 1 - math.floor(share * len(some) + 1e-9)] for some in lengths)

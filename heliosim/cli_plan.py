@@ -82,7 +82,7 @@ def _search(plan: PlanFile, table: Any, folder: Path, where: tuple[str, int, str
 
 
 def _steps(progress: Any) -> Any:
-    """Progress of a search whose length nobody knows: each probe brings it a twentieth nearer to the end."""
+    """Progress of a search whose length nobody knows: each probe brings it a fortieth nearer to the end."""
     share = 0.0
 
     def report(what: str) -> None:

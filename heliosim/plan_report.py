@@ -19,6 +19,7 @@ from heliosim.probing import Prober, limits_of
 from heliosim.profile_view import open_profile
 from heliosim.scenario import Scenario
 from heliosim.stats import Interval
+from heliosim.vary import of_groups
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -141,7 +142,11 @@ def rate_json(scenario: Scenario, answer: MaxRate) -> dict[str, Any]:
         "at_sustained": judgement_json(answer.sustained),
         "at_failed": judgement_json(answer.failed),
         "verified_with_fresh_seeds": judgement_json(answer.verified),
-        "notes": [*answer.notes, *_derived_notes([scenario.profile]), *_short(answer.sustained)],
+        "notes": [
+            *answer.notes,
+            *_derived_notes([one.profile for one in of_groups(scenario)]),
+            *_short(answer.sustained),
+        ],
     }
 
 
@@ -319,6 +324,10 @@ def print_rate(scenario: Scenario, answer: MaxRate, saved: list[Path], *, as_jso
             out.print(f"  {describe(margin)}")
         if answer.verified is not None:
             out.print(f"  verified   {answer.verified.replications} fresh seeds: {answer.verified.reason}")
-    for note in (*answer.notes, *_derived_notes([scenario.profile]), *_short(answer.sustained)):
+    for note in (
+        *answer.notes,
+        *_derived_notes([one.profile for one in of_groups(scenario)]),
+        *_short(answer.sustained),
+    ):
         out.print(f"[yellow]note[/] {note}")
     out.print("Written: " + ", ".join(str(p) for p in saved))

@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from heliosim import __version__
-from heliosim.arrivals import Gaps
+from heliosim.arrivals import Closed
 from heliosim.errors import InputError
 from heliosim.executors import run_all
 from heliosim.formats.files import Strict, read_json, write_json
@@ -32,15 +32,19 @@ from heliosim.plan_words import describe, spread
 from heliosim.planfile import Candidate, PlanFile, Rules, latency_of
 from heliosim.planner import Judgement, Limit, compare, deciding, overall
 from heliosim.profile_view import open_profile
+from heliosim.replicate import horizon_of
 from heliosim.runs import run_simulated
 from heliosim.scenario import Scenario
 from heliosim.stats import delay_drift, is_saturated, t_interval
 from heliosim.streams import replication_seed
+from heliosim.sweep import profiles_digest
 
 HOPELESS_DRIFT = 0.2
-"""Seconds of waiting gained per second of arrivals from which one replication is enough to say that a fleet drowns."""
+"""Seconds of waiting gained per second of arrivals from which two replications are enough to say that a fleet drowns.
+One is not: by chance a stable queue near its limit looks like this in up to a fifth of runs of 50 requests.
+"""
 SCREEN = 4
-"""The first look at a fleet takes one in so many requests."""
+"""The first look at a fleet takes one in so many requests; a whole replication of another seed must confirm it."""
 FRESH = 1_000_000
 """Replications of a verification are numbered from here: no probe has seen their seeds."""
 FIGURES = (
@@ -145,12 +149,11 @@ def measure(work: Work) -> Sample:
 
 
 def is_steady(scenario: Scenario) -> bool:
-    """Whether its arrivals go on alike, so that waiting which grows will go on growing. A trace's own times may hold a
-    rush hour, tasks in blocks change on the way, and a closed loop waits for its answers.
+    """Whether it goes on alike, so that waiting which grows will go on growing: as ``horizon_of`` says. A trace's own
+    times may hold a rush hour, tasks in blocks change on the way, a replica that fails comes back, and a closed loop
+    waits for its answers, whatever the scenario says of it.
     """
-    workload = scenario.workload
-    in_blocks = workload.order == "blocks" and len(workload.tasks) > 1
-    return isinstance(workload.arrivals, Gaps) and not in_blocks
+    return horizon_of(scenario) == "steady" and not isinstance(scenario.workload.arrivals, Closed)
 
 
 def _after(arrival: Any, warm_up: float) -> float:
@@ -176,7 +179,9 @@ def _energy(results: RunResults) -> float | None:
 
 
 def _waiting(results: RunResults) -> tuple[float | None, bool]:
-    """How the time to the first token grows over the run; those who never got one waited to the end."""
+    """How the time to the first token grows over the run, and whether without end. Requests that never got one, as
+    those refused, are left out.
+    """
     arrival, first = (
         results.requests[c].to_numpy(zero_copy_only=False).astype(float) for c in ("arrival_s", "first_token_s")
     )
@@ -218,14 +223,16 @@ def verdict_of(samples: Sequence[Sample], limits: Sequence[Limit], confidence: f
 
 
 def is_hopeless(sample: Sample) -> bool:
-    """Whether one look is enough."""
+    """Whether one more look like this is enough."""
     return sample.is_saturated and (sample.drift or 0.0) >= HOPELESS_DRIFT
 
 
-def _drowned(samples: Sequence[Sample], confidence: float) -> Judgement:
-    """Percentiles of such runs only tell how long they lasted, so none are given."""
+def _drowned(samples: Sequence[Sample], confidence: float, *, is_quick: bool = False) -> Judgement:
+    """Percentiles of such runs only tell how long they lasted, so none are given. ``is_quick``: a look or two, which
+    tell that waiting grows, not how exactly.
+    """
     drift = t_interval([s.drift for s in samples], confidence)
-    grows = f"{drift.mean:.2f}" if len(samples) == 1 else spread(drift)
+    grows = f"{drift.mean:.2f}" if is_quick else spread(drift)
     reason = f"saturated, waiting grows by {grows} s per second of arrivals"
     return Judgement("misses", reason, (), len(samples), {"waiting_drift": drift})
 
@@ -251,7 +258,7 @@ class Prober:
         self, scenario: Scenario, what: str, *, fresh: bool = False, thorough: bool = False
     ) -> Judgement:
         """The verdict on a scenario. ``fresh``: seeds no search has seen, as many as there may be, one look.
-        ``thorough``: an interval even of a fleet that one look shows to drown.
+        ``thorough``: an interval even of a fleet that two looks show to drown.
         """
         rule, limits = self.rules.replications, limits_of(self.rules)
         is_quick = not fresh and not thorough
@@ -266,9 +273,9 @@ class Prober:
             batch = range(before, min(rule.most, before + width))
             self.report(f"{'verifying ' if fresh else ''}{what}, replication {batch[0] + 1}")
             samples += self._measure([self._work(scenario, first + k) for k in batch])
-            if is_quick and before == 0 and is_hopeless(samples[0]):
-                return _drowned(samples[:1], rule.confidence)
             for count in range(before + 1, len(samples) + 1):
+                if is_quick and count == 2 and all(is_hopeless(s) for s in samples[:2]):
+                    return _drowned(samples[:2], rule.confidence, is_quick=True)
                 judgement = verdict_of(samples[:count], limits, rule.confidence, least)
                 if judgement is not None and judgement.verdict != "undecided":
                     return judgement
@@ -276,12 +283,17 @@ class Prober:
         return replace(judgement, reason=f"{judgement.reason}, after {rule.most} replications")
 
     def _screen(self, scenario: Scenario) -> Judgement | None:
-        """A first look at fewer requests: a fleet that drowns in them needs no other."""
+        """A first look at fewer requests: a fleet that drowns in them, and in a replication of another seed, needs no
+        other.
+        """
         requests = scenario.workload.requests
         if requests is None or requests < 50 * SCREEN or not is_steady(scenario):
             return None
-        sample = self._measure([replace(self._work(scenario, 0), requests=requests // SCREEN)])[0]
-        return _drowned([sample], self.rules.replications.confidence) if is_hopeless(sample) else None
+        for work in (replace(self._work(scenario, 0), requests=requests // SCREEN), self._work(scenario, 1)):
+            sample = self._measure([work])[0]
+            if not is_hopeless(sample):
+                return None
+        return _drowned([sample], self.rules.replications.confidence, is_quick=True)
 
     def _work(self, scenario: Scenario, index: int) -> Work:
         seed = replication_seed(scenario.seed, index)
@@ -310,7 +322,7 @@ class Prober:
     def _path(self, work: Work) -> Path | None:
         if self.folder is None:
             return None
-        return self.folder / f"{work.key(_profile(work.scenario.profile).hash)}.json"
+        return self.folder / f"{work.key(profiles_digest(work.scenario))}.json"
 
 
 @dataclass

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ from heliosim.executors import open_executor
 from heliosim.formats.profile import Profile
 from heliosim.max_rate import find_max_rate
 from heliosim.metrics import summarise
-from heliosim.planfile import Candidate, PlanFile, default_memory, load_plan, with_load
+from heliosim.planfile import Candidate, PlanFile, Quality, Replications, default_memory, load_plan, with_load
 from heliosim.planning import Planner, PlanResult
 from heliosim.prices import load_prices
-from heliosim.probing import FleetJudge, Prober, Sample, Work, measure, replication_seed
+from heliosim.probing import FIGURES, FleetJudge, Prober, Sample, Work, is_steady, measure
 from heliosim.profile_view import open_profile
 from heliosim.runs import run_simulated
-from heliosim.scenario import Memory
+from heliosim.scenario import Memory, Scenario
+from heliosim.streams import replication_seed
 from heliosim.workload import WorkloadSpec, build_arrivals
 
 PLANS = Path(__file__).parents[2] / "heliosim" / "plans"
@@ -146,7 +148,7 @@ def test_overload_ends_within_seconds(here: Executor) -> None:
     assert time.process_time() - started < 10
     assert result.answer == "infeasible"
     assert "saturated" in result.options[0].status
-    assert prober.simulated <= 6
+    assert prober.simulated <= 2 * 6  # two looks at a count
 
 
 def test_a_rush_hour_of_a_trace_is_no_saturation(tmp_path: Path) -> None:
@@ -205,11 +207,13 @@ def test_a_sample_says_what_the_run_says() -> None:
 def test_refused_requests_miss_whatever_the_others_wait(here: Executor) -> None:
     plan = small("chat")
     tight = plan.candidates[0].model_copy(update={"memory": Memory(budget_bytes=14_200_000_000)})
-    plan = plan.model_copy(update={"candidates": (tight,)})
+    plan = plan.model_copy(update={"candidates": (tight,), "workload": with_load(plan.workload, 0.05)})
     judgement = FleetJudge(plan, Prober(plan.rules, here)).judge(plan.candidates[0], 4)
-    refused = next((m for m in judgement.margins if m.limit.metric == "refused_share"), None)
+    refused = next(m for m in judgement.margins if m.limit.metric == "refused_share")
     assert judgement.verdict == "misses"
-    assert refused is None or refused.interval.mean
+    assert refused.verdict == "misses"
+    assert refused.interval.mean is not None
+    assert 0 < refused.interval.mean < 1
 
 
 def test_the_highest_rate_is_between_rates_that_meet_and_do_not(here: Executor) -> None:
@@ -246,3 +250,81 @@ def test_samples_survive_their_file(tmp_path: Path, here: Executor) -> None:
 
     write_sample(tmp_path / "x.json", sample)
     assert read_sample(tmp_path / "x.json") == sample
+
+
+def scenario_of(plan: PlanFile, count: int = 1, **changes: Any) -> Scenario:
+    """The first candidate's, with fields of its plain data replaced."""
+    candidate = plan.candidates[0]
+    scenario = plan.scenario(candidate, open_profile(candidate.profile), count)
+    return Scenario.model_validate(scenario.model_dump(mode="json") | changes)
+
+
+def fleet_on(profile: str) -> Scenario:
+    return scenario_of(small("code"), fleet={"replicas": [{"name": "g", "count": 2, "profile": profile}]})
+
+
+def test_probes_of_fleets_on_other_profiles_are_kept_apart(tmp_path: Path, here: Executor) -> None:
+    prober = Prober(small("code").rules, here, tmp_path)
+    verdicts = [prober.judge_scenario(fleet_on(p), p) for p in ("llama2-a100-80gb", "llama2-h100-80gb")]
+    assert prober.remembered == 0
+    assert verdicts[0].margins != verdicts[1].margins
+
+
+@dataclass
+class Told(Prober):
+    """A prober whose replications drown or not as told: by (replication, whether of fewer requests)."""
+
+    hopeless: frozenset[tuple[int, bool]] = frozenset()
+    asked: list[tuple[int, bool]] = field(default_factory=list)
+
+    def _measure(self, works: Sequence[Work]) -> list[Sample]:
+        seeds = [replication_seed(small("code").seed, k) for k in range(10)]
+        looks = [(seeds.index(w.scenario.seed), w.requests is not None) for w in works]
+        self.asked += looks
+        values: dict[str, float | None] = dict.fromkeys((*FIGURES, *small("code").slo.limits), 1.0)
+        return [Sample(values | {"refused_share": 0.0}, 0.9, True) if look in self.hopeless else
+                Sample(values | {"refused_share": 0.0}, 0.0, False) for look in looks]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("requests", "hopeless", "verdict", "asked"),
+    [
+        (400, {(0, True)}, "meets", 6),  # the first look alone may be chance
+        (400, {(0, True), (0, False)}, "meets", 6),  # and the same requests again are no second one
+        (400, {(0, True), (1, False)}, "misses", 2),
+        (150, {(0, False)}, "meets", 4),
+        (150, {(0, False), (1, False)}, "misses", 2),
+    ],
+)
+def test_a_hopeless_look_needs_another_seed_to_confirm_it(
+    here: Executor, requests: int, hopeless: set[tuple[int, bool]], verdict: str, asked: int
+) -> None:
+    plan = small("code")
+    plan = plan.model_copy(update={"workload": plan.workload.model_copy(update={"requests": requests})})
+    rules = replace(plan.rules, quality=Quality(), replications=Replications(least=4, most=4))
+    prober = Told(rules, here, hopeless=frozenset(hopeless))
+    assert prober.judge_scenario(scenario_of(plan), "x").verdict == verdict
+    assert len(prober.asked) == asked
+
+
+def test_what_goes_on_alike_is_what_replications_take_for_steady() -> None:
+    plan = small("code")
+    assert is_steady(scenario_of(plan))
+    assert not is_steady(scenario_of(plan, statistics={"horizon": "terminating"}))
+    group = {"name": "g", "count": 2}
+    failure = {"replica": "g-0", "at_s": 1.0, "restart_after_s": 5.0}
+    assert is_steady(scenario_of(plan, fleet={"replicas": [group]}))
+    assert not is_steady(scenario_of(plan, fleet={"replicas": [group], "failures": [failure]}))
+    closed = scenario_of(plan).workload.model_dump(mode="json") | {"arrivals": {"kind": "closed", "users": 4}}
+    assert not is_steady(scenario_of(plan, workload=closed, statistics={"horizon": "steady"}))
+
+
+def test_derived_profiles_of_groups_are_named() -> None:
+    from heliosim.max_rate import MaxRate
+    from heliosim.plan_report import rate_json
+    from heliosim.planner import Rate
+
+    none = MaxRate(Rate(None, 1.0, {}, True), 1.0, "infeasible", None, None)
+    notes = rate_json(fleet_on("llama2-h100-80gb"), none)["notes"]
+    assert "llama2-h100-80gb" in notes[0]
+    assert "llama2-a100-80gb" not in notes[0]
