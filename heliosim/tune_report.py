@@ -14,6 +14,7 @@ from heliosim.formats.files import write_json
 from heliosim.formats.results import write_table
 from heliosim.metrics import SCALARS, metric_spec, significant
 from heliosim.sweep_tables import width_text
+from heliosim.tables import counted, percent
 from heliosim.tune import SATURATED, Problem, Verified, base_values, broken_by, is_feasible, ranked, values_of
 from heliosim.vary import short_names, value_text
 
@@ -75,7 +76,9 @@ def failure_lines(study: Any) -> list[str]:
     from rich.markup import escape
 
     reasons = Counter(t.user_attrs.get("error", "") for t in study.get_trials(deepcopy=False) if t.state.name == "FAIL")
-    return [f"[yellow]{count} trials failed[/]: {escape(reason)}" for reason, count in reasons.most_common(3)]
+    return [
+        f"[yellow]{counted(count, 'trial')} failed[/]: {escape(reason)}" for reason, count in reasons.most_common(3)
+    ]
 
 
 def verified_lines(problem: Problem, found: Sequence[Verified]) -> list[str]:
@@ -84,7 +87,7 @@ def verified_lines(problem: Problem, found: Sequence[Verified]) -> list[str]:
         return ["[yellow]No trial keeps every limit.[/] The table shows the least broken ones."]
     lines = []
     for one in found:
-        seeds = f"{problem.file.fresh_seeds} fresh seeds"
+        seeds = counted(problem.file.fresh_seeds, "fresh seed")
         if one.broken:
             why = f": {one.measured.error}" if one.measured.error else ""
             lines.append(f"Trial {one.number} breaks {', '.join(one.broken)} with {seeds}{why}.")
@@ -110,7 +113,7 @@ def _gain(one: Verified, spec: Any) -> str:
     base = one.base.interval(spec.name).mean or 0.0
     mean, half = one.gain.interval.mean, one.gain.interval.half_width
     shown = f"{mean * spec.scale:+.4g}" + (f" ± {significant(half * spec.scale, 2)}" if half is not None else "")
-    share = f", {mean / abs(base):+.1%}" if base else ""
+    share = f", {percent(mean / abs(base))}" if base else ""
     return f"  against the scenario as it is, same seeds: {shown} {spec.unit}{share}"
 
 
@@ -123,7 +126,7 @@ def importance_table(shares: dict[str, float]) -> Table:
     table.add_column("share", justify="right")
     table.add_column("")
     for name, share in shares.items():
-        table.add_row(name, f"{share:.0%}", "█" * round(30 * share))
+        table.add_row(name, f"{100 * share:.0f} %", "█" * round(30 * share))
     return table
 
 
