@@ -45,8 +45,14 @@ def print_fitted(
 ) -> None:
     """The title, and the rows as the console's width allows."""
     out.print(f"[bold]{title}[/]")
-    for table in fitted(columns, rows, out.width, ends=ends):
+    print_tables(out, fitted(columns, rows, out.width, ends=ends))
+
+
+def print_tables(out: Console, tables: Sequence[Table]) -> None:
+    """One below the other, each with a blank line behind it."""
+    for table in tables:
         out.print(table)
+        out.print()
 
 
 def broken(text: str, most: int = 12) -> str:

@@ -37,7 +37,7 @@ COLUMNS = (
     Column("share,\n%"),
     Column("utilisation,\n%"),
     Column("output,\ntok/s"),
-    Column("TTFT, p99,\nms"),
+    Column("TTFT\np99, ms"),
     Column("failures"),
     Column("requests\nlost"),
 )
@@ -67,7 +67,8 @@ def failure_notes(results: RunResults, fleet: Fleet, replicas: list[ReplicaSumma
     if routed_again:
         were = "was" if routed_again == 1 else "were"
         notes.append(
-            f"{counted(routed_again, 'request')} {were} routed again after a failure and began anew; times count from arrival."
+            f"{counted(routed_again, 'request')} {were} routed again after a failure and began anew; "
+            "times count from arrival."
         )
     late = len(fleet.failures) - sum(r.failures for r in replicas)
     if late:

@@ -227,7 +227,8 @@ def _options_table(plan: PlanFile, result: PlanResult, table: PriceTable) -> Any
         title=f"Plan {plan.name} · {_workload(plan)}",
         title_justify="left",
         title_style="bold",
-        caption=f"{limits}\n{100 * rule.confidence:g} % intervals over {rule.least} to {rule.most} seeds from {plan.seed}",
+        caption=f"{limits}\n{100 * rule.confidence:g} % intervals over {rule.least} to {rule.most} seeds "
+        f"from {plan.seed}",
         caption_justify="left",
     )
     shown.add_column("candidate", overflow="fold")

@@ -125,7 +125,8 @@ def replicated_notes(replicated: Replicated) -> list[str]:
     gained = f"waiting grew by {sum(drifts) / len(drifts):.2f} s per second" if drifts else "waiting grew"
     if replicated.is_saturated:
         lines.append(
-            f"[yellow]saturated: {gained} of arrivals, without end, in {saturated} of {counted(replicated.count, 'replication')}. "
+            f"[yellow]saturated: {gained} of arrivals, without end, in {saturated} of "
+            f"{counted(replicated.count, 'replication')}. "
             "Waiting times and percentiles would only tell how long the run is.[/]"
         )
     elif replicated.grows:
@@ -204,11 +205,11 @@ def _paired_row(paired: Paired, name: str) -> list[str] | None:
     if gap.mean is None:
         return [spec.title, *shown, "–", "–", "", ""]
     if gap.half_width is None:
-        return [spec.title, *shown, _signed(gap.mean, spec), "unavailable", "", ""]
+        return [spec.title, *shown, signed(gap.mean, spec), "unavailable", "", ""]
     base = means[0].mean
     colour = _colour(gap, spec)
     ratio = "–" if found.variance_ratio is None else f"{found.variance_ratio:,.1f}"
-    difference = f"[{colour}]{_signed(gap.mean, spec)}[/]" if colour else _signed(gap.mean, spec)
+    difference = f"[{colour}]{signed(gap.mean, spec)}[/]" if colour else signed(gap.mean, spec)
     width = spec.width_text(gap.half_width, gap.mean)
     return [spec.title, *shown, difference, width, percent(gap.mean / abs(base)) if base else "–", ratio]
 
@@ -225,7 +226,8 @@ def paired_reasons(paired: Paired) -> list[str]:
     return [f"difference unavailable, {reason}: {'; '.join(labels)}." for reason, labels in reasons.items()]
 
 
-def _signed(value: float, spec: MetricSpec) -> str:
+def signed(value: float, spec: MetricSpec) -> str:
+    """A difference with its sign, a true minus."""
     text = spec.text(abs(value))
     return text if not value else ("+" if value > 0 else "−") + text
 
@@ -278,7 +280,8 @@ def _horizon_line(paired: Paired) -> str:
     cuts = [side.warm_up.requests for side in (paired.first, paired.second)]
     if not any(cuts):
         return f"{question}; nothing is left out."
-    return f"{question}; left out as warm-up: the first {counted(cuts[0], 'request')} of the first, {cuts[1]:,} of the second."
+    first = counted(cuts[0], "request")
+    return f"{question}; left out as warm-up: the first {first} of the first, {cuts[1]:,} of the second."
 
 
 _COVERAGE = (
@@ -339,9 +342,10 @@ def few_seeds(seeds: int, lines: int) -> str:
     if not share:
         return f"{step}, and none lies between the limits: so few cannot pass, whatever the intervals are. {study}"
     spread = math.sqrt(0.95 * 0.05 / seeds)
+    exact, together = _share(share), _small(share**lines)
     return (
-        f"{step} and scatters by {_share(spread)} (standard deviation) around 95 %: a line whose intervals are exact lies "
-        f"between the limits with probability {_share(share)}, all {lines} with {_small(share**lines)} if independent. "
+        f"{step} and scatters by {_share(spread)} (standard deviation) around 95 %: a line whose intervals are exact "
+        f"lies between the limits with probability {exact}, all {lines} with {together} if independent. "
         f"{study}"
     )
 
@@ -388,7 +392,7 @@ def crn_rows(rows: Sequence[CrnRow]) -> tuple[list[list[str]], list[int]]:
 
 def _crn_row(row: CrnRow) -> list[str]:
     spec, gap = metric_spec(row.metric), row.difference
-    mean = "–" if gap.mean is None else _signed(gap.mean, spec)
+    mean = "–" if gap.mean is None else signed(gap.mean, spec)
     common = "0" if gap.half_width is None else spec.width_text(gap.half_width, gap.mean)
     ratio = "always equal" if row.variance_ratio is None else f"{row.variance_ratio:,.1f}"
     target = "–" if row.target is None else f"≥ {row.target:g}"
@@ -404,9 +408,9 @@ def print_crn(rows: Sequence[CrnRow], pairs: int, rate_per_s: float, requests: i
     lines, ends = crn_rows(rows)
     print_fitted(out, f"Differences of policies · simulated, {counted(pairs, 'pair')} of runs", _CRN, lines, ends=ends)
     out.print(
-        f"Each run: {counted(requests, 'request')}, Poisson arrivals at {rate_per_s:g} requests/s. ±: half-widths of 95 % "
-        "intervals, with common random numbers and with independent seeds; variance ratio: variance with independent "
-        "seeds over variance with common random numbers."
+        f"Each run: {counted(requests, 'request')}, Poisson arrivals at {rate_per_s:g} requests/s. "
+        "±: half-widths of 95 % intervals, with common random numbers and with independent seeds; "
+        "variance ratio: variance with independent seeds over variance with common random numbers."
     )
     for line in crn_verdict(rows):
         out.print(line)

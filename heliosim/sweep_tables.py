@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heliosim.errors import HelioSimError
-from heliosim.fitted import Column, broken, fitted
+from heliosim.fitted import Column, broken, fitted, print_tables
 from heliosim.formats.results import write_table
 from heliosim.metrics import SCALARS, MetricSpec, Summary, metric_spec, significant
 from heliosim.replicated import is_refused
@@ -182,8 +182,7 @@ def print_points(finished: Finished) -> None:
 
     out = console()
     out.print(f"[bold]{summary_title(finished)}[/]")
-    for table in summary_tables(finished, out.width):
-        out.print(table)
+    print_tables(out, summary_tables(finished, out.width))
     for note in notes(finished):
         out.print(note)
 
@@ -230,8 +229,8 @@ def notes(finished: Finished) -> list[str]:
     saturated = sum(most([d.saturated for d in done]) for done in runs)
     if saturated:
         said.append(
-            f"[yellow]saturated[/]: at {saturated} of {counted(len(runs), 'point')} waiting grew to the end of most runs; "
-            "such figures tell how long a run lasted, nothing else."
+            f"[yellow]saturated[/]: at {saturated} of {counted(len(runs), 'point')} waiting grew to the end of most "
+            "runs; such figures tell how long a run lasted, nothing else."
         )
     grew = sum(most([d.grew for d in done]) for done in runs) - saturated
     if grew:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from heliosim.fitted import Column
+from heliosim.fitted import Column, print_tables
 from heliosim.metrics import HEADLINE, ComparisonRow, MetricSpec, SystemResult, metric_spec
 
 if TYPE_CHECKING:
@@ -120,8 +120,7 @@ def print_comparison(
     """Print the table; coloured on a terminal, plain text elsewhere, of 120 columns unless COLUMNS says otherwise."""
     out = _console(file)
     out.print(f"[bold]{comparison_title(systems)}[/]")
-    for table in comparison_table(systems, metrics, width=out.width):
-        out.print(table)
+    print_tables(out, comparison_table(systems, metrics, width=out.width))
     out.print(_caption(systems), style="dim")
 
 

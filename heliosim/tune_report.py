@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from heliosim.formats.files import write_json
 from heliosim.formats.results import write_table
-from heliosim.metrics import SCALARS, metric_spec, significant
+from heliosim.metrics import SCALARS, MetricSpec, metric_spec
+from heliosim.statistics_view import signed
 from heliosim.sweep_tables import width_text
 from heliosim.tables import counted, percent
 from heliosim.tune import SATURATED, Problem, Verified, base_values, broken_by, is_feasible, ranked, values_of
@@ -107,12 +108,12 @@ def _shown(one: Verified, metric: str) -> str:
     return f"{spec.label} {spec.text(value.mean)}{width_text(value, spec)} {spec.unit}".rstrip()
 
 
-def _gain(one: Verified, spec: Any) -> str:
+def _gain(one: Verified, spec: MetricSpec) -> str:
     if one.gain is None or one.gain.interval.mean is None or one.base is None:
         return ""
     base = one.base.interval(spec.name).mean or 0.0
     mean, half = one.gain.interval.mean, one.gain.interval.half_width
-    shown = f"{mean * spec.scale:+.4g}" + (f" ± {significant(half * spec.scale, 2)}" if half is not None else "")
+    shown = signed(mean, spec) + (f" ± {spec.width_text(half, mean)}" if half is not None else "")
     share = f", {percent(mean / abs(base))}" if base else ""
     return f"  against the scenario as it is, same seeds: {shown} {spec.unit}{share}"
 
