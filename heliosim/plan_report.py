@@ -20,7 +20,7 @@ from heliosim.probing import Prober, limits_of
 from heliosim.profile_view import open_profile
 from heliosim.scenario import Scenario
 from heliosim.stats import Interval
-from heliosim.tables import counted, percent
+from heliosim.tables import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -286,8 +286,8 @@ def _print_winner(out: Console, result: PlanResult, table: PriceTable) -> None:
             if s.count is None
             else f"{s.count} × ({s.count * winner.price_per_replica:.2f} {table.currency}/h)"
         )
-        verdict = s.judgement.verdict
-        out.print(f"  load {percent(s.load - 1)}  needs {need}; {winner.count} × [{COLOURS[verdict]}]{verdict}[/]: "
+        verdict, change = s.judgement.verdict, f"{100 * (s.load - 1):+.0f} %".replace("-", "−")
+        out.print(f"  load {change}  needs {need}; {winner.count} × [{COLOURS[verdict]}]{verdict}[/]: "
                   f"{s.judgement.reason}")  # fmt: skip
     if (other := result.runner_up) is not None:
         out.print(f"  runner-up  {other.count} × {other.candidate.name} ({_gpus(other)}), "

@@ -205,7 +205,7 @@ def _paired_row(paired: Paired, name: str) -> list[str] | None:
     if gap.mean is None:
         return [spec.title, *shown, "–", "–", "", ""]
     if gap.half_width is None:
-        return [spec.title, *shown, signed(gap.mean, spec), "unavailable", "", ""]
+        return [spec.title, *shown, signed(gap.mean, spec), "–", "", ""]
     base = means[0].mean
     colour = _colour(gap, spec)
     ratio = "–" if found.variance_ratio is None else f"{found.variance_ratio:,.1f}"

@@ -62,7 +62,7 @@ def comparison_table(
             rows.append([_bold(metric_spec(name).title) if k == 0 else "", *_cells(system, compared[k][i])])
         if len(systems) > 1:
             ends.add(len(rows) - 1)
-    columns = list(_COLUMNS)
+    columns = _columns(width)
     absent = set()
     if not any(system.live for system in systems):
         absent = {"measured", "error", "repeats", "in spread"}
@@ -72,15 +72,16 @@ def comparison_table(
     return fitted([columns[k] for k in kept], [[row[k] for k in kept] for row in rows], width, ends=ends)
 
 
-_COLUMNS = (
-    Column("metric", is_name=True, wrap=29),
-    Column("system", is_name=True, wrap=32),
-    Column("simulated"),
-    Column("measured"),
-    Column("error"),
-    Column("repeats", optional=1),
-    Column("in spread", optional=2),
-)
+def _columns(width: int) -> list[Column]:
+    return [
+        Column("metric", is_name=True, wrap=29 if width >= WIDTH else 25),
+        Column("system", is_name=True, wrap=32 if width >= WIDTH else 21),
+        Column("simulated"),
+        Column("measured"),
+        Column("error"),
+        Column("repeats", optional=1),
+        Column("in spread", optional=2),
+    ]
 
 
 def _cells(system: SystemResult, row: ComparisonRow) -> list[str]:
