@@ -180,9 +180,10 @@ def growth_line(results: RunResults) -> str | None:
 def print_refused_first(results: RunResults, summary: Summary) -> None:
     """The line that must stand above all figures: most requests were refused."""
     if 2 * summary.refused > summary.offered:
+        served = f"the figures are those of the {counted(summary.completed, 'request')} served"
+        of = served if summary.completed else "there are no figures of any"
         console().print(
-            f"[bold red]{summary.refused:,} of {summary.offered:,} requests were refused: "
-            "the figures are those of the few that were served.[/]"
+            f"[bold red]{summary.refused:,} of {counted(summary.offered, 'request')} were refused: {of}.[/]"
         )
 
 

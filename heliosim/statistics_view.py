@@ -198,7 +198,7 @@ def paired_rows(paired: Paired) -> list[list[str]]:
 def _paired_row(paired: Paired, name: str) -> list[str] | None:
     spec, found = metric_spec(name), paired.difference(name)
     means = [r.interval(name) for r in (paired.first, paired.second)]
-    if all(m.mean is None and m.reason != SATURATED for m in means):
+    if all(value is None for r in (paired.first, paired.second) for value in r.values(name)):
         return None
     shown = [f"[yellow]{SATURATED}[/]" if m.reason == SATURATED else spec.text(m.mean) for m in means]
     gap = found.interval
@@ -280,8 +280,8 @@ def _horizon_line(paired: Paired) -> str:
     cuts = [side.warm_up.requests for side in (paired.first, paired.second)]
     if not any(cuts):
         return f"{question}; nothing is left out."
-    first = counted(cuts[0], "request")
-    return f"{question}; left out as warm-up: the first {first} of the first, {cuts[1]:,} of the second."
+    first, second = (counted(cut, "request") if cut else "none" for cut in cuts)
+    return f"{question}; first requests left out as warm-up: {first} of the first, {second} of the second."
 
 
 _COVERAGE = (

@@ -25,7 +25,7 @@ from heliosim.metrics import SystemResult, metric_spec, summarise
 from heliosim.paired import COMPARED, pair
 from heliosim.plan_report import _rate_line
 from heliosim.profile_view import open_profile
-from heliosim.randomness import CrnRow
+from heliosim.randomness import CrnRow, policies
 from heliosim.replicate import replicate
 from heliosim.replicated import Replicated
 from heliosim.scenario import Scenario
@@ -346,6 +346,10 @@ def test_compare_says_that_replications_are_not_in_it(cli: Callable[..., str]) -
 def test_derived_is_said_of_all_replications_and_of_studies(cli: Callable[..., str]) -> None:
     out = cli("statistics", "crn", "--profile", "llama2-a100-80gb", "--pairs", 5, "--requests", 20)
     assert out.count("Derived, not measured") == 1
+    policies("llama2-a100-80gb", 20.0, 20, 0)[0][0].save(Path("s.yaml"))
+    out = cli("run", "s.yaml", "--out", "run", "--replications", 2)
+    assert out.count("Derived, not measured") == 1
+    assert out.index("Derived, not measured") < out.index("of replication 0")
 
 
 def test_most_requests_refused_stands_above_the_figures(printed: Printed) -> None:
@@ -355,4 +359,15 @@ def test_most_requests_refused_stands_above_the_figures(printed: Printed) -> Non
     gone = run.requests.set_column(column, "status", pa.array(["refused"] * run.requests.num_rows))
     refused = replace(run, requests=gone)
     text = printed(80, lambda: print_refused_first(refused, summarise(refused)))
-    assert "requests were refused" in text
+    assert "requests were refused: there are no figures of any" in text
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_saturated_policy_has_no_line_for_an_slo_it_lacks(printed: Printed, width: int) -> None:
+    first, second = going_on(made(20.0, 300, name="calm")), going_on(made(2000.0, 300, name="rushed"))
+    found = pair(first, second, StoppingRule.exactly(3), executor=InlineExecutor())
+    text = printed(width, lambda: print_paired(found))
+    assert "saturated" in text
+    assert "SLO attainment" not in text
+    assert text.count("difference unavailable, saturated") == 1
+    assert " 0 requests" not in text
