@@ -294,8 +294,10 @@ def _print_winner(out: Console, result: PlanResult, table: PriceTable) -> None:
                   f"{other.price_per_hour:.2f} {table.currency}/h")  # fmt: skip
 
 
-def _rate_line(low: float, high: float | None) -> str:
-    """The rate that keeps the limits, and what is known above it."""
+def _rate_line(low: float, high: float | None, *, has_missed: bool = False) -> str:
+    """The rate that keeps the limits, and what is known above it. ``has_missed``: a rate did with fresh seeds."""
+    if high is None and has_missed:
+        return f"[bold green]{significant(low)} requests/s[/] keep the limits; what missed is in the notes"
     if high is None:
         return f"[bold green]at least {significant(low)} requests/s[/]: no rate tried missed"
     return f"[bold green]{significant(low)} requests/s[/] keep the limits, {significant(high)} is not shown to"
@@ -325,7 +327,7 @@ def print_rate(scenario: Scenario, answer: MaxRate, saved: list[Path], *, as_jso
     if low is None:
         out.print(f"[bold {COLOURS[answer.verdict]}]{answer.verdict}[/]: no rate was shown to keep the limits")
     else:
-        out.print(_rate_line(low, high))
+        out.print(_rate_line(low, high, has_missed=bool(answer.notes)))
         for margin in answer.sustained.margins if answer.sustained else ():
             out.print(f"  {describe(margin)}")
         if answer.verified is not None:

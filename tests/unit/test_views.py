@@ -306,6 +306,7 @@ def test_one_is_singular() -> None:
 
 def test_rates_are_never_in_powers_of_ten() -> None:
     assert _rate_line(123456.0, None) == "[bold green]at least 123,456 requests/s[/]: no rate tried missed"
+    assert "no rate tried missed" not in _rate_line(123456.0, None, has_missed=True)
     assert "1,200 requests/s[/] keep the limits, 1,300 is" in _rate_line(1200.0, 1300.0)
 
 
