@@ -188,7 +188,7 @@ def crn(
 
     Exit code 1 if the variance of a difference does not fall to a third or less in one of the metrics.
     """
-    from heliosim.console import progress_bar
+    from heliosim.console import progress_bar, say_derived_profiles
     from heliosim.executors import open_executor
     from heliosim.formats.files import write_json
     from heliosim.randomness import run_crn, to_dict
@@ -198,7 +198,8 @@ def crn(
         rows = run_crn(
             profile, pairs=pairs, rate_per_s=rate, requests=requests, seed=seed, executor=executor, on_progress=progress
         )
-    print_crn(rows, pairs)
+    print_crn(rows, pairs, rate, requests)
+    say_derived_profiles({profile})
     if out is not None:
         write_json(out, [to_dict(row) for row in rows])
         typer.echo(f"Figures written to {out}")

@@ -45,7 +45,7 @@ def sweep(
     from heliosim.console import console, progress_bar, say_derived
     from heliosim.executors import open_executor
     from heliosim.sweep import look, plan_sweep, run_sweep
-    from heliosim.sweep_tables import need_duckdb, notes, query, query_table, summary_table
+    from heliosim.sweep_tables import need_duckdb, print_points, query, query_table
     from heliosim.vary import parse_set
 
     if keep not in ("runs", "summary"):
@@ -84,9 +84,7 @@ def sweep(
         done = len(look(planned, target, keep).done)  # type: ignore[arg-type]
         sys.stderr.write(f"\n{done} of {len(planned.jobs)} runs are done and kept in {target}/runs.\n")
         raise
-    console().print(summary_table(finished))
-    for note in notes(finished):
-        console().print(note)
+    print_points(finished)
     say_derived(point.scenario for point in planned.points)
     typer.echo(f"Tables written to {target}/results.parquet (runs) and {target}/points.parquet (points).")
     if sql is not None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heliosim.errors import InputError
+from heliosim.tables import counted, percent
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -111,10 +112,15 @@ def now_and_then(report: Callable[[str, float], None], every_s: float = 1.0) -> 
 
 def say_derived(scenarios: Iterable[Scenario]) -> None:
     """Say it if any of these rests on a profile that was not measured."""
-    from heliosim.profile_view import open_profile
     from heliosim.vary import of_groups
 
-    named = {group.profile for scenario in scenarios for group in of_groups(scenario)}
+    say_derived_profiles({group.profile for scenario in scenarios for group in of_groups(scenario)})
+
+
+def say_derived_profiles(named: Iterable[str]) -> None:
+    """Say it if one of these profiles was not measured."""
+    from heliosim.profile_view import open_profile
+
     if any(open_profile(name).facts.kind == "derived" for name in sorted(named)):
         console().print(f"[yellow]{DERIVED}[/]")
 
@@ -128,11 +134,12 @@ def print_summary(run: RunResults | LiveRun, slo: Slo | None) -> None:
 
     results = run.results if isinstance(run, LiveRun) else run
     summary = summarise(results, slo=slo)
+    print_refused_first(results, summary)
     table = Table(
         title=f"{results.info.name} · {results.info.mode}, {results.info.clock} clock, seed {results.info.seed}"
     )
     table.add_column("metric")
-    table.add_column("value", justify="right")
+    table.add_column("value", justify="right", no_wrap=True)
     table.add_column("unit")
     for name in (
         "offered", "completed", "refused", "duration", "output_throughput", "total_token_throughput",
@@ -147,21 +154,55 @@ def print_summary(run: RunResults | LiveRun, slo: Slo | None) -> None:
         unavailable = "unavailable" if name == "energy_j" and value is None else spec.text(value)
         table.add_row(spec.label, unavailable, spec.unit)
     console().print(table)
+    if (line := growth_line(results)) is not None:
+        console().print(line)
+    if results.info.profile_kind == "derived":
+        console().print(f"[yellow]{DERIVED}[/]")
     print_details(results, summary)
+
+
+def growth_line(results: RunResults) -> str | None:
+    """What to say of a run in which waiting grew to the end; None where it did not."""
+    import yaml
+
+    from heliosim.replicate import drift_of, grew, horizon_of
+    from heliosim.scenario import Scenario
+
+    scenario = Scenario.model_validate(yaml.safe_load(results.scenario_yaml))
+    if not grew(results, scenario):
+        return None
+    gained = f"waiting grew by {drift_of(results, scenario) or 0.0:.2f} s per second of arrivals"
+    if horizon_of(scenario) == "terminating":
+        return f"[yellow]{gained} from beginning to end: longer days would be worse.[/]"
+    return f"[yellow]saturated: {gained}, without end. Waiting times and percentiles only tell how long the run is.[/]"
+
+
+def print_refused_first(results: RunResults, summary: Summary) -> None:
+    """The line that must stand above all figures: most requests were refused."""
+    if 2 * summary.refused > summary.offered:
+        served = f"the figures are those of the {counted(summary.completed, 'request')} served"
+        of = served if summary.completed else "there are no figures of any"
+        console().print(
+            f"[bold red]{summary.refused:,} of {counted(summary.offered, 'request')} were refused: {of}.[/]"
+        )
 
 
 def print_details(results: RunResults, summary: Summary) -> None:
     """What no table of one-number metrics says of a run: exits, refusals, steps outside the calibrated range."""
     out = console()
-    if results.info.profile_kind == "derived":
-        out.print(f"[yellow]{DERIVED}[/]")
     for model, mix in summary.exit_mix.items():
-        out.print(f"tokens by exit, {model}: " + "  ".join(f"layer {e}: {s:.1%}" for e, s in mix.items()))
+        out.print(
+            f"tokens by exit, {model}: " + "  ".join(f"layer {e}: {percent(s, signed=False)}" for e, s in mix.items())
+        )
     for reason, count in sorted(_refusals(results).items()):
-        out.print(f"[yellow]{count} of {summary.offered} requests were refused: {reason}.[/]")
+        were = "was" if count == 1 else "were"
+        out.print(f"[yellow]{count:,} of {counted(summary.offered, 'request')} {were} refused: {reason}.[/]")
     extrapolated = results.host.get("extrapolated_steps")
     if extrapolated:
-        out.print(f"[yellow]{extrapolated} steps lay outside the calibrated range; these figures are extrapolated.[/]")
+        out.print(
+            f"[yellow]{counted(extrapolated, 'step')} lay outside the calibrated range; "
+            "these figures are extrapolated.[/]"
+        )
 
 
 def _refusals(results: RunResults) -> dict[str, int]:
@@ -203,11 +244,30 @@ def print_comparison(folders: Sequence[Path], report: Path | None) -> None:
         clock = clocks.pop() if clocks else "cpu"
         systems.append(SystemResult(name, simulated[0] if simulated else None, live, clock=clock))
     print_table(systems)
+    for line in _replicated_lines(folders):
+        console().print(line)
     if report is not None:
         from heliosim.report import demo_report
 
         demo_report(report, systems, {}, [], [], title="HelioSim: runs compared")
         console().print(f"Report written to {report}")
+
+
+def _replicated_lines(folders: Sequence[Path]) -> list[str]:
+    """Which of the runs are one of several replications."""
+    from rich.markup import escape
+
+    from heliosim.formats.replications import load_replications
+
+    lines = []
+    for folder in folders:
+        found = load_replications(folder)
+        if found is not None and found.count > 1:
+            lines.append(
+                f"[yellow]{escape(str(folder))} shows replication 0 alone[/], one of {found.count}: its tables are of "
+                "that run. Means and intervals over all of them are in its replications.json."
+            )
+    return lines
 
 
 def print_doctor() -> int:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from heliosim.fitted import Column, print_fitted
 from heliosim.fleet_metrics import ReplicaSummary, by_replica
 from heliosim.metrics import significant
+from heliosim.tables import counted
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from heliosim.formats.results import RunResults
     from heliosim.scenario import Fleet
 
@@ -23,23 +23,30 @@ def print_fleet(results: RunResults, fleet: Fleet) -> None:
 
     replicas = by_replica(results)
     out = console()
-    out.print(replica_table(replicas, fleet))
+    title = f"{counted(len(fleet.names), 'replica')} behind a {fleet.router} router"
+    print_fitted(out, title, COLUMNS, replica_rows(replicas))
     if len(replicas) > LONGEST:
-        out.print(f"{len(replicas) - LONGEST} more replicas are in the run folder.")
+        out.print(f"{counted(len(replicas) - LONGEST, 'more replica')} in the run folder.")
     for line in failure_notes(results, fleet, replicas):
         out.print(f"[yellow]{line}[/]")
 
 
-def replica_table(replicas: list[ReplicaSummary], fleet: Fleet) -> Table:
-    """How each replica did."""
-    from rich.table import Table
+COLUMNS = (
+    Column("replica", is_name=True),
+    Column("requests"),
+    Column("share,\n%"),
+    Column("utilisation,\n%"),
+    Column("output,\ntok/s"),
+    Column("TTFT\np99, ms"),
+    Column("failures"),
+    Column("requests\nlost"),
+)
 
-    table = Table(title=f"{len(fleet.names)} replicas behind a {fleet.router} router")
-    table.add_column("replica")
-    for name in ("requests", "share %", "utilisation %", "output tok/s", "TTFT p99 ms", "failures", "requests lost"):
-        table.add_column(name, justify="right")
-    for r in replicas[:LONGEST]:
-        table.add_row(
+
+def replica_rows(replicas: list[ReplicaSummary]) -> list[list[str]]:
+    """How each replica did."""
+    return [
+        [
             r.name,
             f"{r.requests:,}",
             _number(r.share, 100),
@@ -48,8 +55,9 @@ def replica_table(replicas: list[ReplicaSummary], fleet: Fleet) -> Table:
             _number(r.p99_ttft_ms),
             f"[yellow]{r.failures}[/]" if r.failures else "0",
             f"[yellow]{r.lost_requests:,}[/]" if r.lost_requests else "0",
-        )
-    return table
+        ]
+        for r in replicas[:LONGEST]
+    ]
 
 
 def failure_notes(results: RunResults, fleet: Fleet, replicas: list[ReplicaSummary]) -> list[str]:
@@ -57,11 +65,14 @@ def failure_notes(results: RunResults, fleet: Fleet, replicas: list[ReplicaSumma
     notes = []
     routed_again = sum(retries > 0 for retries in results.requests["retries"].to_pylist())
     if routed_again:
-        are = "request was" if routed_again == 1 else "requests were"
-        notes.append(f"{routed_again:,} {are} routed again after a failure and began anew; times count from arrival.")
+        were = "was" if routed_again == 1 else "were"
+        notes.append(
+            f"{counted(routed_again, 'request')} {were} routed again after a failure and began anew; "
+            "times count from arrival."
+        )
     late = len(fleet.failures) - sum(r.failures for r in replicas)
     if late:
-        notes.append(f"{late} of {len(fleet.failures)} failures lie after the last request had left.")
+        notes.append(f"{late} of {counted(len(fleet.failures), 'failure')} came after the last request had left.")
     return notes
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from heliosim.metrics import significant
 from heliosim.planfile import with_load
 from heliosim.planner import Judgement, Rate, find_rate
 from heliosim.planning import Answer
@@ -61,7 +62,7 @@ def find_max_rate(scenario: Scenario, prober: Prober, tolerance: float) -> MaxRa
 
     def judge(load: float) -> Judgement:
         if load not in known:
-            known[load] = prober.judge_scenario(scaled(scenario, load), f"{load * base:.3g} requests/s")
+            known[load] = prober.judge_scenario(scaled(scenario, load), f"{significant(load * base)} requests/s")
         return known[load]
 
     rate = find_rate(lambda load: judge(load).verdict, tolerance=tolerance)
@@ -71,10 +72,10 @@ def find_max_rate(scenario: Scenario, prober: Prober, tolerance: float) -> MaxRa
     load, verified = rate.sustained, None
     for _ in range(MOST_STEPS_DOWN if load is not None else 0):
         assert load is not None
-        verified = prober.judge_scenario(scaled(scenario, load), f"{load * base:.3g} requests/s", fresh=True)
+        verified = prober.judge_scenario(scaled(scenario, load), f"{significant(load * base)} requests/s", fresh=True)
         if verified.verdict == "meets":
             break
-        notes.append(f"{load * base:.3g} requests/s with fresh seeds: {verified.verdict}, {verified.reason}")
+        notes.append(f"{significant(load * base)} requests/s with fresh seeds: {verified.verdict}, {verified.reason}")
         load = load / (1 + 2 * tolerance)
     if verified is not None and verified.verdict != "meets":
         load = None

@@ -157,7 +157,9 @@ SCALARS: tuple[str, ...] = tuple(f.name for f in fields(Summary) if f.name not i
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """How a metric is shown: ``value * scale`` with ``digits`` significant digits and ``unit`` behind it."""
+    """How a metric is shown: ``value * scale`` with ``digits`` significant digits and ``unit`` behind it. ``is_count``:
+    whole numbers are shown whole.
+    """
 
     name: str
     label: str
@@ -165,10 +167,37 @@ class MetricSpec:
     scale: float = 1.0
     better: Literal["higher", "lower", "neither"] = "neither"
     digits: int = 3
+    is_count: bool = False
+
+    @property
+    def title(self) -> str:
+        """The label with its unit."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
 
     def text(self, value: float | None) -> str:
         """The number without its unit; an en dash where there is none."""
-        return "–" if value is None else significant(value * self.scale, self.digits)
+        if value is None:
+            return "–"
+        if self.is_count and value == round(value):
+            return f"{value:,.0f}"
+        return significant(value * self.scale, self.digits)
+
+    def width_text(self, half_width: float, mean: float | None) -> str:
+        """A half-width to two significant digits, with no more decimals than its mean: what is less is ``< 0.1``."""
+        text = significant(half_width * self.scale, 2)
+        if mean is None:
+            return text
+        decimals = _decimals(self.text(mean))
+        if _decimals(text) <= decimals:
+            return text
+        least = 10.0**-decimals
+        if half_width * self.scale < least / 2:
+            return f"< {least:.{decimals}f}" if half_width else "0"
+        return f"{half_width * self.scale:,.{decimals}f}"
+
+
+def _decimals(text: str) -> int:
+    return len(text.partition(".")[2])
 
 
 def significant(value: float, digits: int = 3) -> str:
@@ -190,7 +219,7 @@ def _specs() -> dict[str, MetricSpec]:
         MetricSpec("slo_attainment", "SLO attainment", "%", 100, "higher"),
         MetricSpec("token_weighted_tpot_ms", "TPOT, token-weighted", "ms", better="lower"),
         MetricSpec("mean_batch_size", "Batch size, mean", "rows"),
-        MetricSpec("max_batch_size", "Batch size, max", "rows"),
+        MetricSpec("max_batch_size", "Batch size, max", "rows", is_count=True),
         MetricSpec("mean_weights_bytes", "Weights, mean", "MB", 1e-6, "lower"),
         MetricSpec("peak_weights_bytes", "Weights, peak", "MB", 1e-6, "lower"),
         MetricSpec("mean_kv_bytes", "KV in use, mean", "MB", 1e-6),
@@ -204,10 +233,18 @@ def _specs() -> dict[str, MetricSpec]:
         MetricSpec("energy_j", "Energy", "J", better="lower"),
         MetricSpec("utilisation", "Utilisation", "%", 100),
         MetricSpec("duration", "Duration", "s"),
-        MetricSpec("transitions", "Transitions", ""),
-        MetricSpec("preemptions", "Preemptions", ""),
-        MetricSpec("completed", "Completed", ""),
-        MetricSpec("refused", "Refused", "", better="lower"),
+        MetricSpec("transitions", "Transitions", "", is_count=True),
+        MetricSpec("preemptions", "Preemptions", "", is_count=True),
+        MetricSpec("completed", "Completed", "requests", is_count=True),
+        MetricSpec("refused", "Refused", "requests", better="lower", is_count=True),
+        MetricSpec("offered", "Offered", "requests", is_count=True),
+        MetricSpec("steps", "Steps", "", is_count=True),
+        MetricSpec("total_input_tokens", "Total input tokens", "tokens", is_count=True),
+        MetricSpec("total_output_tokens", "Total output tokens", "tokens", is_count=True),
+        MetricSpec("total_token_throughput", "Total token throughput", "tok/s", better="higher", digits=4),
+        MetricSpec("initial_load_s", "Loading, the first", "s", better="lower"),
+        MetricSpec("probe_request_share", "Probe requests", "%", 100),
+        MetricSpec("probe_token_share", "Probe tokens", "%", 100),
     ]
     families = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2E", "queue": "Queueing"}
     points = {"mean": "mean", "median": "median", "p90": "p90", "p99": "p99"}

@@ -168,7 +168,8 @@ def _progress(so_far: Paired) -> tuple[str, float]:
         return f"{count} pair", count / rule.least
     widest = rule.widest(so_far.samples, so_far.sizes)
     needed = min(rule.most, max(rule.least, count * widest**2))
-    return f"{count} pairs, widest difference ± {widest * rule.relative_half_width:.1%}", min(0.99, count / needed)
+    text = f"{count} pairs, widest difference ± {100 * widest * rule.relative_half_width:.1f} %"
+    return text, min(0.99, count / needed)
 
 
 def paired_dict(paired: Paired) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from heliosim.formats.files import write_json
 from heliosim.max_rate import MaxRate, scaled
+from heliosim.metrics import significant
 from heliosim.plan_words import bound_text, describe, number, spread
 from heliosim.planfile import PlanFile
 from heliosim.planner import Judgement
@@ -19,6 +20,7 @@ from heliosim.probing import Prober, limits_of
 from heliosim.profile_view import open_profile
 from heliosim.scenario import Scenario
 from heliosim.stats import Interval
+from heliosim.tables import counted
 from heliosim.vary import of_groups
 
 if TYPE_CHECKING:
@@ -199,7 +201,9 @@ def print_plan(
         _print_winner(out, result, table)
     for note in (*result.notes, *_notes(plan, result, table)):
         out.print(f"[yellow]note[/] {note}")
-    out.print(f"{prober.simulated} replications simulated, {prober.remembered} remembered from an earlier call")
+    out.print(
+        f"{counted(prober.simulated, 'replication')} simulated, {prober.remembered} remembered from an earlier call"
+    )
     out.print("Written: " + ", ".join(str(p) for p in saved))
     if result.winner is not None:
         out.print(f"Run it with: heliosim run {saved[1]}")
@@ -228,7 +232,8 @@ def _options_table(plan: PlanFile, result: PlanResult, table: PriceTable) -> Any
         title=f"Plan {plan.name} · {_workload(plan)}",
         title_justify="left",
         title_style="bold",
-        caption=f"{limits}\n{rule.confidence:.0%} intervals over {rule.least} to {rule.most} seeds from {plan.seed}",
+        caption=f"{limits}\n{100 * rule.confidence:g} % intervals over {rule.least} to {rule.most} seeds "
+        f"from {plan.seed}",
         caption_justify="left",
     )
     shown.add_column("candidate", overflow="fold")
@@ -272,7 +277,7 @@ def _print_winner(out: Console, result: PlanResult, table: PriceTable) -> None:
     said = "unavailable" if energy is None or energy.mean is None else f"{spread(energy, 1e-3)} kJ while stepping"
     out.print(f"  energy     {said} per 1,000 requests")
     lines = [describe(m) for m in verified.margins]
-    out.print(f"  verified   {verified.replications} fresh seeds: {lines[0]}")
+    out.print(f"  verified   {counted(verified.replications, 'fresh seed')}: {lines[0]}")
     for line in lines[1:]:
         out.print(f"             {line}")
     if result.one_fewer is not None:
@@ -286,12 +291,21 @@ def _print_winner(out: Console, result: PlanResult, table: PriceTable) -> None:
             if s.count is None
             else f"{s.count} × ({s.count * winner.price_per_replica:.2f} {table.currency}/h)"
         )
-        verdict = s.judgement.verdict
-        out.print(f"  load {s.load - 1:+.0%}  needs {need}; {winner.count} × [{COLOURS[verdict]}]{verdict}[/]: "
+        verdict, change = s.judgement.verdict, f"{100 * (s.load - 1):+.0f} %".replace("-", "−")
+        out.print(f"  load {change}  needs {need}; {winner.count} × [{COLOURS[verdict]}]{verdict}[/]: "
                   f"{s.judgement.reason}")  # fmt: skip
     if (other := result.runner_up) is not None:
         out.print(f"  runner-up  {other.count} × {other.candidate.name} ({_gpus(other)}), "
                   f"{other.price_per_hour:.2f} {table.currency}/h")  # fmt: skip
+
+
+def _rate_line(low: float, high: float | None, *, has_missed: bool = False) -> str:
+    """The rate that keeps the limits, and what is known above it. ``has_missed``: a rate did with fresh seeds."""
+    if high is None and has_missed:
+        return f"[bold green]{significant(low)} requests/s[/] keep the limits; what missed is in the notes"
+    if high is None:
+        return f"[bold green]at least {significant(low)} requests/s[/]: no rate tried missed"
+    return f"[bold green]{significant(low)} requests/s[/] keep the limits, {significant(high)} is not shown to"
 
 
 def print_rate(scenario: Scenario, answer: MaxRate, saved: list[Path], *, as_json: bool) -> None:
@@ -311,19 +325,18 @@ def print_rate(scenario: Scenario, answer: MaxRate, saved: list[Path], *, as_jso
     for per_s, judgement in ((answer.sustained_per_s, answer.sustained), (answer.failed_per_s, answer.failed)):
         if per_s is not None and judgement is not None:
             shown.add_row(
-                f"{per_s:.3g}", Text(judgement.verdict, style=COLOURS[judgement.verdict]), Text(judgement.reason)
+                significant(per_s), Text(judgement.verdict, style=COLOURS[judgement.verdict]), Text(judgement.reason)
             )
     out.print(shown)
     low, high = answer.sustained_per_s, answer.failed_per_s
     if low is None:
         out.print(f"[bold {COLOURS[answer.verdict]}]{answer.verdict}[/]: no rate was shown to keep the limits")
     else:
-        above = "no rate up to it missed" if high is None else f"{high:.3g} is not shown to"
-        out.print(f"[bold green]{low:.3g} requests/s[/] keep the limits, {above}")
+        out.print(_rate_line(low, high, has_missed=bool(answer.notes)))
         for margin in answer.sustained.margins if answer.sustained else ():
             out.print(f"  {describe(margin)}")
         if answer.verified is not None:
-            out.print(f"  verified   {answer.verified.replications} fresh seeds: {answer.verified.reason}")
+            out.print(f"  verified   {counted(answer.verified.replications, 'fresh seed')}: {answer.verified.reason}")
     for note in (
         *answer.notes,
         *_derived_notes([one.profile for one in of_groups(scenario)]),

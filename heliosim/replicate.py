@@ -137,7 +137,7 @@ def _progress(so_far: Replicated) -> tuple[str, float]:
         return f"{count} replication", count / rule.least
     widest = rule.widest(so_far.samples)
     needed = min(rule.most, max(rule.least, count * widest**2))
-    text = f"{count} replications, widest interval ± {widest * rule.relative_half_width:.1%}"
+    text = f"{count} replications, widest interval ± {100 * widest * rule.relative_half_width:.1f} %"
     return text, min(0.99, count / needed)
 
 
@@ -215,17 +215,25 @@ def measure(results: RunResults, scenario: Scenario, index: int, warm_up: WarmUp
         raise InputError(where, warm_up.requests, f"the run has only {len(order)} requests", "Leave out fewer.")
     after_s = float(arrival[order[warm_up.requests]]) if warm_up.requests else 0.0
     summary = summarise(results, after_s, scenario.slo)
-    waits = _waits(results)
-    is_open = not isinstance(scenario.workload.arrivals, Closed)
     return Replication(
         index=index,
         seed=results.info.seed,
         requests=summary.offered,
         after_s=after_s,
-        drift=delay_drift(*waits) if is_open else None,
-        is_saturated=is_open and is_saturated(*waits),
+        drift=drift_of(results, scenario),
+        is_saturated=grew(results, scenario),
         values={name: summary.value(name) for name in SCALARS},
     )
+
+
+def drift_of(results: RunResults, scenario: Scenario) -> float | None:
+    """Seconds of waiting gained per second of arrivals; None of a closed loop, and where there are too few to say."""
+    return None if isinstance(scenario.workload.arrivals, Closed) else delay_drift(*_waits(results))
+
+
+def grew(results: RunResults, scenario: Scenario) -> bool:
+    """Whether waiting grew from the beginning of a run to its end; in a closed loop it cannot."""
+    return not isinstance(scenario.workload.arrivals, Closed) and is_saturated(*_waits(results))
 
 
 def _waits(results: RunResults) -> tuple[Floats, Floats]:

@@ -30,7 +30,6 @@ from heliosim.formats.results import RunResults, load_run, read_info, save_run
 from heliosim.formats.sweep import load_sweep
 from heliosim.metrics import SCALARS, Slo, summarise
 from heliosim.scenario import Scenario, load_scenario
-from heliosim.stats import is_saturated
 from heliosim.streams import replication_seed
 from heliosim.vary import Changes, Plain, changed_at, check_against, checked, label, of_groups, plain_scenario, resolved
 
@@ -74,11 +73,19 @@ class Job:
 
 @dataclass(frozen=True)
 class Done:
-    """What came of a run: its metrics, or why it failed."""
+    """What came of a run: its metrics, or why it failed. ``grew``: whether waiting grew from beginning to end;
+    ``saturated``: that, of a system that goes on: a day that ends is never saturated (``replicate.horizon_of``).
+    """
 
     metrics: Metrics = field(default_factory=dict)
     saturated: bool = False
     error: str | None = None
+    grew: bool = False
+
+
+def most(runs: Sequence[bool]) -> bool:
+    """Whether it is so in more than half of the runs of a point: then it is said of the point."""
+    return 2 * sum(runs) > len(runs)
 
 
 @dataclass(frozen=True)
@@ -207,7 +214,7 @@ def run_job(job: Job, on_progress: Callable[[float], None] | None = None) -> Don
     try:
         _check_worker(job)
         results = run_simulated(job.scenario, open_once(job.scenario.profile), on_progress=on_progress)
-        done = _measured(results, job.after_s, job.slo)
+        done = _measured(results, job)
     except HelioSimError as error:
         return Done(error=str(error))
     if job.folder is not None:
@@ -226,18 +233,18 @@ def _check_worker(job: Job) -> None:
         raise InputError(f"profile {job.scenario.profile}", found[:12], problem, "Give workers the same files.")
 
 
-def _measured(results: RunResults, after_s: float, slo: Slo | None) -> Done:
-    summary = summarise(results, after_s, slo)
-    served = results.requests.filter(results.requests["first_token_s"].is_valid())
-    arrival = served["arrival_s"].to_numpy()
-    saturated = is_saturated(arrival, served["first_token_s"].to_numpy() - arrival)
-    return Done({name: summary.value(name) for name in SCALARS}, bool(saturated))
+def _measured(results: RunResults, job: Job) -> Done:
+    from heliosim.replicate import grew, horizon_of
+
+    summary, has_grown = summarise(results, job.after_s, job.slo), grew(results, job.scenario)
+    is_saturated = has_grown and horizon_of(job.scenario) == "steady"
+    return Done({name: summary.value(name) for name in SCALARS}, is_saturated, grew=has_grown)
 
 
 def _summary_file(job: Job, done: Done) -> dict[str, Any]:
     slo = None if job.slo is None else asdict(job.slo)
     return {
-        "schema_version": 1, "after_s": job.after_s, "slo": slo, "saturated": done.saturated,
+        "schema_version": 2, "after_s": job.after_s, "slo": slo, "saturated": done.saturated, "grew": done.grew,
         "metrics": dict(done.metrics),
     }  # fmt: skip
 
@@ -254,11 +261,11 @@ def kept_result(folder: Path, job: Job) -> tuple[Done, bool] | None:
         return None
     if (folder / SUMMARY).is_file():
         value = read_json(folder / SUMMARY)
-        done = Done(value["metrics"], value["saturated"])
+        done = Done(value["metrics"], value["saturated"], grew=value.get("grew", False))
         if value == _summary_file(job, done) and set(done.metrics) == set(SCALARS):
             return done, True
     if (folder / "tokens.parquet").is_file():  # another SLO or warm-up: the run is the same
-        return _measured(load_run(folder), job.after_s, job.slo), False
+        return _measured(load_run(folder), job), False
     return None
 
 

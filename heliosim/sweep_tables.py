@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heliosim.errors import HelioSimError
+from heliosim.fitted import Column, broken, fitted, print_tables
 from heliosim.formats.whole import write_whole_table
 from heliosim.metrics import SCALARS, MetricSpec, Summary, metric_spec, significant
 from heliosim.replicated import is_refused
 from heliosim.stats import Interval, t_interval
-from heliosim.sweep import Done, Finished, Point
+from heliosim.sweep import Done, Finished, Point, most
+from heliosim.tables import counted
 from heliosim.vary import short_names, value_text
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ SHOWN = ("output_throughput", "mean_ttft_ms", "p99_ttft_ms", "mean_tpot_ms", "pe
 SHOWN_OF_ONE = (*SHOWN[:4], "p99_e2el_ms", "layers_per_token", "perplexity")
 _WHOLE = {f.name for f in fields(Summary) if f.type in ("int", "int | None")}
 _MOST_ROWS = 40
+_LONGEST_NAME = 32
 
 
 def write_tables(finished: Finished, out: Path) -> None:
@@ -126,28 +129,52 @@ def _column(values: Sequence[Any]) -> Any:
 # --- for people ---------------------------------------------------------------------------------------------
 
 
-def summary_table(finished: Finished, metrics: Sequence[str] = ()) -> Table:
-    """One line per point: the varied fields, then the metrics with their intervals."""
-    from rich.table import Table
-
+def chosen_specs(finished: Finished, metrics: Sequence[str] = ()) -> list[MetricSpec]:
+    """The metrics to show: those given, or the file's, or the usual ones."""
     sweep = finished.sweep
-    per_point = len(sweep.jobs) // max(1, len(sweep.points))
-    usual = SHOWN if per_point > 1 else SHOWN_OF_ONE
+    usual = SHOWN if _per_point(finished) > 1 else SHOWN_OF_ONE
     if sweep.slo is not None:
         usual = (usual[0], "slo_attainment", *usual[1:])
-    chosen = [metric_spec(name) for name in (metrics or sweep.metrics or usual)]
+    return [metric_spec(name) for name in (metrics or sweep.metrics or usual)]
+
+
+def _per_point(finished: Finished) -> int:
+    return len(finished.sweep.jobs) // max(1, len(finished.sweep.points))
+
+
+def summary_title(finished: Finished) -> str:
+    """How many points, how many runs."""
+    runs = _per_point(finished)
+    ran = f"{counted(runs, 'run')} each, mean ± half-width of the 95 % interval" if runs > 1 else "one run each"
+    return f"{counted(len(finished.sweep.points), 'point')}, {ran}"
+
+
+def summary_tables(finished: Finished, width: int, metrics: Sequence[str] = ()) -> list[Table]:
+    """One line per point: the varied fields, then the metrics with their intervals. Where ``width`` is too small for
+    all metrics, further tables with the varied fields again.
+    """
+    from rich.markup import escape
+
+    sweep, chosen = finished.sweep, chosen_specs(finished, metrics)
     names = short_names(sweep.fields)
-    runs = runs_of_points(finished)
-    ran = f"{per_point} runs each, mean ± half-width of the 95 % interval" if per_point > 1 else "one run each"
-    table = Table(title=f"{len(sweep.points)} points, {ran}", title_justify="left")
-    for path in sweep.fields:
-        table.add_column("\n".join(names[path].split("_")) if len(names[path]) > 12 else names[path], overflow="fold")
-    for spec in chosen:
-        table.add_column(heading(spec), justify="right", no_wrap=True)
-    for point, done in list(zip(sweep.points, runs, strict=True))[:_MOST_ROWS]:
-        cells = [value_text(point.changes[f]) if f in point.changes else "" for f in sweep.fields]
-        table.add_row(*cells, *(_cell(done, spec) for spec in chosen))
-    return table
+    columns = [Column(broken(names[path]), is_name=True, wrap=_LONGEST_NAME) for path in sweep.fields]
+    columns += [Column(heading(spec)) for spec in chosen]
+    rows = []
+    for point, done in list(zip(sweep.points, runs_of_points(finished), strict=True))[:_MOST_ROWS]:
+        cells = [escape(value_text(point.changes[f])) if f in point.changes else "" for f in sweep.fields]
+        rows.append([*cells, *(_cell(done, spec) for spec in chosen)])
+    return fitted(columns, rows, width)
+
+
+def print_points(finished: Finished) -> None:
+    """The points and what their table leaves unsaid."""
+    from heliosim.console import console
+
+    out = console()
+    out.print(f"[bold]{summary_title(finished)}[/]")
+    print_tables(out, summary_tables(finished, out.width))
+    for note in notes(finished):
+        out.print(note)
 
 
 def heading(spec: MetricSpec) -> str:
@@ -165,7 +192,7 @@ def heading(spec: MetricSpec) -> str:
 def _cell(runs: Sequence[Done], spec: MetricSpec) -> str:
     if any(done.error is not None for done in runs):
         return "[red]failed[/]"
-    if any(done.saturated for done in runs) and is_refused(spec.name):
+    if most([done.saturated for done in runs]) and is_refused(spec.name):
         return "[yellow]saturated[/]"
     found = interval(runs, spec.name)
     text = spec.text(found.mean)
@@ -177,7 +204,7 @@ def width_text(interval: Interval, spec: MetricSpec) -> str:
     half = interval.half_width
     if half is None:
         return "" if interval.is_constant else " ± ?"
-    return " ± 0" if half < 1e-9 * abs(interval.mean or 0.0) else f" ± {significant(half * spec.scale, 2)}"
+    return " ± 0" if half < 1e-9 * abs(interval.mean or 0.0) else f" ± {spec.width_text(half, interval.mean)}"
 
 
 def notes(finished: Finished) -> list[str]:
@@ -187,20 +214,26 @@ def notes(finished: Finished) -> list[str]:
     said = []
     hidden = len(finished.sweep.points) - _MOST_ROWS
     if hidden > 0:
-        said.append(f"{hidden} more points in results.parquet.")
+        said.append(f"{counted(hidden, 'more point')} in results.parquet.")
     runs = runs_of_points(finished)
-    saturated = sum(any(d.saturated for d in done) for done in runs)
+    saturated = sum(most([d.saturated for d in done]) for done in runs)
     if saturated:
         said.append(
-            f"[yellow]saturated[/]: at {saturated} of {len(runs)} points waiting grew to the end of the run; "
-            "such figures tell how long it lasted, nothing else."
+            f"[yellow]saturated[/]: at {saturated} of {counted(len(runs), 'point')} waiting grew to the end of most "
+            "runs; such figures tell how long a run lasted, nothing else."
+        )
+    grew = sum(most([d.grew for d in done]) for done in runs) - saturated
+    if grew:
+        said.append(
+            f"[yellow]at {grew} of {counted(len(runs), 'point')} waiting grew from beginning to end[/] of a day that "
+            "ends: longer days would be worse."
         )
     errors: dict[str, int] = {}
     for done in finished.results:
         if done.error is not None:
             errors[done.error] = errors.get(done.error, 0) + 1
     for text, count in list(errors.items())[:5]:
-        said.append(f"[red]{count} of {len(finished.results)} runs failed[/]: {escape(text)}")
+        said.append(f"[red]{count} of {counted(len(finished.results), 'run')} failed[/]: {escape(text)}")
     return said
 
 

@@ -1,14 +1,16 @@
 """The comparison of simulated and measured runs for a terminal; the same numbers as in the HTML report.
 
-Fits 120 columns, and stays readable when piped: without a terminal there is no colour and the width is 120.
+Fits 80 columns, and stays readable when piped: without a terminal there is no colour and the width is 120.
 """
 
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
+from heliosim.fitted import Column, print_tables
 from heliosim.metrics import HEADLINE, ComparisonRow, MetricSpec, SystemResult, metric_spec
 
 if TYPE_CHECKING:
@@ -46,52 +48,81 @@ def comparison_table(
     systems: Sequence[SystemResult],
     metrics: Sequence[str] = HEADLINE,
     *,
-    title: str = "Simulated beside measured",
-) -> Table:
-    """Grouped by metric, one line per system: simulated, measured mean, error, spread of the repeats."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+    width: int = WIDTH,
+) -> list[Table]:
+    """Grouped by metric, one line per system: simulated, measured mean, error, spread of the repeats; what no run can
+    say has no column. Several tables where ``width`` is too small for one.
+    """
+    from heliosim.fitted import fitted
 
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        caption=_caption(systems),
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    table.add_column("metric", overflow="fold")
-    table.add_column("system", overflow="fold")
-    for name in ("simulated", "measured", "error", "repeats from … to"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("in spread")
-    rows = [system.comparison(metrics) for system in systems]
+    rows, ends = [], set()
+    compared = [system.comparison(metrics) for system in systems]
     for i, name in enumerate(metrics):
-        spec = metric_spec(name)
-        label = f"{spec.label} ({spec.unit})" if spec.unit else spec.label
         for k, system in enumerate(systems):
-            row = rows[k][i]
-            word = inside(row)
-            table.add_row(
-                Text(label if k == 0 else "", style="bold"),
-                Text(system.name),
-                spec.text(row.simulated),
-                spec.text(row.measured_mean),
-                percent(row.relative_error),
-                spread(row, spec),
-                Text(word, style={"inside": "green", "outside": "yellow"}.get(word, "dim")),
-                end_section=k == len(systems) - 1,
-            )
-    return table
+            rows.append([_bold(metric_spec(name).title) if k == 0 else "", *_cells(system, compared[k][i])])
+        if len(systems) > 1:
+            ends.add(len(rows) - 1)
+    columns = _columns(width)
+    absent = set()
+    if not any(system.live for system in systems):
+        absent = {"measured", "error", "repeats", "in spread"}
+    elif not any(system.simulated for system in systems):
+        absent = {"simulated", "error", "in spread"}
+    kept = [k for k, column in enumerate(columns) if column.heading not in absent]
+    return fitted([columns[k] for k in kept], [[row[k] for k in kept] for row in rows], width, ends=ends)
+
+
+def _columns(width: int) -> list[Column]:
+    return [
+        Column("metric", is_name=True, wrap=29 if width >= WIDTH else 25),
+        Column("system", is_name=True, wrap=32 if width >= WIDTH else 21),
+        Column("simulated"),
+        Column("measured"),
+        Column("error"),
+        Column("repeats", optional=1),
+        Column("in spread", optional=2),
+    ]
+
+
+def _cells(system: SystemResult, row: ComparisonRow) -> list[str]:
+    from rich.markup import escape
+
+    spec, word = metric_spec(row.metric), inside(row)
+    style = {"inside": "green", "outside": "yellow"}.get(word, "dim")
+    return [
+        escape(system.name),
+        spec.text(row.simulated),
+        spec.text(row.measured_mean),
+        percent(row.relative_error),
+        spread(row, spec),
+        f"[{style}]{word}[/]",
+    ]
+
+
+def _bold(text: str) -> str:
+    return f"[bold]{text}[/]"
+
+
+def counted(count: int, what: str) -> str:
+    """``1 run``, ``1,200 runs``."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
+def comparison_title(systems: Sequence[SystemResult]) -> str:
+    """What is beside what."""
+    if not any(system.live for system in systems):
+        return "Simulated systems"
+    return "Simulated beside measured" if any(system.simulated for system in systems) else "Measured systems"
 
 
 def print_comparison(
     systems: Sequence[SystemResult], metrics: Sequence[str] = HEADLINE, *, file: TextIO | None = None
 ) -> None:
-    """Print the table; coloured on a terminal, plain text of 120 columns elsewhere."""
-    _console(file).print(comparison_table(systems, metrics))
+    """Print the table; coloured on a terminal, plain text elsewhere, of 120 columns unless COLUMNS says otherwise."""
+    out = _console(file)
+    out.print(f"[bold]{comparison_title(systems)}[/]")
+    print_tables(out, comparison_table(systems, metrics, width=out.width))
+    out.print(_caption(systems), style="dim")
 
 
 def comparison_text(systems: Sequence[SystemResult], metrics: Sequence[str] = HEADLINE) -> str:
@@ -106,7 +137,7 @@ def _console(file: TextIO | None) -> Console:
 
     console = Console(file=file, highlight=False)
     if not console.is_terminal:
-        return Console(file=file, highlight=False, width=WIDTH, color_system=None)
+        return Console(file=file, highlight=False, width=int(os.environ.get("COLUMNS", WIDTH)), color_system=None)
     return Console(file=file, highlight=False, width=min(WIDTH, console.width))
 
 
@@ -121,8 +152,9 @@ def _caption(systems: Sequence[SystemResult]) -> str:
 
     derived = "\nderived, not measured: the profile rests on published kernel times and synthetic exits"
     derived = derived if any(run.info.profile_kind == "derived" for s in systems for run in s.runs) else ""
-    measured = f"measured: mean of {span(live)} repeats ({'/'.join(clocks)} clock)" if clocks else "not measured"
-    return (
-        f"{span(requests)} requests per run, seed {span(seeds)}; {measured}; error = (simulated − measured) / measured"
-        f"{derived}"
-    )
+    said = [f"{span(requests)} requests per run, seed {span(seeds)}"]
+    if clocks:
+        said.append(f"measured: mean of {span(live)} repeats ({'/'.join(clocks)} clock)")
+    if clocks and any(s.simulated for s in systems):
+        said.append("error = (simulated − measured) / measured; repeats: least … greatest")
+    return "; ".join(said) + derived

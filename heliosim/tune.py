@@ -26,7 +26,7 @@ from heliosim.replicated import is_refused
 from heliosim.scenario import Scenario, load_scenario
 from heliosim.stats import Difference, Interval, paired_difference, t_interval
 from heliosim.streams import replication_seed, stream
-from heliosim.sweep import Done, Job, open_once, profiles_digest, run_job
+from heliosim.sweep import Done, Job, most, open_once, profiles_digest, run_job
 from heliosim.vary import Plain, changed_at, check_against, checked, plain_scenario, resolved
 
 STUDY = "heliosim"
@@ -92,7 +92,9 @@ class Measured:
 
     @property
     def saturated(self) -> int:
-        return sum(run.saturated for run in self.runs)
+        """How many of the runs are saturated; 0 unless more than half are."""
+        found = [run.saturated for run in self.runs]
+        return sum(found) if most(found) else 0
 
 
 @dataclass(frozen=True)

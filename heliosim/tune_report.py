@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from heliosim.formats.files import write_json
 from heliosim.formats.whole import write_whole_table
-from heliosim.metrics import SCALARS, metric_spec, significant
+from heliosim.metrics import SCALARS, MetricSpec, metric_spec
+from heliosim.statistics_view import signed
 from heliosim.sweep_tables import width_text
+from heliosim.tables import counted, percent
 from heliosim.tune import SATURATED, Problem, Verified, base_values, broken_by, is_feasible, ranked, values_of
 from heliosim.vary import short_names, value_text
 
@@ -73,7 +75,9 @@ def failure_lines(study: Any) -> list[str]:
     from rich.markup import escape
 
     reasons = Counter(t.user_attrs.get("error", "") for t in study.get_trials(deepcopy=False) if t.state.name == "FAIL")
-    return [f"[yellow]{count} trials failed[/]: {escape(reason)}" for reason, count in reasons.most_common(3)]
+    return [
+        f"[yellow]{counted(count, 'trial')} failed[/]: {escape(reason)}" for reason, count in reasons.most_common(3)
+    ]
 
 
 def verified_lines(problem: Problem, found: Sequence[Verified]) -> list[str]:
@@ -82,7 +86,7 @@ def verified_lines(problem: Problem, found: Sequence[Verified]) -> list[str]:
         return ["[yellow]No trial keeps every limit.[/] The table shows the least broken ones."]
     lines = []
     for one in found:
-        seeds = f"{problem.file.fresh_seeds} fresh seeds"
+        seeds = counted(problem.file.fresh_seeds, "fresh seed")
         if one.broken:
             why = f": {one.measured.error}" if one.measured.error else ""
             lines.append(f"Trial {one.number} breaks {', '.join(_broken(one))} with {seeds}{why}.")
@@ -107,15 +111,15 @@ def _broken(one: Verified) -> list[str]:
     return [f"{name} (no value)" if none else name for name, none in zip(one.broken, has_none, strict=True)]
 
 
-def _gain(one: Verified, spec: Any) -> str:
+def _gain(one: Verified, spec: MetricSpec) -> str:
     if one.gain is None or one.gain.interval.mean is None or one.base is None:
         return ""
     if one.base.mean(spec.name) is None:  # the mean of what is left would favour the seeds that went well
         return f"  against the scenario as it is: unavailable, {one.gain.interval.reason}"
     base = one.base.interval(spec.name).mean or 0.0
     mean, half = one.gain.interval.mean, one.gain.interval.half_width
-    shown = f"{mean * spec.scale:+.4g}" + (f" ± {significant(half * spec.scale, 2)}" if half is not None else "")
-    share = f", {mean / abs(base):+.1%}" if base else ""
+    shown = signed(mean, spec) + (f" ± {spec.width_text(half, mean)}" if half is not None else "")
+    share = f", {percent(mean / abs(base))}" if base else ""
     return f"  against the scenario as it is, same seeds: {shown} {spec.unit}{share}"
 
 
@@ -128,7 +132,7 @@ def importance_table(shares: dict[str, float]) -> Table:
     table.add_column("share", justify="right")
     table.add_column("")
     for name, share in shares.items():
-        table.add_row(name, f"{share:.0%}", "█" * round(30 * share))
+        table.add_row(name, f"{100 * share:.0f} %", "█" * round(30 * share))
     return table
 
 

@@ -281,7 +281,7 @@ def test_examples_over_a_profile_run(cli: Cli, profile: Profile, tmp_path: Path)
     code, out, _ = cli("run", "example/fleet.yaml", "--out", "fleet")
     assert code == 0
     assert "3 replicas behind a least-outstanding router" in out
-    rows = {line.split()[1]: line.split()[3:-1:2] for line in out.splitlines() if "helios-" in line or "plain-" in line}
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.startswith(("helios-", "plain-"))}
     assert sorted(rows) == ["helios-0", "helios-1", "plain-0"]
     assert sum(int(cells[0]) for cells in rows.values()) == load_run(tmp_path / "fleet").counts["finished"]
     assert [int(cells[5]) for cells in rows.values()] == [1, 0, 0]

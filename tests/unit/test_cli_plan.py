@@ -48,7 +48,7 @@ def plan(folder: Path, rate: float = 20.0, **changes: Any) -> Path:
 def test_an_answer_is_printed_written_and_runs_as_it_is(cli: Cli, tmp_path: Path) -> None:
     code, out, _ = cli("plan", plan(tmp_path), "--out", "answer")
     assert code == 0
-    for said in ("feasible", "2 × a100-depth24", "one fewer fails", "load -20%", "load +20%", "derived, not measured",
+    for said in ("feasible", "2 × a100-depth24", "one fewer fails", "load −20 %", "load +20 %", "derived, not measured",
                  "USD per million output tokens", "kJ while stepping per 1,000 requests", "fresh seeds"):  # fmt: skip
         assert said in out
     answer = json.loads((tmp_path / "answer" / "plan.json").read_text(encoding="utf-8"))

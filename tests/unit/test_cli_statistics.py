@@ -151,7 +151,7 @@ def test_the_coverage_command(cli: Cli, tmp_path: Path) -> None:
     code, out, err = cli("statistics", "coverage", "--seeds", 2, "--length", 0.02)
     assert code == 1, err
     assert "M/E2/1" in out
-    assert f"of {2 * len(cases())} between 90% and 99%" in out
+    assert f"of {2 * len(cases())} between 90 % and 99 %" in out
     content = json.loads((tmp_path / "coverage.json").read_text())
     assert [len(v) for v in content["results"].values()] == [2] * len(cases())
 

@@ -123,7 +123,7 @@ def test_notes_of_failures() -> None:
     run = two()
     notes = failure_notes(run, fleet, by_replica(run))
     assert notes[0].startswith("1 request was routed again")
-    assert notes[1] == "1 of 2 failures lie after the last request had left."
+    assert notes[1] == "1 of 2 failures came after the last request had left."
 
 
 def test_the_timeline_sums_what_replicas_hold() -> None:
