@@ -137,6 +137,8 @@ def run(
 ) -> None:
     """Run a scenario: simulated from its profile, until its figures are sharp, or live on the torch engine."""
     from heliosim.console import print_summary, progress_bar, run_progress
+    from heliosim.formats.files import require_free
+    from heliosim.formats.results import RUN_FOLDER
     from heliosim.scenario import load_scenario, parse_clock
 
     loaded = load_scenario(scenario)
@@ -152,8 +154,7 @@ def run(
     elif replications == 1:
         asked.require_single("--replications 1")
     target = out or Path("runs") / f"{loaded.name}-{'live' if live else 'simulated'}"
-    if target.exists() and not overwrite:  # said now, not after a long run
-        raise InputError(str(target), target.name, "already exists", "Choose another folder or pass --overwrite.")
+    require_free(target, RUN_FOLDER, overwrite=overwrite, source=scenario)  # said now, not after a long run
     from heliosim.runs import last_arrival, refuse_live_fleet, run_live, run_simulated, save
 
     if live:

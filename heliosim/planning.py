@@ -46,7 +46,8 @@ class Judge(Protocol):
 class Option:
     """What is known of one candidate. ``count``: replicas that meet, None: none known; ``status``: why, in words.
 
-    ``undecided``: counts below ``count`` (or at all) of which the replications did not tell.
+    ``undecided``: counts below ``count`` (or at all) of which the replications did not tell. ``is_cut``: larger counts
+    were left out, as dearer than two fleets that meet.
     """
 
     candidate: Candidate
@@ -57,6 +58,12 @@ class Option:
     judgement: Judgement | None = None
     status: str = ""
     undecided: tuple[int, ...] = ()
+    is_cut: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may still hold a fleet that meets, for all that is known."""
+        return self.count is not None or self.is_cut or bool(self.undecided)
 
     @property
     def price_per_replica(self) -> float:
@@ -132,11 +139,10 @@ class Planner:
 
     def run(self) -> PlanResult:
         """Search, verify, and look around the winner."""
-        options = self._search([self._option(c) for c in self.plan.candidates])
-        winner, verified, options = self._verify(options)
+        winner, verified, options = self._verify([self._option(c) for c in self.plan.candidates])
         options.sort(key=lambda o: self._place(o))
         if winner is None or verified is None:
-            is_open = any(o.undecided for o in options)
+            is_open = any(o.is_open for o in options)
             return PlanResult("undecided" if is_open else "infeasible", tuple(options), notes=tuple(self.notes))
         assert winner.count is not None
         others = [o for o in options if o.count is not None and o.candidate.name != winner.candidate.name]
@@ -190,9 +196,12 @@ class Planner:
     # -- search -------------------------------------------------------------------------------------------------
 
     def _search(self, options: Sequence[Option]) -> list[Option]:
-        """Each option's smallest count, cheapest bounds first; none is looked for where two cheaper ones are known."""
-        done = [o for o in options if o.status]
-        open_ = sorted((o for o in options if not o.status), key=lambda o: (o.bound.least or 0) * o.price_per_replica)
+        """Each option's smallest count, cheapest bounds first; none is looked for where two cheaper ones are known.
+
+        Options that an earlier search cut are searched as far as the two cheapest fleets cost now.
+        """
+        done = [o for o in options if o.status and not o.is_cut]
+        open_ = sorted((o for o in options if o not in done), key=lambda o: (o.bound.least or 0) * o.price_per_replica)
         for option in open_:
             prices = sorted(p for p in (o.price_per_hour for o in done) if p is not None)
             ceiling = prices[1] if len(prices) > 1 else math.inf
@@ -205,7 +214,8 @@ class Planner:
     def _capacity(self, option: Option, most: int) -> Option:
         least = option.bound.least or 1
         if most < least:
-            return _with(option, status="dearer than two fleets that meet")
+            return _with(option, status="dearer than two fleets that meet", is_cut=True)
+        option = _with(option, is_cut=False)
 
         def judge(count: int) -> Verdict:
             judgement = self.judge.judge(option.candidate, count)
@@ -220,7 +230,8 @@ class Planner:
             return _with(option, status=said, judgement=stop.judgement)
         except (OutOfRangeError, MemoryBudgetError) as error:
             return _with(option, status=f"cannot run: {error.problem}")
-        open_ = tuple(n for n, v in found.verdicts.items() if v == "undecided" and n < (found.count or math.inf))
+        unknown = {*option.undecided, *(n for n, v in found.verdicts.items() if v == "undecided")}
+        open_ = tuple(sorted(n for n in unknown if n < (found.count or math.inf)))
         if not found.is_monotone:
             self.notes.append(
                 f"{option.candidate.name}: a larger fleet missed where a smaller one met; every count was asked"
@@ -230,19 +241,22 @@ class Planner:
             dearer = most < self.plan.most(option.candidate)
             limited = f"; {most + 1} would be dearer than two fleets that meet" if dearer else ""
             said = f"{most}: {last.verdict}, {last.reason}{limited}"
-            return _with(option, capacity=found, undecided=open_, status=said, judgement=last)
+            return _with(option, capacity=found, undecided=open_, status=said, judgement=last, is_cut=dearer)
         judgement = self.judge.judge(option.candidate, found.count)
         return _with(
             option, capacity=found, count=found.count, judgement=judgement, undecided=open_, status=judgement.reason
         )
 
     def _verify(self, options: Sequence[Option]) -> tuple[Option | None, Judgement | None, list[Option]]:
-        """The cheapest option that also meets with fresh seeds. One that does not gets a replica more."""
+        """The cheapest option that also meets with fresh seeds. One that does not gets a replica more, and what was cut
+        because of its price is searched further.
+        """
         left = list(options)
         for _ in range(MOST_VERIFICATIONS):
+            left = self._search(left)
             known = [o for o in left if o.count is not None]
             if not known:
-                break
+                return None, None, left
             best = min(known, key=self._rank)
             assert best.count is not None
             verdict = self.judge.judge(best.candidate, best.count, fresh=True)
@@ -251,6 +265,8 @@ class Planner:
             said = f"{best.count} × {best.candidate.name}: {verdict.verdict} with fresh seeds, {verdict.reason}"
             self.notes.append(said)
             left[left.index(best)] = self._one_more(best, verdict)
+        if any(o.is_open for o in left):
+            self.notes.append(f"fresh seeds confirmed none of {MOST_VERIFICATIONS} fleets; the search ended there")
         return None, None, left
 
     def _one_fewer(self, winner: Option) -> Judgement | None:

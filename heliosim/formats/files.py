@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,19 +51,49 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+@dataclass(frozen=True)
+class FolderKind:
+    """A folder that a command writes whole: ``what`` it is, the file that is its ``mark``, and every file's name."""
+
+    what: str
+    mark: str
+    names: frozenset[str]
+
+
+def require_free(path: Path, kind: FolderKind, *, overwrite: bool, source: Path | None = None) -> None:
+    """Refuse a folder that exists, with ``overwrite`` one that holds anything but what makes it of this kind, or the
+    ``source`` that is being read. Raises InputError.
+    """
+    if not (path.exists() or path.is_symlink()):
+        return
+    if not overwrite:
+        raise InputError(str(path), path.name, "already exists", "Choose another folder or pass --overwrite.")
+    remedy = "It is not replaced: choose another folder, or remove it yourself."
+    if not path.is_dir():
+        raise InputError(str(path), path.name, "is no folder", remedy)
+    if source is not None and source.resolve().is_relative_to(path.resolve()):
+        raise InputError(str(path), str(source), "holds the file that is being read", remedy)
+    held = sorted(path.iterdir())
+    odd = next((p.name for p in held if p.name not in kind.names or not p.is_file()), None)
+    if odd is not None:
+        raise InputError(str(path), odd, f"holds what is no part of {kind.what}", remedy)
+    if held and not (path / kind.mark).is_file():
+        raise InputError(str(path), path.name, f"is not {kind.what} ({kind.mark} is missing)", remedy)
+
+
 @contextmanager
-def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(path: Path, kind: FolderKind, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary sibling folder that becomes ``path`` if the block succeeds, and vanishes if not.
 
-    Raises InputError if ``path`` exists and may not be overwritten.
+    Raises InputError if ``path`` exists, unless ``overwrite`` and it is a folder of this kind.
     """
-    if path.exists() and not overwrite:
-        raise InputError(str(path), path.name, "already exists", "Choose another folder or pass --overwrite.")
+    require_free(path, kind, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield temporary
         temporary.chmod(0o755)
+        require_free(path, kind, overwrite=overwrite)  # again: much time may have passed
         if path.exists():
             old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
             os.replace(path, old / "old")

@@ -288,3 +288,40 @@ def test_examples_over_a_profile_run(cli: Cli, profile: Profile, tmp_path: Path)
     line = refused(cli, tmp_path, "run", "example/fleet.yaml", "--live", "--out", "live")
     assert "fleet: a fleet cannot run live" in line
     assert "without --live" in line
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_overwriting_spares_the_users_own_files(cli: Cli, plain: dict[str, Any], tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    path = write(own, plain)
+    (own / "thesis.txt").write_text("years of work")
+    before = contents(own)
+    other = write(tmp_path, plain)
+    for command in (("example",), ("example", "--plans"), ("run", other)):
+        line = refused(cli, tmp_path, *command, "--out", "own", "--overwrite")
+        assert "own: holds what is no part of" in line
+        assert "choose another folder" in line
+    (own / "thesis.txt").unlink()
+    assert "holds the file that is being read" in refused(cli, tmp_path, "run", path, "--out", "own", "--overwrite")
+    assert "is no folder" in refused(cli, tmp_path, "run", path, "--out", "own/scenario.yaml", "--overwrite")
+    assert contents(own) == {"scenario.yaml": before["scenario.yaml"]}
+
+
+PLANS = ("example", "--plans")
+
+
+def test_overwriting_replaces_what_the_command_wrote(cli: Cli, plain: dict[str, Any], tmp_path: Path) -> None:
+    path = write(tmp_path, plain)
+    (tmp_path / "empty").mkdir()
+    twice = ("run", path, "--replications", 2)
+    for command, out in ((twice, "empty"), (("run", path), "empty"), *2 * ((("example",), "ex"), (PLANS, "p"))):
+        assert cli(*command, "--out", out, "--overwrite")[0] == 0, (command, out)
+    (tmp_path / "ex" / "helios.yaml").unlink()
+    assert "is not the example" in refused(cli, tmp_path, "example", "--out", "ex", "--overwrite")
+    (tmp_path / "empty" / "events.parquet").unlink()
+    (tmp_path / "empty" / "events.parquet").mkdir()
+    assert "'events.parquet'" in refused(cli, tmp_path, "run", path, "--out", "empty", "--overwrite")

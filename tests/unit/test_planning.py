@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from heliosim.planfile import Candidate, PlanFile
 from heliosim.planner import Judgement, Limit, compare
-from heliosim.planning import EXIT_CODES, Planner, PlanResult
+from heliosim.planning import EXIT_CODES, Judge, Planner, PlanResult
 from heliosim.prices import PriceTable
 from heliosim.profile_view import open_profile
 from heliosim.stats import Interval
@@ -81,7 +82,21 @@ class Formula:
         return Judgement(verdict, f"spare {spare:.2f}", (), 4, figures)  # type: ignore[arg-type]
 
 
-def solve(asked: PlanFile, judge: Formula) -> PlanResult:
+@dataclass
+class Overruled:
+    """From so many replicas on a candidate meets: ``search`` says the search's seeds, ``fresh`` fresh ones."""
+
+    search: Mapping[str, int]
+    fresh: Mapping[str, int]
+
+    def judge(
+        self, candidate: Candidate, count: int, load: float = 1.0, *, fresh: bool = False, thorough: bool = False
+    ) -> Judgement:
+        least = (self.fresh if fresh else self.search)[candidate.name]
+        return Judgement("meets" if count >= least else "misses", f"{least} needed", (), 4)
+
+
+def solve(asked: PlanFile, judge: Judge) -> PlanResult:
     from heliosim.planfile import with_load
 
     def runs(load: float) -> Any:
@@ -116,7 +131,11 @@ def test_winner_and_runner_up_are_those_of_trying_everything(a: float, h: float)
     others = [e for e in every if e[2] != every[0][2]]
     assert result.runner_up is not None
     assert result.runner_up.price_per_hour == others[0][0]
-    assert result.one_fewer is None or result.one_fewer.verdict != "meets"
+    if result.winner.count == 1:
+        assert result.one_fewer is None
+    else:
+        assert result.one_fewer is not None
+        assert result.one_fewer.verdict != "meets"
     assert result.answer == "feasible"
 
 
@@ -183,3 +202,32 @@ def test_what_costs_more_than_two_fleets_that_meet_is_not_looked_for() -> None:
     assert "dear" not in {name for name, *_ in judge.asked}
     assert result.runner_up is not None
     assert result.runner_up.candidate.name == "b"
+
+
+@pytest.mark.parametrize(
+    ("most", "fresh", "winner"),
+    [
+        (2, 99, ("c", 3)),  # neither a nor b is confirmed at any count: c, cut at two of them, is all there is
+        (12, 8, ("c", 3)),  # both need eight: c at 10.50 is cheaper
+        (12, 4, ("a", 4)),  # both need four: c stays dearer
+    ],
+)
+def test_what_was_cut_is_searched_once_fresh_seeds_overrule_the_cheaper(
+    most: int, fresh: int, winner: tuple[str, int]
+) -> None:
+    asked = plan(
+        [candidate("a", max_count=most), candidate("b", max_count=most), candidate("c", "H100-80GB")], rate=1.0
+    )
+    judge = Overruled({"a": min(most, 4) - 1, "b": min(most, 4) - 1, "c": 3}, {"a": fresh, "b": fresh, "c": 3})
+    result = solve(asked, judge)
+    assert result.answer == "feasible"
+    assert result.winner is not None
+    assert (result.winner.candidate.name, result.winner.count) == winner
+
+
+def test_an_option_with_a_count_left_is_undecided_not_infeasible() -> None:
+    asked = plan([candidate("a")], rate=1.0)
+    result = solve(asked, Overruled({"a": 2}, {"a": 9}))  # verification gives up at 7
+    assert result.winner is None
+    assert result.answer == "undecided"
+    assert "none of 6 fleets" in result.notes[-1]
