@@ -33,6 +33,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Find the least-cost fleet that keeps the SLO. Exit code 0: feasible, 1: infeasible, 3: undecided."""
+    from heliosim.formats.files import require_own
     from heliosim.planfile import load_plan
     from heliosim.prices import load_prices
 
@@ -41,6 +42,7 @@ def plan(
     loaded = loaded.model_copy(update={k: v for k, v in given.items() if v is not None})
     table = load_prices(prices)
     folder = out or Path("plans") / loaded.name.replace(" ", "-")
+    require_own(folder, ("plan.json", "probes"), "plan")
     with about(file):
         result, prober = _search(loaded, table, folder, (executor, jobs, address))
     from heliosim.plan_report import print_plan, save_plan
@@ -109,6 +111,7 @@ def max_rate(
     as_json: AsJson = False,
 ) -> None:
     """Find the highest rate a scenario sustains within its limits. Exit code 0: found, 1: none, 3: undecided."""
+    from heliosim.formats.files import require_own
     from heliosim.planfile import Replications, Rules, is_closed
     from heliosim.scenario import load_scenario
 
@@ -127,6 +130,9 @@ def max_rate(
     targets = _targets(scenario, limit or [], share)
     rules = Rules(targets, replications=Replications(least=least, most=most), warm_up=warm_up)
     folder = out or Path("plans") / f"max-rate-{scenario.name}"
+    require_own(folder, ("max-rate.json", "probes"), "answer of max-rate")
+    if file.resolve() == (folder / "sustained.yaml").resolve():
+        raise InputError(str(folder), str(file), "the answer would replace this scenario", "Choose another with --out.")
     from heliosim.plan_report import print_rate, save_rate
     from heliosim.planning import EXIT_CODES
 

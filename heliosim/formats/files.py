@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from heliosim.errors import InputError
 
 M = TypeVar("M", bound=BaseModel)
+LOCK = ".lock"
 
 
 class Strict(BaseModel):
@@ -109,6 +110,52 @@ def new_folder(path: Path, kind: FolderKind, *, overwrite: bool = False) -> Iter
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def require_own(path: Path, marks: Sequence[str], what: str) -> None:
+    """Refuse a folder to go on in that holds something and none of the ``marks`` of ``what``. Raises InputError."""
+    if path.exists() and not path.is_dir():
+        raise InputError(str(path), path.name, "is no folder", "Choose another with --out.")
+    if (
+        path.is_dir()
+        and any(p.name != LOCK for p in path.iterdir())
+        and not any((path / mark).exists() for mark in marks)
+    ):
+        raise InputError(str(path), path.name, f"the folder exists and holds no {what}", "Choose another with --out.")
+
+
+def require_new_file(path: Path | None, *, overwrite: bool) -> None:
+    """Refuse a file to write that is there, unless ``overwrite``, and one that cannot be. Raises InputError."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise InputError(str(path), path.name, "is a folder", "Name a file.")
+    if path.exists() and not overwrite:
+        raise InputError(str(path), path.name, "already exists", "Choose another file or pass --overwrite.")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise InputError(str(path), above.name, "lies in what is no folder", "Choose another file.")
+
+
+@contextmanager
+def sole_writer(out: Path, what: str) -> Iterator[None]:
+    """Hold the folder's lock. A folder left with nothing else vanishes. Raises InputError if another holds the lock."""
+    import fcntl
+
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / LOCK
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            problem = f"another {what} is writing here"
+            raise InputError(str(out), out.name, problem, "Wait for it, or stop it.") from None
+        try:
+            yield
+        finally:
+            if [p.name for p in out.iterdir()] == [LOCK]:
+                path.unlink()
+                out.rmdir()
 
 
 def read_json(path: Path) -> Any:

@@ -170,3 +170,27 @@ def test_example_plans_are_written_once_and_load(cli: Cli, tmp_path: Path) -> No
     assert load_prices(tmp_path / "mine" / "prices.yaml").currency == "USD"
     assert cli("example", "--plans", "--out", "mine")[0] == 2
     assert cli("example", "--plans", "--profile", "tiny-opt-cpu", "--out", "other")[0] == 2
+
+
+@pytest.mark.parametrize("command", ["plan", "max-rate"])
+def test_an_answer_does_not_replace_the_users_files(cli: Cli, tmp_path: Path, command: str) -> None:
+    from heliosim.planfile import load_plan
+    from heliosim.profile_view import open_profile
+
+    file = plan(tmp_path)
+    loaded = load_plan(file)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "fleet.yaml").write_text("mine")
+    scenario = tmp_path / "own" / "sustained.yaml"
+    loaded.scenario(loaded.candidates[0], open_profile(loaded.candidates[0].profile), 1).save(scenario)
+    arguments = (file,) if command == "plan" else (scenario, "--limit", "p99_ttft_ms=300")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "own").iterdir()}
+    code, out, err = cli(command, *arguments, "--out", "own")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "own: the folder exists and holds no" in err
+    assert {p.name: p.read_bytes() for p in (tmp_path / "own").iterdir()} == before
+    code, _, err = cli(command, *arguments, "--out", "plan.yaml")
+    assert (code, "plan.yaml: is no folder" in err) == (2, True)
+    if command == "max-rate":
+        (tmp_path / "own" / "max-rate.json").write_text("{}")
+        assert "would replace this scenario" in cli(command, *arguments, "--out", "own")[2]

@@ -160,3 +160,18 @@ def test_common_random_numbers_cut_the_variance(cli: Cli, tmp_path: Path) -> Non
     assert thresholds["variance_ratio"] > 3
     assert thresholds["difference"]["half_width"] < thresholds["independent_half_width"]
     assert {r["target"] for r in rows if r["second"] == "HELIOS"} == {None}
+
+
+@pytest.mark.parametrize(("out", "said"), [("there.json", "--overwrite"), (".", "is a folder"), ("there.json/x", "no")])
+def test_figures_replace_no_file_unasked(
+    cli: Cli, file: Callable[..., Path], tmp_path: Path, out: str, said: str
+) -> None:
+    (tmp_path / "there.json").write_text("mine")
+    pair = ("compare-policies", file("low"), file("high"), "--replications", 2)
+    for command in (pair, ("statistics", "crn")):
+        code, shown, err = cli(*command, "--out", out)
+        assert (code, shown, err.count("\n")) == (2, "", 1), "before any work"
+        assert said in err
+    assert (tmp_path / "there.json").read_text() == "mine"
+    assert cli(*pair, "--out", "there.json", "--overwrite")[0] == 0
+    assert json.loads((tmp_path / "there.json").read_text())["seeds"]
