@@ -74,6 +74,14 @@ class Asked:
             return StoppingRule.exactly(self.replications, said.confidence)
         return said.model_copy(update={"relative_half_width": self.half_width or said.relative_half_width}).rule()
 
+    def require_drawable(self, scenario: Scenario) -> None:
+        """Raise InputError if step costs are to be drawn anew and cannot be, before anything is simulated."""
+        from heliosim.replicate import require_uncertain
+        from heliosim.scenario import StatisticsSpec
+
+        if self.profile_uncertainty or (scenario.statistics or StatisticsSpec()).profile_uncertainty:
+            require_uncertain(scenario)
+
     def replicate(self, scenario: Scenario, first: RunResults | None = None) -> Replicated:
         """Replications of a scenario, with progress. ``first``: replication 0."""
         from heliosim.console import now_and_then, progress_bar
@@ -129,7 +137,8 @@ def compare_policies(
         raise InputError(f"{second}, field name", b.name, "both scenarios have this name", remedy)
     chosen = a.seed if seed is None else seed
     a, b = (s.model_copy(update={"seed": chosen}) for s in (a, b))
-    rule = Asked(replications, half_width or (None if replications else 0.02)).rule(a)
+    default = None if replications else 0.02
+    rule = Asked(replications, default if half_width is None else half_width).rule(a)
     with open_executor("local", jobs or 1) as executor, progress_bar("Comparing") as progress:
         found = pair(
             a,

@@ -9,16 +9,19 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from heliosim.errors import InputError
 
 M = TypeVar("M", bound=BaseModel)
 LOCK = ".lock"
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 
 
 class Strict(BaseModel):
@@ -176,7 +179,9 @@ def read_yaml(path: Path, what: str = "the file", page: str = "docs/formats.md")
     import yaml
 
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        _refuse_twice(yaml.compose(text, Loader=yaml.SafeLoader), path)
+        raw = yaml.safe_load(text)
     except FileNotFoundError:
         raise InputError(str(path), path.name, "no such file", "Check the path.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -188,8 +193,27 @@ def read_yaml(path: Path, what: str = "the file", page: str = "docs/formats.md")
     return raw
 
 
+def _refuse_twice(node: Any, path: Path) -> None:
+    """Refuse a key given twice in a mapping, of which YAML would drop the first. Raises InputError naming the line."""
+    import yaml
+
+    seen: set[tuple[str, str]] = set()
+    for part in node.value if isinstance(node, yaml.CollectionNode) else ():
+        if not isinstance(part, tuple):
+            _refuse_twice(part, path)
+            continue
+        key, value = part
+        said = (key.tag, str(key.value))
+        if said in seen:
+            where = f"{path}, line {key.start_mark.line + 1}"
+            raise InputError(where, key.value, "the field is given twice", "Keep one of them.")
+        seen.add(said)
+        _refuse_twice(value, path)
+
+
 def validate(model: type[M], value: Any, where: str) -> M:
     """Build ``model`` from plain data. The first problem becomes one InputError naming field, value and remedy."""
+    refuse_true(model, value, where)
     try:
         return model.model_validate(value)
     except ValidationError as error:
@@ -197,38 +221,72 @@ def validate(model: type[M], value: Any, where: str) -> M:
 
 
 def input_error(error: ValidationError, where: str, model: type[BaseModel]) -> InputError:
-    """One line from pydantic's first complaint, with the nearest known field for a misspelt one."""
+    """One line from pydantic's complaints: a misspelt field first, with the nearest known one of its level, since what
+    is said to be missing may be the one that is misspelt; else the first.
+    """
     import difflib
 
-    first = error.errors()[0]
-    path = ".".join(str(part) for part in first["loc"])
-    problem = first["msg"].removeprefix("Value error, ")
+    complaints = error.errors()
+    chosen = complaints[0]
+    if chosen["type"] == "missing":
+        beside = [c for c in complaints if c["type"] in UNKNOWN and c["loc"][:-1] == chosen["loc"][:-1]]
+        chosen = next(iter(beside), chosen)
+    path = ".".join(str(part) for part in chosen["loc"])
+    problem = chosen["msg"].removeprefix("Value error, ")
     remedy = "Correct the value."
     place = f"{where}, field {path}" if path else where
-    if first["type"] == "extra_forbidden":
-        known = sorted(_field_names(model))
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+    if chosen["type"] in UNKNOWN:
+        known = sorted(_field_names(model, chosen["loc"][:-1]))
+        name = str(chosen["loc"][-1])
+        near = difflib.get_close_matches(name, known, n=1) or [k for k in known if k.startswith(f"{name}_")]
         problem = "unknown field"
-        remedy = f"Did you mean {near[0]!r}?" if near else "Remove it."
-    elif first["type"] == "missing":
-        problem, remedy = "missing field", "Add it."
-        return InputError(place, None, problem, remedy)
-    return InputError(place, first.get("input"), problem, remedy)
+        remedy = f"Did you mean {near[0]!r}?" if near else f"Remove it. Known: {', '.join(known)}."
+    elif chosen["type"] == "missing":
+        return InputError(place, None, "missing field", "Add the field.")
+    return InputError(place, chosen.get("input"), problem, remedy)
 
 
-def _field_names(model: type[BaseModel]) -> set[str]:
-    """Field names of a schema and of every schema inside it."""
-    names: set[str] = set()
-    pending: list[Any] = [model]
-    seen: set[Any] = set()
-    while pending:
-        current = pending.pop()
-        if current in seen:
-            continue
-        seen.add(current)
-        if isinstance(current, type) and issubclass(current, BaseModel):
-            names |= set(current.model_fields)
-            pending += [field.annotation for field in current.model_fields.values()]
-        else:
-            pending += list(getattr(current, "__args__", ()))
-    return names
+def _field_names(model: Any, path: Sequence[int | str]) -> set[str]:
+    """Names a file may use at a place of a schema: fields (by alias) of every schema that may stand there."""
+    places: list[Any] = _schemas(model)
+    for part in path:
+        inner: list[Any] = []
+        for place in places:
+            if isinstance(part, str):
+                inner += [f.annotation for name, f in place.items() if part in (name, f.alias)]
+        places = [found for annotation in inner for found in _schemas(annotation)] if inner else places
+    return {field.alias or name for place in places for name, field in place.items()}
+
+
+def _schemas(annotation: Any) -> list[Any]:
+    """Fields by name of the schemas in an annotation: itself, or those within optional, lists, mappings."""
+    fields = getattr(annotation, "model_fields", None) or getattr(annotation, "__pydantic_fields__", None)
+    if isinstance(annotation, type) and fields:
+        return [fields]
+    if isinstance(annotation, type) and is_dataclass(annotation):
+        hints = get_type_hints(annotation)
+        return [{field.name: FieldInfo(annotation=hints[field.name]) for field in dataclass_fields(annotation)}]
+    return [found for inside in getattr(annotation, "__args__", ()) for found in _schemas(inside)]
+
+
+def refuse_true(annotation: Any, value: Any, where: str, path: tuple[str, ...] = ()) -> None:
+    """Refuse true and false where a number is wanted, which pydantic takes for 1 and 0. Raises InputError."""
+    if isinstance(value, bool):
+        kinds = _kinds(annotation)
+        if kinds & {int, float} and bool not in kinds:
+            raise InputError(f"{where}, field {'.'.join(path)}", value, "a number is wanted", "Correct the value.")
+    elif isinstance(value, list | tuple):
+        for number, one in enumerate(value):
+            refuse_true(annotation, one, where, (*path, str(number)))
+    elif isinstance(value, dict):
+        places = _schemas(annotation)
+        for key, one in value.items():
+            inner = [place[key].annotation for place in places if key in place] if places else [annotation]
+            for found in inner:
+                refuse_true(found, one, where, (*path, str(key)))
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """Plain types in an annotation, those within optional, lists and mappings too."""
+    inside = getattr(annotation, "__args__", ())
+    return {kind for one in inside for kind in _kinds(one)} if inside else {annotation}

@@ -325,3 +325,40 @@ def test_overwriting_replaces_what_the_command_wrote(cli: Cli, plain: dict[str, 
     (tmp_path / "empty" / "events.parquet").unlink()
     (tmp_path / "empty" / "events.parquet").mkdir()
     assert "'events.parquet'" in refused(cli, tmp_path, "run", path, "--out", "empty", "--overwrite")
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda v: v.update(profle=v.pop("profile")), ["field profle: unknown field", "Did you mean 'profile'?"]),
+        (lambda v: v.pop("profile"), ["field profile: missing field"]),
+        (lambda v: v.update(budget_bytes=5), ["field budget_bytes: unknown field", "Remove it. Known: allow_extra"]),
+        (lambda v: v.update(slo={"ttft": 5}), ["field slo.ttft: unknown field", "Did you mean 'ttft_ms'?"]),
+        (
+            lambda v: v["workload"]["arrivals"].update(rate=v["workload"]["arrivals"].pop("rate_per_s")),
+            ["scenario.yaml", "arrivals poisson, field rate: unknown field", "Did you mean 'rate_per_s'?"],
+        ),
+        (lambda v: v["workload"]["arrivals"].update(kind="poison"), ["scenario.yaml", "Did you mean 'poisson'?"]),
+        (lambda v: v["workload"].update(requests=True), ["field workload.requests: a number is wanted (value: True)"]),
+        (lambda v: v["workload"]["tasks"][0].update(share=False), ["field workload.tasks.0.share: a number"]),
+        (lambda v: v["controller"].update(threshold=True), ["field controller.threshold: a number is wanted"]),
+        (lambda v: v["workload"]["arrivals"].update(rate_per_s=True), ["scenario.yaml", "field rate_per_s: a number"]),
+    ],
+)
+def test_fields_as_people_misspell_them(
+    cli: Cli, plain: dict[str, Any], tmp_path: Path, change: Callable[[dict[str, Any]], Any], parts: list[str]
+) -> None:
+    change(plain)
+    line = refused(cli, tmp_path, "run", write(tmp_path, plain))
+    for part in parts:
+        assert part in line, line
+
+
+@pytest.mark.parametrize("twice", ["seed: 5\n", "memory: {budget_bytes: 5, budget_bytes: 6}\n"])
+def test_a_field_given_twice(cli: Cli, plain: dict[str, Any], tmp_path: Path, twice: str) -> None:
+    path = write(tmp_path, {k: v for k, v in plain.items() if k != "memory"})
+    path.write_text(path.read_text() + twice)
+    line = refused(cli, tmp_path, "run", path)
+    assert f"scenario.yaml, line {len(path.read_text().splitlines())}" in line
+    assert "the field is given twice" in line
+    assert cli("run", write(tmp_path, plain | {"allow_extrapolation": True}), "--out", "run")[0] == 0

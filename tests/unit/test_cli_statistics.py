@@ -111,6 +111,7 @@ def test_saturation_is_said(cli: Cli, file: Callable[..., Path]) -> None:
         (("--half-width", 0.1, "--replications", 4), "stands beside --replications"),
         (("--profile-uncertainty",), "profile uncertainty is unavailable"),
         (("--live", "--replications", 4), "--live is a single run"),
+        (("--device", "cuda"), "--device: a simulation runs on no device"),
         (("--live", "--jobs", 2), "--live is a single run"),
         (("--replications", 1, "--half-width", 0.1), "--replications 1 is a single run"),
         (("--replications", 1, "--profile-uncertainty"), "--replications 1 is a single run"),
@@ -175,3 +176,37 @@ def test_figures_replace_no_file_unasked(
     assert (tmp_path / "there.json").read_text() == "mine"
     assert cli(*pair, "--out", "there.json", "--overwrite")[0] == 0
     assert json.loads((tmp_path / "there.json").read_text())["seeds"]
+
+
+def test_an_unused_width_and_a_file_that_is_no_study(cli: Cli, file: Callable[..., Path], tmp_path: Path) -> None:
+    code, out, err = cli("compare-policies", file("low"), file("high"), "--half-width", 0)
+    assert (code, out) == (2, "")
+    assert "--half-width: must lie between 0 and 1 (value: 0.0)" in err
+    (tmp_path / "mine.json").write_text('{"mine": 1}')
+    code, out, err = cli("statistics", "coverage", "--out", "mine.json")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "mine.json: holds no study of coverage" in err
+    assert (tmp_path / "mine.json").read_text() == '{"mine": 1}'
+
+
+def test_profile_uncertainty_of_fleets_is_refused_before_the_run(
+    cli: Cli, file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heliosim.runs.run_simulated", lambda *_, **__: pytest.fail("simulated first"))
+    code, _, err = cli("run", file(fleet={"replicas": [{"name": "a", "count": 2}]}), "--profile-uncertainty")
+    assert code == 2
+    assert "profile uncertainty is unavailable for fleets" in err
+
+
+@pytest.mark.parametrize(
+    ("command", "goes_on"),
+    [(("sweep", "x"), True), (("statistics", "coverage"), True), (("run", "sweep"), False), (("compare", "x"), False)],
+)
+def test_only_commands_that_go_on_promise_it(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], goes_on: bool
+) -> None:
+    monkeypatch.setattr("heliosim.cli.app", lambda **_: 130)
+    code, _, err = cli(*command)
+    assert code == 130
+    assert "No half-written file was left" in err
+    assert ("run the same command to go on" in err) == goes_on

@@ -261,6 +261,8 @@ def test_the_command_prints_the_points_and_answers_queries(cli: Cli, reference: 
     assert "±" in out
     assert query(reference, sql) == (["n", "th"], [(8, 0.9)])
     assert cli("sweep.yaml", "--out", "reference", "--sql", "select nothing from results")[0] == 2
+    code, out, err = cli("sweep.yaml", "--out", "reference", "--sql", sql, "--dry-run")
+    assert (code, out, "--dry-run has no results to query" in err) == (2, "", True)
 
 
 @pytest.mark.parametrize(
