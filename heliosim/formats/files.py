@@ -77,6 +77,8 @@ def require_free(path: Path, kind: FolderKind, *, overwrite: bool, source: Path 
         raise InputError(str(path), path.name, "is no folder", remedy)
     if source is not None and source.resolve().is_relative_to(path.resolve()):
         raise InputError(str(path), str(source), "holds the file that is being read", remedy)
+    if Path.cwd().is_relative_to(path.resolve()):
+        raise InputError(str(path), path.name, "is or holds the folder you are in", remedy)
     held = sorted(path.iterdir())
     odd = next((p.name for p in held if p.name not in kind.names or not p.is_file()), None)
     if odd is not None:

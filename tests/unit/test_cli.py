@@ -308,6 +308,7 @@ def test_overwriting_spares_the_users_own_files(cli: Cli, plain: dict[str, Any],
     (own / "thesis.txt").unlink()
     assert "holds the file that is being read" in refused(cli, tmp_path, "run", path, "--out", "own", "--overwrite")
     assert "is no folder" in refused(cli, tmp_path, "run", path, "--out", "own/scenario.yaml", "--overwrite")
+    assert "the folder you are in" in refused(cli, tmp_path, "example", "--out", ".", "--overwrite")
     assert contents(own) == {"scenario.yaml": before["scenario.yaml"]}
 
 
