@@ -12,6 +12,7 @@ from heliosim.errors import InputError
 from heliosim.formats.checkpoint import SHIPPED, CheckpointInfo, checkpoint_path, inspect_checkpoint
 from heliosim.formats.files import new_folder, sha256_of
 from heliosim.formats.profile import (
+    PROFILE_FOLDER,
     BehaviourFacts,
     ClockName,
     CostFit,
@@ -69,7 +70,7 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
     """
     from heliosim.engines.torch import TorchEngine
 
-    with new_folder(request.out, overwrite=request.overwrite) as folder:
+    with new_folder(request.out, PROFILE_FOLDER, overwrite=request.overwrite) as folder:
         infos = {
             i.spec.name: i for i in (inspect_checkpoint(checkpoint_path(m), request.dtype) for m in request.models)
         }

@@ -30,6 +30,8 @@ app.command()(sweep)
 app.command()(tune)
 app.add_typer(trace_app, name="trace", help="Make, import and describe request traces.")
 
+GO_ON = (["sweep"], ["tune"], ["plan"], ["max-rate"], ["statistics", "coverage"])
+"""Commands that keep what they did when they are interrupted, and go on from there."""
 Models = Annotated[str, typer.Option(help="Shipped names or local checkpoint folders, separated by commas.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
@@ -124,7 +126,7 @@ def run(
     out: Annotated[Optional[Path], typer.Option(help="Run folder to write; default runs/NAME-MODE.")] = None,  # noqa: UP045
     live: Annotated[bool, typer.Option("--live", help="Execute on the real engine instead of simulating.")] = False,
     clock: Annotated[Optional[str], typer.Option(help="cpu or wall; default: the scenario's.")] = None,  # noqa: UP045
-    device: Device = "auto",
+    device: Annotated[Optional[str], typer.Option(help="With --live: auto, cpu, cuda or cuda:N.")] = None,  # noqa: UP045
     seed: Annotated[Optional[int], typer.Option(min=0, help="Seed instead of the scenario's.")] = None,  # noqa: UP045
     allow_extrapolation: Annotated[
         bool, typer.Option("--allow-extrapolation", help="Answer outside the calibrated range, and say so.")
@@ -137,6 +139,8 @@ def run(
 ) -> None:
     """Run a scenario: simulated from its profile, until its figures are sharp, or live on the torch engine."""
     from heliosim.console import print_summary, progress_bar, run_progress
+    from heliosim.formats.files import require_free
+    from heliosim.formats.results import RUN_FOLDER
     from heliosim.scenario import load_scenario, parse_clock
 
     loaded = load_scenario(scenario)
@@ -151,18 +155,22 @@ def run(
         asked.require_single("--live")
     elif replications == 1:
         asked.require_single("--replications 1")
+    if device is not None and not live:
+        raise InputError("--device", device, "a simulation runs on no device", "Add --live, or leave it out.")
     target = out or Path("runs") / f"{loaded.name}-{'live' if live else 'simulated'}"
-    if target.exists() and not overwrite:  # said now, not after a long run
-        raise InputError(str(target), target.name, "already exists", "Choose another folder or pass --overwrite.")
+    require_free(target, RUN_FOLDER, overwrite=overwrite, source=scenario)  # said now, not after a long run
     from heliosim.runs import last_arrival, refuse_live_fleet, run_live, run_simulated, save
 
     if live:
         refuse_live_fleet(loaded)
         _need_live()
+    elif replications != 1:
+        with about(scenario):
+            asked.require_drawable(loaded)
     with about(scenario), progress_bar("Live" if live else "Simulating") as progress:
         on_progress = run_progress(progress, last_arrival(loaded))
         if live:
-            results = run_live(loaded, device=device, on_progress=on_progress).results
+            results = run_live(loaded, device=device or "auto", on_progress=on_progress).results
         else:
             results = run_simulated(loaded, on_progress=on_progress)
     replicated = None
@@ -300,7 +308,9 @@ def main() -> None:
     except OSError as error:
         _fail(f"{error.filename or 'file'}: {error.strerror or error}. Check the path, its permissions and free space.")
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("\ninterrupted. No half-written file was left; run the same command to go on.\n")
+        goes_on = sys.argv[1:2] in GO_ON or sys.argv[1:3] in GO_ON
+        said = "run the same command to go on" if goes_on else "run it again"
+        sys.stderr.write(f"\ninterrupted. No half-written file was left; {said}.\n")
         sys.exit(130)
 
 

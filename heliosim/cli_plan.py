@@ -11,6 +11,7 @@ from heliosim.cli_sweep import worker_count
 from heliosim.errors import InputError, about
 
 if TYPE_CHECKING:
+    from heliosim.formats.profile import Profile
     from heliosim.planfile import PlanFile, Rules
     from heliosim.scenario import Scenario
 
@@ -36,6 +37,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Find the least-cost fleet that keeps the SLO. Exit code 0: feasible, 1: infeasible, 3: undecided."""
+    from heliosim.formats.files import require_own
     from heliosim.planfile import load_plan
     from heliosim.prices import load_prices
 
@@ -45,6 +47,7 @@ def plan(
     loaded = loaded.model_copy(update={k: v for k, v in given.items() if v is not None})
     table = load_prices(prices)
     folder = out or Path("plans") / loaded.name.replace(" ", "-")
+    require_own(folder, ("plan.json", "probes"), "plan")
     with about(file):
         result, prober = _search(loaded, table, folder, (executor, workers, address))
     from heliosim.plan_report import print_plan, save_plan
@@ -74,11 +77,25 @@ def _search(plan: PlanFile, table: Any, folder: Path, where: tuple[str, int, str
         return [build_arrivals(with_load(plan.workload, load), seed) for seed in seeds]
 
     profiles = {c.profile: open_profile(c.profile) for c in plan.candidates}
+    _require_runnable(plan, profiles)
     with open_executor(*where) as executor, progress_bar("Planning") as progress:
         report = _steps(progress)
         prober = Prober(plan.rules, executor, folder / "probes", report)
         planner = Planner(plan, table, profiles, runs, FleetJudge(plan, prober))
         return planner.run(), prober
+
+
+def _require_runnable(plan: PlanFile, profiles: dict[str, Profile]) -> None:
+    """Refuse candidates that could run at no count, before the search; too little memory is an answer of its own."""
+    from heliosim.errors import MemoryBudgetError
+    from heliosim.vary import check_against
+
+    for candidate in plan.candidates:
+        scenario = plan.scenario(candidate, profiles[candidate.profile], 1)
+        try:
+            check_against(scenario, profiles.__getitem__, f"candidates {candidate.name!r}")
+        except MemoryBudgetError:
+            continue
 
 
 def _steps(progress: Any) -> Any:
@@ -116,6 +133,7 @@ def max_rate(
 
     The scenario's statistics section is not used: --least, --most and --warm-up say what it would.
     """
+    from heliosim.formats.files import require_own
     from heliosim.planfile import Replications, Rules, is_closed
     from heliosim.scenario import load_scenario
 
@@ -135,6 +153,9 @@ def max_rate(
     targets = _targets(scenario, limit or [], share)
     rules = Rules(targets, replications=Replications(least=least, most=most), warm_up=warm_up)
     folder = out or Path("plans") / f"max-rate-{scenario.name}"
+    require_own(folder, ("max-rate.json", "probes"), "answer of max-rate")
+    if file.resolve() == (folder / "sustained.yaml").resolve():
+        raise InputError(str(folder), str(file), "the answer would replace this scenario", "Choose another with --out.")
     from heliosim.plan_report import print_rate, save_rate
     from heliosim.planning import EXIT_CODES
 
@@ -150,7 +171,11 @@ def _targets(scenario: Scenario, limits: list[str], share: float | None) -> Any:
     from heliosim.formats.files import validate
     from heliosim.planfile import Targets
 
-    found: dict[str, Any] = {"limits": dict(_limit(text) for text in limits)}
+    pairs = [_limit(text) for text in limits]
+    twice = next((name for name, _ in pairs if sum(other == name for other, _ in pairs) > 1), None)
+    if twice is not None:
+        raise InputError("--limit", twice, "is given twice", "Keep one of them.")
+    found: dict[str, Any] = {"limits": dict(pairs)}
     slo = scenario.slo
     if share is not None or not limits:
         if slo is None:
@@ -158,7 +183,11 @@ def _targets(scenario: Scenario, limits: list[str], share: float | None) -> Any:
             raise InputError("--limit" if share is None else "--share", share, "the scenario has no slo", remedy)
         each = {"ttft_ms": slo.ttft_ms, "tpot_ms": slo.tpot_ms, "e2el_ms": slo.e2el_ms}
         found["attainment"] = {"share": 0.95 if share is None else share, **each}
-    return validate(Targets, found, "options")
+    try:
+        return validate(Targets, found, "options")
+    except InputError as error:
+        error.where = "--limit" if "field limits" in error.where else "--share"
+        raise
 
 
 def _limit(text: str) -> tuple[str, float]:

@@ -34,6 +34,7 @@ ProfileUncertainty = Annotated[
     bool, typer.Option("--profile-uncertainty", help="Draw step costs anew for each replication, as measured.")
 ]
 Seed = Annotated[Optional[int], typer.Option(min=0, help="Seed instead of the scenario's.")]  # noqa: UP045
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out if it exists.")]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,14 @@ class Asked:
             return StoppingRule.exactly(self.replications, said.confidence)
         return said.model_copy(update={"relative_half_width": self.half_width or said.relative_half_width}).rule()
 
+    def require_drawable(self, scenario: Scenario) -> None:
+        """Raise InputError if step costs are to be drawn anew and cannot be, before anything is simulated."""
+        from heliosim.replicate import require_uncertain
+        from heliosim.scenario import StatisticsSpec
+
+        if self.profile_uncertainty or (scenario.statistics or StatisticsSpec()).profile_uncertainty:
+            require_uncertain(scenario)
+
     def replicate(self, scenario: Scenario, first: RunResults | None = None) -> Replicated:
         """Replications of a scenario, with progress. ``first``: replication 0."""
         from heliosim.console import now_and_then, progress_bar
@@ -111,22 +120,25 @@ def compare_policies(
     profile_uncertainty: ProfileUncertainty = False,
     seed: Seed = None,
     out: Annotated[Optional[Path], typer.Option(help="Also write every figure to this JSON file.")] = None,  # noqa: UP045
+    overwrite: Overwrite = False,
 ) -> None:
     """Simulate two scenarios under common random numbers: paired differences with their intervals."""
     from heliosim.console import now_and_then, progress_bar, say_derived
     from heliosim.executors import open_executor
-    from heliosim.formats.files import write_json
+    from heliosim.formats.files import require_new_file, write_json
     from heliosim.paired import pair, paired_dict
     from heliosim.scenario import load_scenario
     from heliosim.statistics_view import print_paired
 
+    require_new_file(out, overwrite=overwrite)
     a, b = load_scenario(first), load_scenario(second)
     if a.name == b.name:
         remedy = "Give them names of their own: they head the columns."
         raise InputError(f"{second}, field name", b.name, "both scenarios have this name", remedy)
     chosen = a.seed if seed is None else seed
     a, b = (s.model_copy(update={"seed": chosen}) for s in (a, b))
-    rule = Asked(replications, half_width or (None if replications else 0.02)).rule(a)
+    default = None if replications else 0.02
+    rule = Asked(replications, default if half_width is None else half_width).rule(a)
     with open_executor("local", jobs or 1) as executor, progress_bar("Comparing") as progress:
         found = pair(
             a,
@@ -183,6 +195,7 @@ def crn(
     jobs: Jobs = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random stream.")] = 0,
     out: Annotated[Optional[Path], typer.Option(help="Also write the figures to this JSON file.")] = None,  # noqa: UP045
+    overwrite: Overwrite = False,
 ) -> None:
     """How much common random numbers narrow the difference of two policies, against independent seeds.
 
@@ -190,10 +203,11 @@ def crn(
     """
     from heliosim.console import progress_bar, say_derived_profiles
     from heliosim.executors import open_executor
-    from heliosim.formats.files import write_json
+    from heliosim.formats.files import require_new_file, write_json
     from heliosim.randomness import run_crn, to_dict
     from heliosim.statistics_view import print_crn
 
+    require_new_file(out, overwrite=overwrite)
     with open_executor("local", jobs or 1) as executor, progress_bar("Common random numbers") as progress:
         rows = run_crn(
             profile, pairs=pairs, rate_per_s=rate, requests=requests, seed=seed, executor=executor, on_progress=progress

@@ -52,6 +52,8 @@ def sweep(
         raise UnknownNameError("--keep", keep, ("runs", "summary"))
     workers = worker_count(jobs, executor, address)
     if sql is not None:
+        if dry_run:
+            raise InputError("--sql", sql, "--dry-run has no results to query", "Leave one of them out.")
         need_duckdb()
     given = [parse_set(text) for text in sets or ()]
     for path in {path for path, _ in given}:

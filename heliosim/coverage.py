@@ -170,7 +170,10 @@ def _open(out: Path, first_seed: int, seeds: int) -> CoverageFile:
     wanted = CoverageFile(first_seed=first_seed, seeds=seeds, replications=REPLICATIONS, results={})
     if not out.exists():
         return wanted
-    found = validate(CoverageFile, read_json(out), str(out))
+    try:
+        found = validate(CoverageFile, read_json(out), str(out))
+    except InputError:
+        raise InputError(str(out), out.name, "holds no study of coverage", "Choose another file with --out.") from None
     if found.model_copy(update={"results": {}}) != wanted:
         raise InputError(str(out), out.name, "holds a study of other settings", "Choose another file, or remove it.")
     return found

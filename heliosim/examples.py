@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from heliosim.errors import InputError
-from heliosim.formats.files import new_folder, write_text
+from heliosim.formats.files import FolderKind, new_folder, write_text
 from heliosim.formats.profile import Profile
 from heliosim.profile_view import open_profile, shipped_profiles
 from heliosim.scenario import BatcherSpec, Failure, Fleet, Memory, ReplicaGroup, Scenario
@@ -129,10 +129,15 @@ def _text_workload(profile: Profile, folder: Path, final: Path, requests_per_tas
 def write_plans(out: Path, *, overwrite: bool = False) -> list[Path]:
     """Write the example plans and the shipped price table into ``out``. Raises InputError if it exists."""
     shipped = sorted((Path(__file__).parent / "plans").glob("*.yaml"))
-    with new_folder(out, overwrite=overwrite) as folder:
+    kind = FolderKind("example plans", "prices.yaml", frozenset(file.name for file in shipped))
+    with new_folder(out, kind, overwrite=overwrite) as folder:
         for file in shipped:
             write_text(folder / file.name, file.read_text(encoding="utf-8"))
     return [out / file.name for file in shipped]
+
+
+def _file_name(system: str) -> str:
+    return f"{system.replace(' ', '-').lower()}.yaml"
 
 
 def write_examples(out: Path, profile_folder: Path | None, *, overwrite: bool = False) -> list[Path]:
@@ -144,12 +149,14 @@ def write_examples(out: Path, profile_folder: Path | None, *, overwrite: bool = 
         profile = open_profile(REFERENCE if REFERENCE in shipped else next(iter(shipped)))
     else:
         profile = open_profile(str(profile_folder.resolve() if profile_folder.exists() else profile_folder))
+    made = systems(*pair_of(profile))
+    names = {"workload.jsonl", *(_file_name(name) for name in (*made, "fleet"))}
     written = []
-    with new_folder(out, overwrite=overwrite) as folder:
+    with new_folder(out, FolderKind("the example", "helios.yaml", frozenset(names)), overwrite=overwrite) as folder:
         workload = _text_workload(profile, folder, out) or drawn_workload(profile)
-        alone = [scenario_for(name, made, profile, workload) for name, made in systems(*pair_of(profile)).items()]
+        alone = [scenario_for(name, controller, profile, workload) for name, controller in made.items()]
         for scenario in (*alone, fleet_example(profile, workload)):
-            file = folder / f"{scenario.name.lower()}.yaml"
+            file = folder / _file_name(scenario.name)
             if workload.trace is not None:  # beside the scenarios: the folder can be moved
                 beside = workload.model_copy(update={"trace": "workload.jsonl"})
                 scenario = scenario.model_copy(update={"workload": beside})

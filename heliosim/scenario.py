@@ -18,7 +18,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from heliosim.errors import InputError, UnknownNameError, about
-from heliosim.formats.files import Strict, read_yaml, sha256_of, validate, write_text
+from heliosim.formats.files import Strict, read_yaml, refuse_true, sha256_of, validate, write_text
 from heliosim.metrics import SCALARS, Slo
 from heliosim.registry import CONTROLLERS, ROUTERS
 from heliosim.serving.kinds import ControllerKind
@@ -318,6 +318,7 @@ def parse_controller(section: dict[str, Any], where: str) -> ControllerKind:
             raise InputError(
                 f"{where}, field controller.{key}", value, "unknown field", f"{hint}Known: {', '.join(sorted(known))}."
             )
+    refuse_true(cls, fields, where, ("controller",))
     try:
         return TypeAdapter(cls).validate_python(fields)  # type: ignore[no-any-return]
     except ValidationError as error:
@@ -337,8 +338,8 @@ def load_scenario(path: Path) -> Scenario:
     groups = fleet.get("replicas") if isinstance(fleet, dict) else None
     for group in groups if isinstance(groups, list) else ():
         _from_beside(path, group, "profile")
-    scenario = validate(Scenario, raw, str(path))
     with about(path):
+        scenario = validate(Scenario, raw, str(path))
         parse_controller(scenario.controller, str(path))
         for group in scenario.fleet.replicas if scenario.fleet else ():
             if group.controller is not None:

@@ -13,9 +13,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -24,9 +23,9 @@ from typing import Any, Literal
 from heliosim import __version__
 from heliosim.errors import HelioSimError, InputError
 from heliosim.executors import LostWorkError, run_all
-from heliosim.formats.files import read_json, write_json
+from heliosim.formats.files import read_json, require_own, sole_writer, write_json
 from heliosim.formats.profile import Profile
-from heliosim.formats.results import RunResults, load_run, read_info, save_run
+from heliosim.formats.results import RUN_FOLDER, RunResults, load_run, read_info, save_run
 from heliosim.formats.sweep import load_sweep
 from heliosim.metrics import SCALARS, Slo, summarise
 from heliosim.scenario import Scenario, load_scenario
@@ -38,7 +37,6 @@ Metrics = Mapping[str, float | None]
 
 MARK = "sweep.json"
 SUMMARY = "summary.json"
-LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -220,8 +218,16 @@ def run_job(job: Job, on_progress: Callable[[float], None] | None = None) -> Don
     if job.folder is not None:
         beside = {SUMMARY: _summary_file(job, done)}
         tables = {} if job.keep == "runs" else {"tables": ()}
+        _clear_damaged(Path(job.folder) / job.name)
         save_run(Path(job.folder) / job.name, results, overwrite=True, beside=beside, **tables)
     return done
+
+
+def _clear_damaged(folder: Path) -> None:
+    """Remove what is left of a run of this sweep that lost its run.json; nothing that is no part of a run."""
+    if folder.is_dir() and not (folder / RUN_FOLDER.mark).is_file():
+        for left in RUN_FOLDER.names:
+            (folder / left).unlink(missing_ok=True)
 
 
 def _check_worker(job: Job) -> None:
@@ -289,8 +295,10 @@ class State:
 
 
 def look(sweep: Sweep, out: Path, keep: Keep = "runs") -> State:
-    """Which runs are complete, and what changed; writes nothing. Raises InputError if the folder is not a sweep's."""
-    _require_own(out)
+    """Which runs are complete, and what changed; writes nothing. Raises InputError for a folder of something else."""
+    if not out.exists():
+        return State({}, None, None)
+    require_own(out, (MARK,), "sweep")
     if not (out / MARK).is_file():
         return State({}, None, None)
     before, now = set(read_json(out / MARK).get("runs", [])), {job.name for job in sweep.jobs}
@@ -307,11 +315,6 @@ def look(sweep: Sweep, out: Path, keep: Keep = "runs") -> State:
                 stale[number] = folder
     keys_before, keys_now = ({n.partition("-")[0] for n in names} for names in (before, now))
     return State(done, len(keys_now - keys_before), len(keys_before - keys_now), stale)
-
-
-def _require_own(out: Path) -> None:
-    if out.exists() and not (out / MARK).is_file() and any(p.name != LOCK for p in out.iterdir()):
-        raise InputError(str(out), out.name, "the folder exists and holds no sweep", "Choose another with --out.")
 
 
 def _bring_up(sweep: Sweep, state: State) -> None:
@@ -335,8 +338,8 @@ def run_sweep(
 
     Interrupted, it leaves complete run folders behind, and the next call goes on from them.
     """
-    _require_own(out)
-    with _sole_writer(out):
+    require_own(out, (MARK,), "sweep")
+    with sole_writer(out, "sweep"):
         state = look(sweep, out, keep)
         _bring_up(sweep, state)
         write_json(out / MARK, dict(sweep.definition))
@@ -380,20 +383,6 @@ def _with_folder(job: Job, runs: Path, keep: Keep) -> Job:
     from dataclasses import replace
 
     return replace(job, folder=str(runs), keep=keep)
-
-
-@contextmanager
-def _sole_writer(out: Path) -> Iterator[None]:
-    """Hold the folder's lock. Raises InputError if another sweep does."""
-    import fcntl
-
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(str(out), out.name, "another sweep is writing here", "Wait for it, or stop it.") from None
-        yield
 
 
 # --- how long it will take ----------------------------------------------------------------------------------

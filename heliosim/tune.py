@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
@@ -30,6 +31,7 @@ from heliosim.sweep import Done, Job, most, open_once, profiles_digest, run_job
 from heliosim.vary import Plain, changed_at, check_against, checked, plain_scenario, resolved
 
 STUDY = "heliosim"
+MARK = "tune.json"
 SATURATED = "saturated"
 CONSTRAINTS = "constraints"
 """Optuna's name for how far the limits are broken."""
@@ -179,29 +181,62 @@ def open_study(problem: Problem, storage: str) -> Any:
 
     Raises InputError if the study there is of another search.
     """
+    need_optuna()
+    try:
+        study = _found_or_made(problem, _opened(storage))
+    except _storage_errors() as error:
+        said = without_password(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+        remedy = "Give a database URL such as sqlite:///study.db, or journal:PATH; remove a file that is damaged."
+        shown = without_password(storage)
+        raise InputError("--storage", shown, f"it cannot be opened: {said}", remedy) from None
+    if study.user_attrs.get("digest") != problem.digest:
+        what = "its study is of another search: tune file, base scenario or profile changed"
+        remedy = "Choose another --out, or with --storage another storage; or remove the study."
+        raise InputError(without_password(storage), STUDY, what, remedy)
+    return study
+
+
+def _found_or_made(problem: Problem, opened: Any) -> Any:
     optuna = need_optuna()
+    if STUDY in optuna.study.get_all_study_names(opened):
+        return optuna.load_study(storage=opened, study_name=STUDY)
+    direction = "maximize" if problem.file.objective.is_maximised else "minimize"
+    study = optuna.create_study(storage=opened, study_name=STUDY, direction=direction)
+    study.set_user_attr("digest", problem.digest)
+    return study
+
+
+def _opened(storage: str) -> Any:
     if storage.startswith("journal:"):
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
 
-        opened: Any = JournalStorage(JournalFileBackend(storage.removeprefix("journal:")))
-    else:
-        try:
-            opened = optuna.storages.RDBStorage(storage)
-        except (ValueError, ImportError) as error:
-            remedy = "Give a database URL such as sqlite:///study.db, or journal:PATH."
-            raise InputError("--storage", storage, str(error).splitlines()[0], remedy) from None
-    direction = "maximize" if problem.file.objective.is_maximised else "minimize"
-    names = optuna.study.get_all_study_names(opened)
-    if STUDY not in names:
-        study = optuna.create_study(storage=opened, study_name=STUDY, direction=direction)
-        study.set_user_attr("digest", problem.digest)
-        return study
-    study = optuna.load_study(storage=opened, study_name=STUDY)
-    if study.user_attrs.get("digest") != problem.digest:
-        what = "its study is of another search: tune file, base scenario or profile changed"
-        raise InputError(storage, STUDY, what, "Choose another --out, or remove the study.")
-    return study
+        return JournalStorage(JournalFileBackend(storage.removeprefix("journal:")))
+    from optuna.storages import RDBStorage
+
+    return RDBStorage(storage)
+
+
+def _storage_errors() -> tuple[type[Exception], ...]:
+    """What Optuna raises for a storage that cannot be used: the address, the driver, the database, its content."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return (
+        ValueError,
+        ImportError,
+        OSError,
+        KeyError,
+        AssertionError,
+        RuntimeError,
+        SQLAlchemyError,
+        StorageInternalError,
+    )
+
+
+def without_password(text: str) -> str:
+    """A storage's address, or what is said of it, with the password left out."""
+    return re.sub(r"(://[^\s:/@]*):[^\s/]*@", r"\1:***@", text)
 
 
 # --- searching ----------------------------------------------------------------------------------------------

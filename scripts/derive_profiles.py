@@ -30,6 +30,7 @@ from heliosim import __version__
 from heliosim.costs import TERMS, StepShape
 from heliosim.formats.files import new_folder, sha256_of
 from heliosim.formats.profile import (
+    PROFILE_FOLDER,
     BehaviourFacts,
     CostFit,
     Derivation,
@@ -199,7 +200,7 @@ def derive(data: Path, gpu: Gpu, out: Path) -> None:
         ]
     columns, sources = behaviour_columns(models)
     checks = cross_checks(gpu, kernels)
-    with new_folder(out, overwrite=True) as folder:
+    with new_folder(out, PROFILE_FOLDER, overwrite=True) as folder:
         pq.write_table(pa.Table.from_pylist(rows), folder / "steps.parquet", compression="zstd", compression_level=15)
         write_table(columns, folder / "behaviour.parquet")
         facts = ProfileFile(

@@ -594,7 +594,8 @@ class SimEngine:
             {"batch": rows, "context": context, "tokens": tokens},
             f"a step lies outside the calibrated range (batch <= {cost.max_rows}, context <= {cost.max_context}, "
             f"tokens per step <= {cost.max_tokens})",
-            "Calibrate a wider range, lower the batcher's limits, or pass --allow-extrapolation.",
+            "Calibrate a wider range, lower the batcher's limits, or "
+            "set allow_extrapolation: true (heliosim run: --allow-extrapolation).",
         )
 
 

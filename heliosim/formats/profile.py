@@ -21,7 +21,7 @@ from pydantic import Field, field_validator, model_validator
 from heliosim.behaviour import Behaviour, Text
 from heliosim.costs import LOAD_TERMS, TERMS, StepCost, StepShape
 from heliosim.errors import InputError, UnknownNameError
-from heliosim.formats.files import Strict, read_json, sha256_of, validate, write_json
+from heliosim.formats.files import FolderKind, Strict, read_json, sha256_of, validate, write_json
 from heliosim.noise import RecordedNoise
 from heliosim.types import ModelSpec
 
@@ -321,6 +321,11 @@ def load_profile(folder: Path, *, verify: bool = True) -> Profile:
         if sha256_of(table) != digest:
             raise InputError(f"{path}, field files.{name}", digest, "the table was changed since", "Calibrate again.")
     return Profile(folder, facts)
+
+
+PROFILE_FOLDER = FolderKind(
+    "a profile", "profile.json", frozenset({"profile.json", "behaviour.parquet", "steps.parquet"})
+)
 
 
 def write_profile(folder: Path, facts: ProfileFile) -> None:

@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from heliosim.errors import InputError
-from heliosim.formats.files import Strict, new_folder, read_json, sha256_of, validate, write_json, write_text
+from heliosim.formats.files import (
+    FolderKind,
+    Strict,
+    new_folder,
+    read_json,
+    sha256_of,
+    validate,
+    write_json,
+    write_text,
+)
 from heliosim.formats.profile import ProfileKind
 from heliosim.recorder import TableRecorder, Tables, schemas
 from heliosim.types import RequestId
@@ -26,6 +35,15 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 2
 TABLES = ("requests", "steps", "tokens", "events")
+RUN_FOLDER = FolderKind(
+    "a run",
+    "run.json",
+    frozenset(
+        {"run.json", "host.json", "scenario.yaml", "summary.json", "replications.json", "replications.parquet"}
+        | {f"{name}.parquet" for name in TABLES}
+    ),
+)
+"""Also what a sweep and replications write beside a run."""
 DEFAULT_THRESHOLD = 0.8
 """Confidence threshold TH where a scenario's controller names none: the default of every controller."""
 
@@ -170,7 +188,7 @@ def save_run(
     along, by name. Raises InputError if ``folder`` exists, unless ``overwrite``: then the old run is replaced once the
     new one is complete.
     """
-    with new_folder(folder, overwrite=overwrite) as temporary:
+    with new_folder(folder, RUN_FOLDER, overwrite=overwrite) as temporary:
         write_text(temporary / "scenario.yaml", results.scenario_yaml)
         for name in tables:
             write_table(temporary / f"{name}.parquet", getattr(results, name))

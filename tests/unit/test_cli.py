@@ -288,3 +288,78 @@ def test_examples_over_a_profile_run(cli: Cli, profile: Profile, tmp_path: Path)
     line = refused(cli, tmp_path, "run", "example/fleet.yaml", "--live", "--out", "live")
     assert "fleet: a fleet cannot run live" in line
     assert "without --live" in line
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_overwriting_spares_the_users_own_files(cli: Cli, plain: dict[str, Any], tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    path = write(own, plain)
+    (own / "thesis.txt").write_text("years of work")
+    before = contents(own)
+    other = write(tmp_path, plain)
+    for command in (("example",), ("example", "--plans"), ("run", other)):
+        line = refused(cli, tmp_path, *command, "--out", "own", "--overwrite")
+        assert "own: holds what is no part of" in line
+        assert "choose another folder" in line
+    (own / "thesis.txt").unlink()
+    assert "holds the file that is being read" in refused(cli, tmp_path, "run", path, "--out", "own", "--overwrite")
+    assert "is no folder" in refused(cli, tmp_path, "run", path, "--out", "own/scenario.yaml", "--overwrite")
+    assert "the folder you are in" in refused(cli, tmp_path, "example", "--out", ".", "--overwrite")
+    assert contents(own) == {"scenario.yaml": before["scenario.yaml"]}
+
+
+PLANS = ("example", "--plans")
+
+
+def test_overwriting_replaces_what_the_command_wrote(cli: Cli, plain: dict[str, Any], tmp_path: Path) -> None:
+    path = write(tmp_path, plain)
+    (tmp_path / "empty").mkdir()
+    twice = ("run", path, "--replications", 2)
+    for command, out in ((twice, "empty"), (("run", path), "empty"), *2 * ((("example",), "ex"), (PLANS, "p"))):
+        assert cli(*command, "--out", out, "--overwrite")[0] == 0, (command, out)
+    (tmp_path / "ex" / "helios.yaml").unlink()
+    assert "is not the example" in refused(cli, tmp_path, "example", "--out", "ex", "--overwrite")
+    (tmp_path / "empty" / "events.parquet").unlink()
+    (tmp_path / "empty" / "events.parquet").mkdir()
+    assert "'events.parquet'" in refused(cli, tmp_path, "run", path, "--out", "empty", "--overwrite")
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda v: v.update(profle=v.pop("profile")), ["field profle: unknown field", "Did you mean 'profile'?"]),
+        (lambda v: v.pop("profile"), ["field profile: missing field"]),
+        (lambda v: v.update(budget_bytes=5), ["field budget_bytes: unknown field", "Remove it. Known: allow_extra"]),
+        (lambda v: v.update(slo={"ttft": 5}), ["field slo.ttft: unknown field", "Did you mean 'ttft_ms'?"]),
+        (
+            lambda v: v["workload"]["arrivals"].update(rate=v["workload"]["arrivals"].pop("rate_per_s")),
+            ["scenario.yaml", "arrivals poisson, field rate: unknown field", "Did you mean 'rate_per_s'?"],
+        ),
+        (lambda v: v["workload"]["arrivals"].update(kind="poison"), ["scenario.yaml", "Did you mean 'poisson'?"]),
+        (lambda v: v["workload"].update(requests=True), ["field workload.requests: a number is wanted (value: True)"]),
+        (lambda v: v["workload"]["tasks"][0].update(share=False), ["field workload.tasks.0.share: a number"]),
+        (lambda v: v["controller"].update(threshold=True), ["field controller.threshold: a number is wanted"]),
+        (lambda v: v["workload"]["arrivals"].update(rate_per_s=True), ["scenario.yaml", "field rate_per_s: a number"]),
+    ],
+)
+def test_fields_as_people_misspell_them(
+    cli: Cli, plain: dict[str, Any], tmp_path: Path, change: Callable[[dict[str, Any]], Any], parts: list[str]
+) -> None:
+    change(plain)
+    line = refused(cli, tmp_path, "run", write(tmp_path, plain))
+    for part in parts:
+        assert part in line, line
+
+
+@pytest.mark.parametrize("twice", ["seed: 5\n", "memory: {budget_bytes: 5, budget_bytes: 6}\n"])
+def test_a_field_given_twice(cli: Cli, plain: dict[str, Any], tmp_path: Path, twice: str) -> None:
+    path = write(tmp_path, {k: v for k, v in plain.items() if k != "memory"})
+    path.write_text(path.read_text() + twice)
+    line = refused(cli, tmp_path, "run", path)
+    assert f"scenario.yaml, line {len(path.read_text().splitlines())}" in line
+    assert "the field is given twice" in line
+    assert cli("run", write(tmp_path, plain | {"allow_extrapolation": True}), "--out", "run")[0] == 0

@@ -113,6 +113,8 @@ def test_the_highest_rate_of_a_scenario(cli: Cli, tmp_path: Path) -> None:
     [
         ((), "slo"),
         (("--limit", "p99_ttft_ms"), "NAME=MILLISECONDS"),
+        (("--limit", "p99_tft_ms=3"), "error: --limit: "),
+        (("--limit", "p99_ttft_ms=3", "--limit", "p99_ttft_ms=4"), "--limit: is given twice"),
         (("--limit", "p99_tft_ms=3"), "p99_ttft_ms"),
         (("--share", "0.9"), "slo"),
         (("--limit", "p99_ttft_ms=3", "--tolerance", "2"), "--tolerance"),
@@ -177,6 +179,36 @@ def test_a_bad_plan_is_one_line(cli: Cli, tmp_path: Path) -> None:
     assert not (tmp_path / "plans").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c["controller"].update(kind="fixed", depth=5), ["controller.depth", "(value: 5)", "no exit there"]),
+        (lambda c: c.update(modles=c.pop("models")), ["field candidates.0.modles", "Did you mean 'models'?"]),
+        (lambda c: c.update(profile="nowhere/at/all"), ["nowhere/at/all"]),
+    ],
+)
+def test_a_candidate_that_cannot_run_is_refused_before_the_search(
+    cli: Cli, tmp_path: Path, change: Callable[[dict[str, Any]], Any], said: list[str]
+) -> None:
+    file = plan(tmp_path)
+    raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    change(raw["candidates"][0])
+    file.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    code, out, err = cli("plan", file, "--out", "answer")
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    for part in ("plan.yaml", *said):
+        assert part in err
+    assert not (tmp_path / "answer").exists()
+
+
+def test_near_names_are_those_of_the_same_level(cli: Cli, tmp_path: Path) -> None:
+    code, _, err = cli("plan", plan(tmp_path, memory={"budget_bytes": 5}))
+    assert code == 2
+    assert "field memory: unknown field" in err
+    assert "Did you mean" not in err
+    assert "Known: allow_extrapolation, candidates" in err
+
+
 def test_example_plans_are_written_once_and_load(cli: Cli, tmp_path: Path) -> None:
     from heliosim.planfile import load_plan
     from heliosim.prices import load_prices
@@ -188,3 +220,27 @@ def test_example_plans_are_written_once_and_load(cli: Cli, tmp_path: Path) -> No
     assert load_prices(tmp_path / "mine" / "prices.yaml").currency == "USD"
     assert cli("example", "--plans", "--out", "mine")[0] == 2
     assert cli("example", "--plans", "--profile", "tiny-opt-cpu", "--out", "other")[0] == 2
+
+
+@pytest.mark.parametrize("command", ["plan", "max-rate"])
+def test_an_answer_does_not_replace_the_users_files(cli: Cli, tmp_path: Path, command: str) -> None:
+    from heliosim.planfile import load_plan
+    from heliosim.profile_view import open_profile
+
+    file = plan(tmp_path)
+    loaded = load_plan(file)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "fleet.yaml").write_text("mine")
+    scenario = tmp_path / "own" / "sustained.yaml"
+    loaded.scenario(loaded.candidates[0], open_profile(loaded.candidates[0].profile), 1).save(scenario)
+    arguments = (file,) if command == "plan" else (scenario, "--limit", "p99_ttft_ms=300")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "own").iterdir()}
+    code, out, err = cli(command, *arguments, "--out", "own")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "own: the folder exists and holds no" in err
+    assert {p.name: p.read_bytes() for p in (tmp_path / "own").iterdir()} == before
+    code, _, err = cli(command, *arguments, "--out", "plan.yaml")
+    assert (code, "plan.yaml: is no folder" in err) == (2, True)
+    if command == "max-rate":
+        (tmp_path / "own" / "max-rate.json").write_text("{}")
+        assert "would replace this scenario" in cli(command, *arguments, "--out", "own")[2]

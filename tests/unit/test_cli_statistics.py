@@ -115,6 +115,7 @@ def test_saturation_is_said(cli: Cli, file: Callable[..., Path]) -> None:
         (("--half-width", 0.1, "--replications", 4), "stands beside --replications"),
         (("--profile-uncertainty",), "profile uncertainty is unavailable"),
         (("--live", "--replications", 4), "--live is a single run"),
+        (("--device", "cuda"), "--device: a simulation runs on no device"),
         (("--live", "--jobs", 2), "--live is a single run"),
         (("--replications", 1, "--half-width", 0.1), "--replications 1 is a single run"),
         (("--replications", 1, "--profile-uncertainty"), "--replications 1 is a single run"),
@@ -168,6 +169,55 @@ def test_common_random_numbers_cut_the_variance(cli: Cli, tmp_path: Path) -> Non
 
 def test_a_difference_that_is_always_the_same_has_no_width(capfd: pytest.CaptureFixture[str]) -> None:
     same = paired_difference([1.0, 2.0], [1.0, 2.0]).interval
-    print_crn([CrnRow("a", "b", "output_throughput", same, 17.0, None, 3.0)], 2)
+    print_crn([CrnRow("a", "b", "output_throughput", same, 17.0, None, 3.0)], 2, 20.0, 100)
     row = next(line for line in capfd.readouterr().out.splitlines() if "always equal" in line)
     assert re.search(r" 0\s+–\s+17\s+always equal", row), row
+
+
+@pytest.mark.parametrize(("out", "said"), [("there.json", "--overwrite"), (".", "is a folder"), ("there.json/x", "no")])
+def test_figures_replace_no_file_unasked(
+    cli: Cli, file: Callable[..., Path], tmp_path: Path, out: str, said: str
+) -> None:
+    (tmp_path / "there.json").write_text("mine")
+    pair = ("compare-policies", file("low"), file("high"), "--replications", 2)
+    for command in (pair, ("statistics", "crn")):
+        code, shown, err = cli(*command, "--out", out)
+        assert (code, shown, err.count("\n")) == (2, "", 1), "before any work"
+        assert said in err
+    assert (tmp_path / "there.json").read_text() == "mine"
+    assert cli(*pair, "--out", "there.json", "--overwrite")[0] == 0
+    assert json.loads((tmp_path / "there.json").read_text())["seeds"]
+
+
+def test_an_unused_width_and_a_file_that_is_no_study(cli: Cli, file: Callable[..., Path], tmp_path: Path) -> None:
+    code, out, err = cli("compare-policies", file("low"), file("high"), "--half-width", 0)
+    assert (code, out) == (2, "")
+    assert "--half-width: must lie between 0 and 1 (value: 0.0)" in err
+    (tmp_path / "mine.json").write_text('{"mine": 1}')
+    code, out, err = cli("statistics", "coverage", "--out", "mine.json")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "mine.json: holds no study of coverage" in err
+    assert (tmp_path / "mine.json").read_text() == '{"mine": 1}'
+
+
+def test_profile_uncertainty_of_fleets_is_refused_before_the_run(
+    cli: Cli, file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heliosim.runs.run_simulated", lambda *_, **__: pytest.fail("simulated first"))
+    code, _, err = cli("run", file(fleet={"replicas": [{"name": "a", "count": 2}]}), "--profile-uncertainty")
+    assert code == 2
+    assert "profile uncertainty is unavailable for fleets" in err
+
+
+@pytest.mark.parametrize(
+    ("command", "goes_on"),
+    [(("sweep", "x"), True), (("statistics", "coverage"), True), (("run", "sweep"), False), (("compare", "x"), False)],
+)
+def test_only_commands_that_go_on_promise_it(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], goes_on: bool
+) -> None:
+    monkeypatch.setattr("heliosim.cli.app", lambda **_: 130)
+    code, _, err = cli(*command)
+    assert code == 130
+    assert "No half-written file was left" in err
+    assert ("run the same command to go on" in err) == goes_on

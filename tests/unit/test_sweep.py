@@ -22,6 +22,7 @@ from heliosim.cli import main
 from heliosim.errors import InputError
 from heliosim.examples import drawn_workload, scenario_for
 from heliosim.executors import InlineExecutor, open_executor
+from heliosim.formats.files import sole_writer
 from heliosim.formats.results import load_run
 from heliosim.metrics import SCALARS, summarise
 from heliosim.profile_view import open_profile
@@ -219,7 +220,7 @@ def test_names_are_changed_by_the_only_writer(folder: Path, reference: Path, tmp
     shutil.copytree(reference, out)
     path = write_sweep(tmp_path, grid={**GRID, "batcher.max_batch": [16]}, replications=2)
     before = everything(out)
-    with sweep_module._sole_writer(out), pytest.raises(InputError, match="another sweep is writing here"):
+    with sole_writer(out, "sweep"), pytest.raises(InputError, match="another sweep is writing here"):
         run_sweep(plan_sweep(path), out, InlineExecutor())
     assert everything(out) == before
 
@@ -302,6 +303,8 @@ def test_the_command_prints_the_points_and_answers_queries(cli: Cli, reference: 
     assert "±" in out
     assert query(reference, sql) == (["n", "th"], [(8, 0.9)])
     assert cli("sweep.yaml", "--out", "reference", "--sql", "select nothing from results")[0] == 2
+    code, out, err = cli("sweep.yaml", "--out", "reference", "--sql", sql, "--dry-run")
+    assert (code, out, "--dry-run has no results to query" in err) == (2, "", True)
 
 
 @pytest.mark.parametrize(

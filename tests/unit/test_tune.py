@@ -18,6 +18,7 @@ import yaml
 from heliosim.cli import main
 from heliosim.errors import HelioSimError, InputError
 from heliosim.executors import InlineExecutor, open_executor
+from heliosim.formats.files import sole_writer
 from heliosim.formats.tune import Limit, Range
 from heliosim.metrics import summarise
 from heliosim.profile_view import open_profile
@@ -37,6 +38,7 @@ from heliosim.tune import (
     search,
     values_of,
     verify,
+    without_password,
 )
 from heliosim.tune_report import verified_lines, write_results
 from tests.unit.test_sweep import write_base
@@ -343,3 +345,67 @@ def test_a_metric_without_a_value_on_fresh_seeds_is_broken(
     assert gain is not None
     assert gain.interval.reason.startswith("no data") == (metric == "mean_tpot_ms"), "no pair is left out"
     assert write_results(problem, study, found, folder) is None
+
+
+@pytest.fixture
+def tune(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """``heliosim tune tune.yaml`` with arguments: exit code, standard output, standard error."""
+    write_tune(folder, trials=2, seeds=1, fresh_seeds=1)
+    monkeypatch.chdir(folder)
+
+    def run(*arguments: str) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", ["heliosim", "tune", "tune.yaml", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code, *capfd.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("storage", "said"),
+    [
+        ("foo:bar", "--storage: it cannot be opened"),
+        ("sqlite:///nodir/x.db", "unable to open database file"),
+        ("postgresql+psycopg2://me:secret@nowhere/x", "--storage: it cannot be opened"),
+        ("nonsense://me:secret@nowhere/x", "--storage: it cannot be opened"),
+        ("sqlite:///damaged.db", "file is not a database"),
+        ("journal:nodir/x.log", "--storage: it cannot be opened"),
+    ],
+)
+def test_a_storage_that_cannot_be_opened_is_one_line(
+    tune: Callable[..., Any], folder: Path, storage: str, said: str
+) -> None:
+    (folder / "damaged.db").write_text("no database at all, " * 100)
+    code, out, err = tune("--out", "out", "--storage", storage)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+    assert "secret" not in err
+    assert not (folder / "out").exists(), "nothing is left behind"
+
+
+def test_a_folder_has_one_study_and_one_writer(tune: Callable[..., Any], folder: Path) -> None:
+    (folder / "own").mkdir()
+    (folder / "own" / "best.yaml").write_text("mine")
+    code, _, err = tune("--out", "own")
+    assert (code, [p.name for p in (folder / "own").iterdir()]) == (2, ["best.yaml"])
+    assert "own: the folder exists and holds no study of tune" in err
+    with sole_writer(folder / "out", "tune"):
+        code, _, err = tune("--out", "out")
+    assert (code, "another tune is writing here" in err) == (2, True)
+    assert not (folder / "out").exists()
+    assert tune("--out", "out", "--storage", "journal:one.log")[0] in (0, 1)
+    code, out, _ = tune("--out", "out", "--storage", "journal:one.log", "--trials", "1")
+    assert code in (0, 1)
+    assert "The study has 2 trials already, more than the 1 asked for." in out
+    write_tune(folder, seed=5)
+    code, _, err = tune("--out", "other", "--storage", "journal:one.log")
+    assert code == 2
+    assert "another storage" in err
+
+
+def test_no_password_is_shown() -> None:
+    assert without_password("mysql://me:secret@host:33/x?a=b") == "mysql://me:***@host:33/x?a=b"
+    assert without_password("cannot reach 'mysql://me:p:w@rd@host/x'") == "cannot reach 'mysql://me:***@host/x'"
+    assert without_password("sqlite:////tmp/x.db") == "sqlite:////tmp/x.db"
