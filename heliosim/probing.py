@@ -244,7 +244,7 @@ def _drowned(samples: Sequence[Sample], confidence: float, *, is_quick: bool = F
 class Prober:
     """Judges scenarios by simulation. ``folder``: where done replications are kept; ``report``: told what goes on.
 
-    ``simulated``, ``remembered``: replications run now and found in the folder.
+    ``simulated``, ``remembered``: replications run now, and found in the folder from an earlier call.
     """
 
     rules: Rules
@@ -253,6 +253,7 @@ class Prober:
     report: Callable[[str], None] = lambda what: None
     simulated: int = 0
     remembered: int = 0
+    _kept: set[Path] = field(default_factory=set)
 
     def judge_scenario(
         self, scenario: Scenario, what: str, *, fresh: bool = False, thorough: bool = False
@@ -306,7 +307,7 @@ class Prober:
         for k, path in enumerate(paths):
             if path is not None and path.is_file():
                 found[k] = read_sample(path)
-                self.remembered += 1
+                self.remembered += path not in self._kept
         missing = [k for k in range(len(works)) if k not in found]
 
         def keep(i: int, sample: Sample) -> None:
@@ -315,6 +316,7 @@ class Prober:
             self.simulated += 1
             if (path := paths[k]) is not None:
                 write_sample(path, sample)
+                self._kept.add(path)
 
         run_all(self.executor, measure, [works[k] for k in missing], keep)
         return [found[k] for k in range(len(works))]
