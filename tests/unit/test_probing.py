@@ -172,7 +172,6 @@ def test_done_probes_are_not_done_again_and_workers_change_nothing(tmp_path: Pat
     plan = plan.model_copy(update={"candidates": plan.candidates[1:2], "max_count": 3})
     first = Prober(plan.rules, here, tmp_path / "a")
     one = solve(plan, FleetJudge(plan, first))
-    assert first.remembered == 0
     again = Prober(plan.rules, here, tmp_path / "a")
     assert solve(plan, FleetJudge(plan, again)) == one
     assert again.simulated == 0
