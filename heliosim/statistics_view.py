@@ -281,6 +281,8 @@ def _horizon_line(paired: Paired) -> str:
     if not any(cuts):
         return f"{question}; nothing is left out."
     first, second = (counted(cut, "request") if cut else "none" for cut in cuts)
+    if first == second:
+        return f"{question}; the first {first} of each left out as warm-up."
     return f"{question}; first requests left out as warm-up: {first} of the first, {second} of the second."
 
 

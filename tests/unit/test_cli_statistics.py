@@ -169,7 +169,7 @@ def test_common_random_numbers_cut_the_variance(cli: Cli, tmp_path: Path) -> Non
 
 def test_a_difference_that_is_always_the_same_has_no_width(capfd: pytest.CaptureFixture[str]) -> None:
     same = paired_difference([1.0, 2.0], [1.0, 2.0]).interval
-    print_crn([CrnRow("a", "b", "output_throughput", same, 17.0, None, 3.0)], 2, 20.0, 100)
+    print_crn([CrnRow("a", "b", "output_throughput", same, 17.0, None, 3.0)], 2, 20.0, 240)
     row = next(line for line in capfd.readouterr().out.splitlines() if "always equal" in line)
     assert re.search(r" 0\s+–\s+17\s+always equal", row), row
 
