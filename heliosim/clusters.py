@@ -239,7 +239,11 @@ def _knock(address: str) -> None:
 
 
 def _outcome(paths: Sequence[str], call: bytes) -> tuple[bool, Any]:
-    """(True, result) or (False, exception): Ray would wrap an exception in one of its own."""
+    """(True, result) or (False, exception): Ray would wrap an exception in one of its own.
+
+    ``call`` was pickled a moment ago by the executor that sent it, as every executor of processes does. Nothing is read
+    from a file.
+    """
     import pickle
 
     sys.path += [path for path in paths if path not in sys.path]

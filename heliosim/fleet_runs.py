@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from heliosim.engines.sim import SimEngine
 from heliosim.errors import about
 from heliosim.fleet import FleetRun, outage
 from heliosim.fleet_tables import merged
-from heliosim.formats.profile import Profile, ProfileKind
+from heliosim.formats.profile import Profile, ProfileKind, shared_hash
 from heliosim.profile_view import open_profile
 from heliosim.recorder import TableRecorder, Tables
 from heliosim.registry import ROUTERS
@@ -54,10 +53,7 @@ class FleetBuilder:
     @property
     def profile_hash(self) -> str:
         """The profile's, if all replicas have the same one; else a digest of the groups', in order."""
-        found = [self.profile_of(group).hash for group in self.fleet.replicas]
-        if len(set(found)) == 1:
-            return found[0]
-        return hashlib.blake2b(" ".join(found).encode(), digest_size=16).hexdigest()
+        return shared_hash([self.profile_of(group).hash for group in self.fleet.replicas])
 
     @property
     def profile_kind(self) -> ProfileKind:

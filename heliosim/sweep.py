@@ -24,7 +24,7 @@ from heliosim import __version__
 from heliosim.errors import HelioSimError, InputError
 from heliosim.executors import LostWorkError, run_all
 from heliosim.formats.files import read_json, require_own, sole_writer, write_json
-from heliosim.formats.profile import Profile
+from heliosim.formats.profile import Profile, shared_hash
 from heliosim.formats.results import RUN_FOLDER, RunResults, load_run, read_info, save_run
 from heliosim.formats.sweep import load_sweep
 from heliosim.metrics import SCALARS, Slo, summarise
@@ -196,10 +196,7 @@ def profiles_digest(scenario: Scenario) -> str:
     """The hash under which a run names its profile: that of the one all replicas share, or of those of a fleet's groups
     together.
     """
-    found = [open_once(one.profile).hash for one in of_groups(scenario)]
-    if len(set(found)) == 1:
-        return found[0]
-    return hashlib.blake2b(" ".join(found).encode(), digest_size=16).hexdigest()
+    return shared_hash([open_once(one.profile).hash for one in of_groups(scenario)])
 
 
 # --- one run ------------------------------------------------------------------------------------------------

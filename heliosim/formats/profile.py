@@ -9,7 +9,8 @@ derived one says from which, and everything that shows it says so too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -300,6 +301,13 @@ class Profile:
     @cached_property
     def behaviour(self) -> Behaviour:
         return load_behaviour(self.folder / "behaviour.parquet", {n: m.exits for n, m in self.facts.models.items()})
+
+
+def shared_hash(hashes: Sequence[str]) -> str:
+    """What a run of several profiles names: the hash all of them have, else a digest of theirs, in order."""
+    if len(set(hashes)) == 1:
+        return hashes[0]
+    return hashlib.blake2b(" ".join(hashes).encode(), digest_size=16).hexdigest()
 
 
 def load_profile(folder: Path, *, verify: bool = True) -> Profile:

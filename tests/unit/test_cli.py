@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,29 +11,12 @@ import pytest
 import yaml
 
 from heliosim import __version__
-from heliosim.cli import main
 from heliosim.formats.profile import Profile
 from heliosim.formats.results import load_run
 from tests.profiles import scenario, workload, write_synthetic_profile
+from tests.unit.conftest import Cli
 
-Cli = Callable[..., tuple[int, str, str]]
 CHECKPOINT = Path(__file__).parents[2] / "heliosim" / "checkpoints" / "tiny-opt-s"
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
-    """Run ``heliosim`` with arguments in an empty folder: exit code, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["heliosim", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main()
-        out, err = capfd.readouterr()
-        return int(end.value.code or 0), out, err
-
-    return run
 
 
 @pytest.fixture(scope="module")

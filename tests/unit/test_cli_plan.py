@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,27 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from heliosim.cli import main
 from heliosim.formats.results import load_run
+from tests.unit.conftest import Cli
 
-Cli = Callable[..., tuple[int, str, str]]
 PLAN = Path(__file__).parents[2] / "heliosim" / "plans" / "code.yaml"
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
-    """Run ``heliosim`` with arguments in an empty folder: exit code, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["heliosim", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main()
-        out, err = capfd.readouterr()
-        return int(end.value.code or 0), out, err
-
-    return run
 
 
 def plan(folder: Path, rate: float = 20.0, **changes: Any) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import pytest
 import yaml
 
-from heliosim.cli import main
 from heliosim.coverage import cases
 from heliosim.formats.profile import Profile
 from heliosim.formats.replications import load_replications
@@ -22,24 +20,9 @@ from heliosim.randomness import CrnRow
 from heliosim.statistics_view import print_crn
 from heliosim.stats import paired_difference
 from tests.profiles import scenario, workload, write_synthetic_profile
+from tests.unit.conftest import Cli
 
-Cli = Callable[..., tuple[int, str, str]]
 EXTRA = {"replications.json", "replications.parquet"}
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["heliosim", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main()
-        out, err = capfd.readouterr()
-        return int(end.value.code or 0), out, err
-
-    return run
 
 
 @pytest.fixture(scope="module")
