@@ -19,7 +19,7 @@ from heliosim.formats.profile import BehaviourFacts
 from heliosim.streams import stream
 from heliosim.synthetic.family import Array
 from heliosim.synthetic.solve import Solved, solve
-from heliosim.synthetic.spec import ExitSpec, TaskSpec
+from heliosim.synthetic.spec import ExitSpec
 from heliosim.synthetic.table import BehaviourTable, table_of
 
 COARSE, FINE, EDGE = 200, 2000, 0.9
@@ -34,16 +34,18 @@ def behaviour_for(models: Mapping[str, Sequence[int]], spec: ExitSpec, seed: int
     """
     solved = solve(spec)
     _check(models, spec)
-    lengths = {name: spec.text_tokens or _longest(task) for name, task in spec.tasks.items()}
+    lengths = {name: max(1, round(spec.text_factor * task.output_tokens)) for name, task in spec.tasks.items()}
+    mean = sum(task.weight for task in spec.tasks.values()) / len(spec.tasks)
+    texts = {name: max(1, round(spec.texts_per_task * task.weight / mean)) for name, task in spec.tasks.items()}
     parts: list[dict[str, npt.NDArray[Any]]] = []
     rows: list[dict[str, Any]] = []
     for task in sorted(spec.tasks):
-        for k in range(spec.texts_per_task):
+        for k in range(texts[task]):
             parts.append(_text(solved, models, task, k, lengths[task], seed))
             rows.append(_identity(spec, task, k, lengths[task], seed))
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     facts = BehaviourFacts(
-        tasks=dict.fromkeys(spec.tasks, spec.texts_per_task),
+        tasks=texts,
         split="synthetic",
         tokens_per_text=max(lengths.values()),
         threshold=spec.threshold.value,
@@ -75,11 +77,6 @@ def _check(models: Mapping[str, Sequence[int]], spec: ExitSpec) -> None:
                 f"{spec.name}, field models.{name}", tuple(exits), "exits must ascend to the last layer",
                 f"Known: {known}.",
             )  # fmt: skip
-
-
-def _longest(task: TaskSpec) -> int:
-    """Tokens of a task's texts: its longest usual output, so that serving a request seldom begins a text anew."""
-    return max(8, int(np.ceil(task.output_tokens * (1 + 2 * task.output_cv))))
 
 
 def _identity(spec: ExitSpec, task: str, k: int, tokens: int, seed: int) -> dict[str, Any]:

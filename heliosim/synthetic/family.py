@@ -22,6 +22,8 @@ from scipy.optimize import brentq
 from scipy.special import expit, logit, ndtr, ndtri
 
 Array = npt.NDArray[np.float64]
+Threshold = float | Array
+"""One threshold, or one per exit, [exits] (the last decides nothing)."""
 
 NODES = 96
 """Points of the integral over a token's ease; enough for shares to 1e-6 at the correlations used."""
@@ -50,10 +52,10 @@ class ScoreFamily:
     floor: float = 0.0
     cap: float = 1.0
 
-    def latent(self, threshold: float) -> float:
-        """The threshold on the logit scale of the family; infinite where no score can reach it."""
-        inside = (threshold - self.floor) / (self.cap - self.floor)
-        return float(logit(np.clip(inside, 0.0, 1.0)))
+    def latent(self, threshold: Threshold) -> Array:
+        """The threshold at each exit, [exits], on the logit scale; infinite where no score can reach it."""
+        inside = (np.asarray(threshold, np.float64) - self.floor) / (self.cap - self.floor)
+        return np.broadcast_to(logit(np.clip(inside, 0.0, 1.0)), (len(self.exits),))
 
     def score(self, at: int, z: Array) -> Array:
         """Scores at exit number ``at`` for latent values, any shape."""
@@ -65,15 +67,15 @@ class ScoreFamily:
         known = np.sqrt(r) * EASE[None, :] + self.shifts[:, None]
         return known, float(np.sqrt(max(0.0, 1 - r)))
 
-    def confident(self, at: int, threshold: float) -> Array:
+    def confident(self, at: int, threshold: Threshold) -> Array:
         """P(score at exit number ``at`` >= threshold) given task and ease, [tasks, NODES]."""
         known, rest = self._parts()
-        edge = (self.latent(threshold) - self.mu[at]) / self.sigma[at]
+        edge = (self.latent(threshold)[at] - self.mu[at]) / self.sigma[at]
         if rest == 0.0:
             return (known >= edge).astype(np.float64)
         return np.asarray(ndtr((known - edge) / rest))
 
-    def left_given(self, threshold: float) -> Array:
+    def left_given(self, threshold: Threshold) -> Array:
         """P(first confident exit is exit number k) given task and ease, [exits, tasks, NODES]; the rest at the last."""
         staying = np.ones((len(self.shifts), NODES))
         left = []
@@ -87,24 +89,24 @@ class ScoreFamily:
         """Average of a quantity given task and ease, [tasks, NODES], over both."""
         return float(self.weights @ (values @ WEIGHT))
 
-    def left_by_task(self, threshold: float) -> Array:
+    def left_by_task(self, threshold: Threshold) -> Array:
         """Share of each task's tokens that leave at each exit, [exits, tasks]."""
         if self.depth_correlation == 1.0:
             return self._left_alike(threshold)
         return np.asarray(self.left_given(threshold) @ WEIGHT)
 
-    def _left_alike(self, threshold: float) -> Array:
+    def _left_alike(self, threshold: Threshold) -> Array:
         """The same without noise of the exits: a token has left by the exit that asks least of it so far."""
         edges = (self.latent(threshold) - self.mu) / self.sigma
         by = ndtr(self.shifts[None, :] - np.minimum.accumulate(edges[:-1])[:, None])
         ends = np.zeros((1, len(self.shifts)))
         return np.diff(np.concatenate([ends, by, ends + 1]), axis=0)
 
-    def left(self, threshold: float) -> Array:
+    def left(self, threshold: Threshold) -> Array:
         """Share of tokens that leave at each exit, [exits]."""
         return np.asarray(self.left_by_task(threshold) @ self.weights)
 
-    def mean_depth(self, threshold: float) -> float:
+    def mean_depth(self, threshold: Threshold) -> float:
         """Mean layers of a token."""
         return float(self.left(threshold) @ np.asarray(self.exits, np.float64))
 
@@ -151,7 +153,7 @@ def family_of(
         floor=floor,
         cap=cap,
     )
-    edge = family.latent(threshold)
+    edge = float(family.latent(threshold)[0])
     if depth_correlation == 1.0:
         return _alike(family, np.asarray(left, np.float64), edge, confident_of_rest)
     staying = np.ones((len(family.shifts), NODES))

@@ -47,7 +47,7 @@ def _leaves_at(other: ScoreFamily, threshold: float, depth: int, task: int, corr
     for at in range(other.exits.index(depth) + 1):
         if other.exits[at] == other.exits[-1]:
             return np.ones(len(EASE))
-        edge = (other.latent(threshold) - other.mu[at]) / other.sigma[at]
+        edge = (other.latent(threshold)[at] - other.mu[at]) / other.sigma[at]
         staying = staying * (1 - ndtr((np.sqrt(r) * ease + other.shifts[task] - edge) / rest))
     return np.asarray((1 - staying) @ WEIGHT)
 

@@ -99,7 +99,7 @@ class ModelExits(Strict):
 
 
 class TaskSpec(Strict):
-    """A task: its weight in the published mix, lengths in tokens, and how much easier than average its tokens are.
+    """A task: its weight in the published mix of requests, lengths in tokens, and how much easier than average its tokens are.
 
     ``ease`` in standard deviations of the latent ease; for all models, or by model.
     """
@@ -176,8 +176,8 @@ class ExitSpec(Strict):
     tasks: dict[str, TaskSpec] = Field(min_length=1)
     pairs: tuple[Pair | Correlation, ...] = ()
     tokens: TokenSpec
-    texts_per_task: int = Field(default=64, ge=1, le=2000)
-    text_tokens: int | None = Field(default=None, ge=8, le=8192, description="length of texts; default by task")
+    texts_per_task: int = Field(default=64, ge=1, le=2000, description="on average; tasks have them by weight")
+    text_factor: float = Field(default=2.0, ge=1, le=16, description="length of texts over the task's output tokens")
 
     @model_validator(mode="after")
     def _hangs_together(self) -> ExitSpec:
@@ -202,7 +202,8 @@ class ExitSpec(Strict):
 
     @property
     def weights(self) -> list[float]:
-        return [task.weight for task in self.tasks.values()]
+        """Share of each task in all tokens, but for a factor: published shares are of tokens, weights of requests."""
+        return [task.weight * task.output_tokens for task in self.tasks.values()]
 
     def eases(self, model: str) -> list[float]:
         """Shift of each task for a model."""
