@@ -22,9 +22,10 @@ from heliosim.synthetic.solve import Solved, solve
 from heliosim.synthetic.spec import ExitSpec
 from heliosim.synthetic.table import BehaviourTable, table_of
 
-COARSE, FINE, EDGE = 200, 2000, 0.9
-"""Confidences are kept in cells of 1/200 below 0.9 and of 1/2000 above, each as the middle of its cell, so thresholds
-at multiples of these split them exactly."""
+COARSE, FINE, EDGE = 100, 1000, 0.9
+"""Confidences are kept in cells of 1/100 below 0.9 and of 1/1000 above, each as the middle of its cell, so thresholds
+at multiples of these split them exactly. Few
+levels keep the table small."""
 
 
 def behaviour_for(models: Mapping[str, Sequence[int]], spec: ExitSpec, seed: int) -> BehaviourTable:
