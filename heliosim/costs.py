@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from heliosim.curves import Curve
+from heliosim.exits.batching import exit_batcher
 from heliosim.types import BLOCK_TOKENS, Load, ModelSpec, Outcome, Run, Seconds, Tokens, blocks_for
 
 TERMS: tuple[str, ...] = (
@@ -100,7 +101,7 @@ class StepShape(NamedTuple):
 
 def layers_run(run: Run, tokens: Tokens) -> int:
     """Deepest layer a step executes: a batch waits for its deepest token, and a prefill chunk needs every layer."""
-    if run.exits.kind != "threshold" or run.exits.batching == "full":
+    if run.exits.kind != "threshold" or exit_batcher(run.exits.batching).runs_all:
         return run.placement.depth
     if not all(c.is_decode for c in run.batch.chunks):
         return run.placement.depth
@@ -161,6 +162,16 @@ def shape_of(run: Run, outcome: Outcome, spec: ModelSpec) -> StepShape:
     )
 
 
+class ExitCosts(NamedTuple):
+    """Seconds of what only some exit methods do: preparing a smaller batch in the middle of a step, and copying KV up,
+    once per layer and per layer and token.
+    """
+
+    regroup: float
+    copy_layer: float
+    copy_layer_token: float
+
+
 @dataclass(frozen=True, slots=True)
 class StepCost:
     """Fitted seconds per unit of each term, and the region the fit saw.
@@ -169,6 +180,9 @@ class StepCost:
     check or final head against its rows (the mean, where several checks of a step have different numbers). None: the
     terms say it all. ``per_context``: the coefficient of ``layer_decode_context``; where it is not zero, no two decode
     steps cost the same.
+
+    ``exits``: what only some exit methods cost; None where it was not measured (``exits/pricing.py`` says what stands
+    for it).
     """
 
     coefficients: tuple[float, ...]
@@ -177,6 +191,7 @@ class StepCost:
     max_tokens: int
     layer_curve: Curve | None = None
     head_curve: Curve | None = None
+    exits: ExitCosts | None = None
     per_context: float = field(init=False)
 
     def __post_init__(self) -> None:
