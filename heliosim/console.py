@@ -158,7 +158,17 @@ def print_summary(run: RunResults | LiveRun, slo: Slo | None) -> None:
         console().print(line)
     if results.info.profile_kind == "derived":
         console().print(f"[yellow]{DERIVED}[/]")
+    if results.info.quality_unknown:
+        console().print(f"[yellow]{quality_line(results.info.quality_unknown)}[/]")
     print_details(results, summary)
+
+
+def quality_line(methods: str) -> str:
+    """What to say of a run whose profile has no texts generated under its exit methods."""
+    return (
+        f"Quality unknown under {methods}: the profile holds no texts generated so. "
+        "Record them with heliosim calibrate --exit-methods, or see heliosim exits compare."
+    )
 
 
 def growth_line(results: RunResults) -> str | None:
