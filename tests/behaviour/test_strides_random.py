@@ -34,7 +34,7 @@ def curved(tmp_path_factory: pytest.TempPathFactory) -> Profile:
 
 
 def drawn_methods(seed: int) -> dict[str, Any]:
-    """Exit methods of every other seed, from a stream of their own: the rest of a scenario is as it would be without."""
+    """Exit methods of every other seed, from a stream of their own: the rest of a scenario is as it was."""
     r = Random(f"methods {seed}")
     if seed % 2 == 0 or seed >= 1000:
         return {}
