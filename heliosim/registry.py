@@ -57,3 +57,15 @@ ROUTERS = Registry(
         "power-of-two": "heliosim.serving.routing:PowerOfTwo",
     },
 )
+
+ORDERS = Registry(
+    "batcher.order.kind",
+    "heliosim.orders",
+    {
+        "fcfs": "heliosim.serving.ordering:Fcfs",
+        "sjf": "heliosim.serving.ordering:ShortestJob",
+        "srpt": "heliosim.serving.ordering:ShortestRemaining",
+        "priority": "heliosim.serving.ordering:PriorityClasses",
+        "feedback": "heliosim.serving.ordering:Feedback",
+    },
+)
