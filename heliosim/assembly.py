@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
+from heliosim.errors import InputError
 from heliosim.exits.pricing import break_even
 from heliosim.formats.profile import Profile
 from heliosim.offline import build_repository
@@ -13,6 +14,8 @@ from heliosim.scenario import Scenario
 from heliosim.serving.batcher import ContinuousBatcher
 from heliosim.serving.kinds import Context
 from heliosim.serving.memory import MemoryPool
+from heliosim.serving.ordered_batcher import OrderedBatcher
+from heliosim.serving.ordering import Fcfs
 from heliosim.serving.repository import Repository
 from heliosim.serving.server import Server, require_placeable
 from heliosim.types import ExitBatching, ExitRule
@@ -41,8 +44,20 @@ def build_server(
         require_placeable(spec, min(spec.exits), scenario.memory.budget_bytes)
     context = Context(models, known or repositories(scenario, profile), _break_evens(scenario, profile))
     controller = scenario.controller_kind().build(context)
-    batcher = ContinuousBatcher(scenario.batcher.max_batch, scenario.batcher.token_budget, scenario.batcher.watermark)
-    return Server(controller, batcher, MemoryPool(scenario.memory.budget_bytes), models, recorder, max_stride)
+    return Server(
+        controller, build_batcher(scenario), MemoryPool(scenario.memory.budget_bytes), models, recorder, max_stride
+    )
+
+
+def build_batcher(scenario: Scenario) -> ContinuousBatcher:
+    """The batcher of a scenario. Raises InputError for an order that needs predictions where none are made."""
+    spec, order = scenario.batcher, scenario.batcher.the_order()
+    if isinstance(order, Fcfs):
+        return ContinuousBatcher(spec.max_batch, spec.token_budget, spec.watermark)
+    if order.needs_prediction and scenario.workload.predictor is None:
+        remedy = "Give workload.predictor a kind; kind none takes max_tokens for the length."
+        raise InputError("batcher.order", (spec.order or {})["kind"], "needs predicted lengths", remedy)
+    return OrderedBatcher(order, spec.max_batch, spec.token_budget, spec.watermark)
 
 
 def _break_evens(scenario: Scenario, profile: Profile) -> Callable[[str, ExitRule], float]:
