@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 
+from heliosim.costs import DISK_BYTE
 from heliosim.formats.profile import Profile
 from heliosim.offline import build_repository
 from heliosim.recorder import Recorder
-from heliosim.scenario import Scenario
+from heliosim.scenario import Memory, Scenario
 from heliosim.serving.batcher import ContinuousBatcher
 from heliosim.serving.kinds import Context
+from heliosim.serving.loading import HostTier, Loading
 from heliosim.serving.memory import MemoryPool
 from heliosim.serving.repository import Repository
 from heliosim.serving.server import Server, require_placeable
-from heliosim.types import ExitBatching
+from heliosim.types import ExitBatching, ModelSpec
 
 Repositories = Callable[[float, ExitBatching], Repository]
 """Offline figures of a scenario's models at a threshold and batch rule."""
@@ -41,7 +43,31 @@ def build_server(
     context = Context(models, known or repositories(scenario, profile))
     controller = scenario.controller_kind().build(context)
     batcher = ContinuousBatcher(scenario.batcher.max_batch, scenario.batcher.token_budget, scenario.batcher.watermark)
-    return Server(controller, batcher, MemoryPool(scenario.memory.budget_bytes), models, recorder, max_stride)
+    pool = MemoryPool(scenario.memory.budget_bytes)
+    return Server(controller, batcher, pool, models, recorder, max_stride, loading_of(scenario.memory, models))
+
+
+def loading_of(memory: Memory, models: Mapping[str, ModelSpec]) -> Loading:
+    """How weights come to a server's device."""
+    host = None if memory.host_bytes is None else HostTier(memory.host_bytes, models)
+    return Loading(memory.loads == "overlapped", memory.is_pipelined, host)
+
+
+def load_costs(scenario: Scenario, profile: Profile) -> dict[str, Mapping[str, float]]:
+    """Load coefficients of a scenario's models on its clock, bytes priced by where they wait.
+
+    Raises InputError if the profile does not say what a byte from there takes.
+    """
+    memory = scenario.memory
+    found: dict[str, Mapping[str, float]] = {}
+    for name in scenario.models:
+        costs = dict(profile.load_cost(name, scenario.clock))
+        if memory.host != "pinned":
+            costs["weights_byte"] = profile.seconds_per_byte(name, scenario.clock, memory.host)
+        if memory.host_bytes is not None:
+            costs[DISK_BYTE] = profile.seconds_per_byte(name, scenario.clock, "disk")
+        found[name] = costs
+    return found
 
 
 def repositories(scenario: Scenario, profile: Profile) -> Repositories:
@@ -50,6 +76,16 @@ def repositories(scenario: Scenario, profile: Profile) -> Repositories:
     @cache
     def at(threshold: float, batching: ExitBatching) -> Repository:
         budget, max_batch = scenario.memory.budget_bytes, scenario.batcher.max_batch
-        return build_repository(profile, scenario.models, scenario.clock, budget, max_batch, threshold, batching)
+        return build_repository(
+            profile,
+            scenario.models,
+            scenario.clock,
+            budget,
+            max_batch,
+            threshold,
+            batching,
+            loads=load_costs(scenario, profile),
+            overlaps=scenario.memory.loads == "overlapped",
+        )
 
     return at
