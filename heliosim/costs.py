@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from heliosim.exits.batching import exit_batcher
 from heliosim.types import BLOCK_TOKENS, Arriving, Load, ModelSpec, Outcome, Run, Seconds, Tokens, blocks_for
 
 TERMS: tuple[str, ...] = (
@@ -88,7 +89,7 @@ class StepShape(NamedTuple):
 
 def layers_run(run: Run, tokens: Tokens) -> int:
     """Deepest layer a step executes: a batch waits for its deepest token, and a prefill chunk needs every layer."""
-    if run.exits.kind != "threshold" or run.exits.batching == "full":
+    if run.exits.kind != "threshold" or exit_batcher(run.exits.batching).runs_all:
         return run.placement.depth
     if not all(c.is_decode for c in run.batch.chunks):
         return run.placement.depth
@@ -146,14 +147,27 @@ def shape_of(run: Run, outcome: Outcome, spec: ModelSpec) -> StepShape:
     )
 
 
+class ExitCosts(NamedTuple):
+    """Seconds of what only some exit methods do: preparing a smaller batch in the middle of a step, and copying KV up,
+    once per layer and per layer and token.
+    """
+
+    regroup: float
+    copy_layer: float
+    copy_layer_token: float
+
+
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """Fitted seconds per unit of each term, and the region the fit saw."""
+    """Fitted seconds per unit of each term, and the region the fit saw. ``exits``: None where they were not measured
+    (``exits/pricing.py`` says what stands for them).
+    """
 
     coefficients: tuple[float, ...]
     max_rows: int
     max_context: int
     max_tokens: int
+    exits: ExitCosts | None = None
 
     def seconds(self, shape: StepShape) -> Seconds:
         """The sum of ``coefficients`` times ``shape.terms()``, written out, with what a layer costs summed first."""
@@ -244,19 +258,18 @@ def _from_disk(coefficients: Mapping[str, float], load: Load) -> Seconds:
     return load.disk_bytes * max(0.0, coefficients[DISK_BYTE] - coefficients["weights_byte"])
 
 
-def stall_seconds(cost: StepCost, shape: StepShape, depth: int, arriving: Arriving) -> Seconds:
+def stall_seconds(whole_s: Seconds, tail_s: Seconds, depth: int, arriving: Arriving) -> Seconds:
     """How much longer a step takes because layers are still arriving, one by one, evenly.
 
-    A layer begins when it is there and the one before it is done. Every resident layer is needed, also where tokens
-    leave earlier: skipped layers get their KV. With m layers missing, the step ends c behind the last of them or m * c
-    behind the first, whichever is later, where c is what a layer takes, and what no layer takes (heads, host) follows.
+    ``whole_s``: what the step takes with all of them there; ``tail_s``: the part that no layer takes (heads, host),
+    which comes last. A layer begins when it is there and the one before it is done. Every resident layer is needed,
+    also where tokens leave earlier: skipped layers get their KV. With m layers missing, the step ends c behind the last
+    of them or m * c behind the first, whichever is later, where c is what a layer takes.
     """
     missing = depth - arriving.present
     left_s = arriving.left_s
     if not missing or not left_s:
         return 0.0
-    whole = cost.seconds(shape)
-    tail = cost.seconds(shape._replace(layers=0, filled_layers=0))
-    per_layer = (whole - tail) / depth
-    last = max(left_s + per_layer, left_s / missing + missing * per_layer) + tail
-    return max(0.0, last - whole)
+    per_layer = (whole_s - tail_s) / depth
+    last = max(left_s + per_layer, left_s / missing + missing * per_layer) + tail_s
+    return max(0.0, last - whole_s)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from heliosim.costs import TERMS, StepCost, StepShape, stall_seconds
+from heliosim.costs import TERMS, StepCost, stall_seconds
 from heliosim.engines.sim import SimEngine
 from heliosim.errors import InputError
 from heliosim.metrics import summarise
@@ -184,8 +184,7 @@ def cost() -> StepCost:
     ],
 )
 def test_a_step_waits_for_what_cannot_be_hidden(present: int, left_s: float, expected: float) -> None:
-    shape = StepShape(1, 1, 1, 16, 0, 0, 6, 1, 1, 0, 0, 0, 16)
-    assert stall_seconds(cost(), shape, 6, Arriving(present, left_s)) == pytest.approx(expected)
+    assert stall_seconds(PER_STEP + 6 * PER_LAYER, PER_STEP, 6, Arriving(present, left_s)) == pytest.approx(expected)
 
 
 LOADS = {
