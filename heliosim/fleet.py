@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 
 import simpy
 
+from heliosim.drive import without_collector
 from heliosim.errors import InputError
+from heliosim.herd import Herd
 from heliosim.recorder import TableRecorder
 from heliosim.replica import MOST_REPLICAS, Life, Moment, Replica, Seen, Turn, by_arrival
 from heliosim.serving.routing import Router
@@ -47,7 +49,7 @@ class FleetRun:
     on_progress: Callable[[float], None] = lambda now: None
     recorder: TableRecorder = field(default_factory=TableRecorder)
     gaps: float = 1.0
-    may_run_apart: bool = True
+    may_hurry: bool = True
 
     def __post_init__(self) -> None:
         if len(self.members) > MOST_REPLICAS:
@@ -64,10 +66,11 @@ class FleetRun:
 
     def run(self) -> None:
         """To the end of the source. Checks every server's books."""
-        looks = getattr(self.router, "looks_at_load", None)  # a router that does not say is shown what there is
-        is_blind = looks is False or (looks is True and len(self.replicas) == 1)
-        if self.may_run_apart and is_blind and not self.outages and isinstance(self.source, OpenLoop):
-            self._run_apart(self.source)
+        if self.may_hurry and not self.outages and isinstance(self.source, OpenLoop):
+            looks = getattr(self.router, "looks_at_load", None)  # a router that does not say is shown what there is
+            is_blind = looks is False or (looks is True and len(self.replicas) == 1)
+            with without_collector():
+                self._run_apart(self.source) if is_blind else self._run_herd(self.source)
             return
         for outage in self.outages:
             self._expect(outage)
@@ -94,11 +97,13 @@ class FleetRun:
             life = replica.begin()
             simulate_server(life.server, life.engine, OpenLoop(share), self.on_progress)
 
-    # -- what replicas need -----------------------------------------------------------------------------------------
+    def _run_herd(self, source: OpenLoop) -> None:
+        """Each replica alone from one arrival to the next."""
+        names = [replica.name for replica in self.replicas]
+        lives = [replica.begin() for replica in self.replicas]
+        Herd(names, lives, self.router, self.gaps, self.on_progress).run(source.take(float("inf")))
 
-    @property
-    def may_sprint(self) -> bool:
-        return not self.outages and isinstance(self.source, OpenLoop)
+    # -- what replicas need -----------------------------------------------------------------------------------------
 
     @property
     def max_ends(self) -> int | None:

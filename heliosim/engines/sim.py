@@ -264,8 +264,13 @@ class SimEngine:
         left = going.length - going.generated
         if left < 1:
             left = 1
-        going.end = at + left
-        self._expect_end(going)
+        end = going.end = at + left
+        insort(self._ends, end)
+        ending = self._ending
+        if end in ending:
+            ending[end].append(going)
+        else:
+            ending[end] = [going]
         if going.walk is not None:
             going.lane = Lane(going.request.id, going.walk, going.generated, at, left)
             self._table.enter(going.lane, self.ticks)
