@@ -9,14 +9,14 @@ requests are routed, replicas act. Its tables are the same to the last bit, whic
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from heapq import heappop, heappush
+from heapq import heappop, heappush, heapreplace
 from math import inf
 
 from heliosim.flight import Flight
 from heliosim.replica import Life, as_cutter
 from heliosim.serving.routing import Router
 from heliosim.sprint import Lead, Sprint, let_go, take_in
-from heliosim.types import Arrival, Bytes, Directive, Idle, Seconds, tick
+from heliosim.types import Arrival, Bytes, Directive, Idle, Request, Seconds, tick
 
 
 class Herd:
@@ -32,87 +32,85 @@ class Herd:
         gaps: float = 1.0,
         on_progress: Callable[[float], None] = lambda now: None,
     ) -> None:
-        self.now: Seconds = 0.0
         self._router, self._on_progress = router, on_progress
+        self._among: Callable[[Request, Sequence[int]], int] | None = getattr(router, "choose_among", None)
         self._outstanding = [0] * len(lives)
+        self._striding: set[int] = set()
         self._runners = [
-            Runner(life, Lead(self._outstanding, place), name, gaps)
+            Runner(life, Lead(self._outstanding, place), name, gaps, self._striding)
             for place, (name, life) in enumerate(zip(names, lives, strict=True))
         ]
         self._due: list[tuple[Seconds, int]] = []
 
     def run(self, arrivals: Sequence[Arrival]) -> None:
         """Serve them all; they are sorted by time. Checks every server's books."""
-        at, count, runners = 0, len(arrivals), self._runners
-        acting = list(runners)  # at 0 s all come up, and act behind what is routed then
-        while True:
-            until_s = arrivals[at].request.arrival_s if at < count else inf
-            if until_s > self.now:
-                acting = self._go_on(acting, until_s)
-            if at == count:
-                break
-            self.now = until_s
-            first = at
-            while at < count and arrivals[at].request.arrival_s == until_s:
-                at += 1
-            self._route(arrivals[first:at], acting)
-            self._on_progress(until_s)
+        ready, now = list(self._runners), 0.0  # at 0 s all come up, and act behind what is routed then
+        for arrival in arrivals:
+            until_s = arrival.request.arrival_s
+            if until_s > now:
+                ready = self._go_on(ready, until_s)
+                self._on_progress(until_s)
+                now = until_s
+            self._route(arrival, now, ready)
+        self._go_on(ready, inf)
         assert not any(self._outstanding), f"requests that never left: {self._outstanding}"
-        for runner in runners:
+        for runner in self._runners:
             runner.life.server.stop()
 
-    def _go_on(self, acting: Sequence[Runner], until_s: Seconds) -> list[Runner]:
+    def _go_on(self, ready: Sequence[Runner], until_s: Seconds) -> list[Runner]:
         """Everybody to a time nobody comes before; returns those who have come to it exactly and are yet to act."""
         due, runners = self._due, self._runners
-        ready: list[Runner] = []
-        for runner in acting:
+        again: list[Runner] = []
+        for runner in ready:
             if runner.go_on(until_s):
-                ready.append(runner)
+                again.append(runner)
             elif runner.due_s < inf:
                 heappush(due, (runner.due_s, runner.lead.place))
         while due and due[0][0] <= until_s:
-            due_s, place = heappop(due)
+            due_s, place = due[0]
             runner = runners[place]
             if runner.due_s != due_s or runner.is_ready:
-                continue  # it ended earlier
-            if runner.go_on(until_s):
-                ready.append(runner)
+                heappop(due)  # it ended earlier
+            elif runner.go_on(until_s):
+                heappop(due)
+                again.append(runner)
             elif runner.due_s < inf:
-                heappush(due, (runner.due_s, place))
-        return ready
-
-    def _route(self, arrivals: Sequence[Arrival], acting: list[Runner]) -> None:
-        """Hand out who arrives now, in order; adds those who act now to ``acting``."""
-        now, outstanding, runners = self.now, self._outstanding, self._runners
-        among = getattr(self._router, "choose_among", None)
-        if among is not None and any(runner.hides_ends for runner in runners):
-            among = None
-        seen = [Shown(runner, now) for runner in runners] if among is None else []
-        for arrival in arrivals:
-            request = arrival.request
-            place = self._router.choose(request, seen) if among is None else among(request, outstanding)
-            outstanding[place] += 1
-            runner = runners[place]
-            before_s = runner.due_s
-            runner.receive(arrival, now)
-            if runner.due_s == before_s:
-                continue
-            if runner.due_s == now:
-                acting.append(runner)
+                heapreplace(due, (runner.due_s, place))
             else:
-                heappush(self._due, (runner.due_s, place))
+                heappop(due)
+        return again
+
+    def _route(self, arrival: Arrival, now: Seconds, ready: list[Runner]) -> None:
+        """Hand out who arrives now; adds who acts now to ``ready``."""
+        if self._among is None or self._striding:
+            place = self._router.choose(arrival.request, [Shown(runner, now) for runner in self._runners])
+        else:
+            place = self._among(arrival.request, self._outstanding)
+        self._outstanding[place] += 1
+        runner = self._runners[place]
+        before_s = runner.due_s
+        runner.receive(arrival, now)
+        due_s = runner.due_s
+        if due_s != before_s:
+            if due_s == now:
+                ready.append(runner)
+            else:
+                heappush(self._due, (due_s, place))
 
 
 class Runner:
     """One replica: what it does now, and what is there for it.
 
     ``due_s``: when what it does ends; inf: it does nothing. ``is_ready``: it has come to ``due_s`` and is to act.
+    ``striding``: places of those in whom requests may have ended that are not booked yet.
     """
 
-    __slots__ = ("_gaps", "_received", "_sprint", "_steps", "due_s", "flight", "is_ready", "lead", "life", "name")
+    __slots__ = (
+        "_gaps", "_received", "_sprint", "_steps", "_striding", "due_s", "flight", "is_ready", "lead", "life", "name",
+    )  # fmt: skip
 
-    def __init__(self, life: Life, lead: Lead, name: str, gaps: float) -> None:
-        self.life, self.lead, self.name, self._gaps = life, lead, name, gaps
+    def __init__(self, life: Life, lead: Lead, name: str, gaps: float, striding: set[int]) -> None:
+        self.life, self.lead, self.name, self._gaps, self._striding = life, lead, name, gaps, striding
         self._sprint = Sprint.of(life.server, life.engine, None)
         self._steps: Generator[None, None, Seconds | None] | None = None
         self.flight: Flight | None = None
@@ -155,33 +153,27 @@ class Runner:
                 if self._sprint is not None:
                     self._steps = self._sprint.steps(directive, now, lead)
             if self._steps is not None:
-                later = self._sprint_on(self._steps)
-                if later is None:
-                    now = self.due_s = lead.end_s
+                try:
+                    next(self._steps)
+                except StopIteration as end:
+                    self._steps = None
+                    if end.value is not None:
+                        now = end.value
+                        continue
+                else:
+                    now = lead.end_s
                     break
-                if later >= 0:
-                    now = later
-                    continue
             assert directive is not None
             flight = self._take_off(directive, now)
             if flight is None:
                 self.due_s = inf
                 return False
-            now = self.due_s = flight.end_s
+            now = flight.end_s
             if now > until_s:
                 break
             self._land(flight)
         self.due_s, self.is_ready = now, now == until_s
         return self.is_ready
-
-    def _sprint_on(self, steps: Generator[None, None, Seconds | None]) -> Seconds | None:
-        """Let a sprint go on. Returns None where it rests, when it ended, or -1 if it could not do a step."""
-        try:
-            next(steps)
-        except StopIteration as end:
-            self._steps = None
-            return -1.0 if end.value is None else float(end.value)
-        return None
 
     def _ask(self, now: Seconds) -> Directive | None:
         """What its controller wants, now that who has come was handed over."""
@@ -199,11 +191,15 @@ class Runner:
         let_go(lead, life.engine, life.server)
         if isinstance(action, Idle):
             return None
-        self.flight = Flight(action, life.engine.perform(action), now)
+        outcome = life.engine.perform(action)
+        if outcome.stride is not None and outcome.stride.ended:
+            self._striding.add(lead.place)
+        self.flight = Flight(action, outcome, now)
         return self.flight
 
     def _land(self, flight: Flight) -> None:
         self.flight = None
+        self._striding.discard(self.lead.place)
         served = self.life.server.complete(flight.action, flight.outcome, flight.end_s)
         self.lead.outstanding[self.lead.place] -= len(served)
 
@@ -211,18 +207,11 @@ class Runner:
         """Requests that have ended in the stride under way, and are not booked yet."""
         return 0 if self.flight is None else self.flight.ended(now)
 
-    @property
-    def hides_ends(self) -> bool:
-        """Whether ``ended`` may be other than 0."""
-        flight = self.flight
-        return flight is not None and flight.outcome.stride is not None and bool(flight.outcome.stride.ended)
-
     def kv_used_blocks(self, now: Seconds) -> int:
         pool = self.life.server.pool
         if self.flight is not None:
             return self.flight.kv_blocks(pool, now)
-        used = None if self._steps is None else self.lead.used_blocks(now)
-        return pool.used_blocks if used is None else used
+        return pool.used_blocks if self._steps is None else self.lead.used_blocks(pool.used_blocks, now)
 
 
 class Shown:

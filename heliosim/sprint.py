@@ -50,43 +50,42 @@ class Lead:
     """How far a sprint may go where what happens elsewhere decides who comes, and what it shows meanwhile.
 
     Nobody comes before ``until_s``. ``inbox``: who has come; ``outstanding[place]``: how many requests are here. A
-    sprint that rests has ``steps`` under way from ``start_s``, longer than that, with ``kv_blocks`` in use during each,
-    and requests end with the last of them alone; or, without any, it has come to ``until_s`` exactly. ``end``: take the
-    later steps back.
+    sprint that rests is in a step up to ``end_s``, beyond ``until_s``, or has come to that time exactly. If there are
+    several, these are ``steps``, from ``start_s`` on, with ``kv_blocks`` in use during each; requests end with the last
+    of them alone. ``end`` takes the later ones back.
     """
 
     outstanding: list[int]
     place: int
     until_s: Seconds = 0.0
     inbox: list[Arrival] = field(default_factory=list)
-    steps: list[StrideStep] = field(default_factory=list)
+    end_s: Seconds = 0.0
+    steps: list[StrideStep] | None = None
     kv_blocks: list[int] = field(default_factory=list)
     start_s: Seconds = 0.0
-    end_s: Seconds = 0.0
-
-    def show(self, steps: list[StrideStep], kv_blocks: list[int], start_s: Seconds, end_s: Seconds) -> None:
-        self.steps, self.kv_blocks, self.start_s, self.end_s = steps, kv_blocks, start_s, end_s
 
     def end(self, now: Seconds) -> Seconds:
         """Have what is under way end with the step that lasts to ``now`` or beyond; returns when that is."""
-        if len(self.steps) > 1 and self.end_s - self.steps[-1][0] >= now:
+        steps = self.steps
+        if steps is not None and self.end_s - steps[-1][0] >= now:
             at = self.start_s
-            for count, step in enumerate(self.steps, 1):
+            for count, step in enumerate(steps, 1):
                 at += step[0]
                 if at >= now:
-                    del self.steps[count:], self.kv_blocks[count:]
+                    del steps[count:], self.kv_blocks[count:]
                     self.end_s = at
                     break
         return self.end_s
 
-    def used_blocks(self, now: Seconds) -> int | None:
-        """KV blocks in use by the step that lasts to ``now`` or beyond; None: no step is under way."""
-        at = self.start_s
-        for step, blocks in zip(self.steps, self.kv_blocks, strict=True):
-            at += step[0]
-            if at >= now:
-                return blocks
-        return None
+    def used_blocks(self, used: int, now: Seconds) -> int:
+        """KV blocks in use by the step that lasts to ``now`` or beyond, ``used`` if there is but one."""
+        if self.steps is not None:
+            at = self.start_s
+            for step, blocks in zip(self.steps, self.kv_blocks, strict=True):
+                at += step[0]
+                if at >= now:
+                    return blocks
+        return used
 
 
 def take_in(lead: Lead, engine: Engine, server: Server, now: Seconds) -> None:
@@ -193,7 +192,7 @@ class Sprint:
             if lead is not None:
                 if now >= lead.until_s:
                     pool.used_blocks = used
-                    lead.show([], [], now, now)
+                    lead.end_s, lead.steps = now, None
                     yield
                 if lead.inbox:
                     take_in(lead, engine, server, now)
@@ -306,7 +305,7 @@ class Sprint:
                     shown = len(steps)
                 if lead is not None and now + one > lead.until_s:
                     pool.used_blocks = used
-                    lead.show(steps[-1:], blocks[-1:], now, now + one)
+                    lead.end_s, lead.steps = now + one, None
                     yield
                 done = 1
                 tick += 1
@@ -392,7 +391,11 @@ class Sprint:
                     end_s += step[0]
                 if lead is not None and end_s > lead.until_s:
                     pool.used_blocks = used
-                    lead.show(planned, in_use, now, end_s)
+                    lead.end_s = end_s
+                    if done > 1:
+                        lead.steps, lead.kv_blocks, lead.start_s = planned, in_use, now
+                    else:
+                        lead.steps = None
                     yield
                     done, end_s = len(planned), lead.end_s
                 now = end_s
