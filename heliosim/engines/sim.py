@@ -193,6 +193,16 @@ class SimEngine:
         )
         return _outcome_of(plan.stride)
 
+    def share(self, other: SimEngine) -> bool:
+        """Before any step: let another find what this one works out of steps and texts, and the other way round, where
+        both are of the same models, costs and behaviour. Returns whether they are.
+        """
+        is_alike = other.behaviour is self.behaviour and (other.models, other.costs) == (self.models, self.costs)
+        if is_alike:
+            other._walks_by_policy = self._walks_by_policy
+            other._decode_steps_by_policy = self._decode_steps_by_policy
+        return is_alike
+
     @property
     def extrapolated_steps(self) -> int:
         return self._extrapolated_before + (len(self._plan.extrapolated) if self._plan is not None else 0)

@@ -77,6 +77,11 @@ class RoundRobin:
         self._next = (chosen + 1) % count
         return chosen
 
+    def deal(self, requests: int, replicas: int) -> list[slice]:
+        """Which of the next ``requests`` requests each replica gets while all are up; a router need not have this."""
+        first, self._next = self._next, (self._next + requests) % replicas
+        return [slice((k - first) % replicas, None, replicas) for k in range(replicas)]
+
 
 class LeastOutstanding:
     """The fewest requests sent there and not back yet; of equals the first."""
