@@ -40,7 +40,7 @@ def replica_codes(table: pa.Table) -> tuple[Ints, list[str]]:
 
 def by_owner(codes: Ints) -> Ints:
     """Places of rows, those of one replica one behind the other, in their old order."""
-    if len(codes) and -1 <= codes.min() and codes.max() < 2**15:
+    if len(codes) and codes.min() >= -1 and codes.max() < 2**15:
         return np.argsort(codes.astype(np.int16), kind="stable")  # small numbers are sorted without comparing them
     return np.argsort(codes, kind="stable")
 

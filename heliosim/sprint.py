@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from heliosim.costs import StepShape
-from heliosim.drive import feed
+from heliosim.drive import settle_refused
 from heliosim.engines.base import Engine
 from heliosim.engines.sim import AT_ONCE, Asked, Going, SimEngine, sum_of_logprobs, within
 from heliosim.serving.batcher import ContinuousBatcher
@@ -90,11 +90,12 @@ class Lead:
 
 def take_in(lead: Lead, engine: Engine, server: Server, now: Seconds) -> None:
     """Hand over to the server who has come, but for those it refuses."""
-    arrivals, lead.inbox = lead.inbox, []
-    for arrival in arrivals:
+    for arrival in lead.inbox:
         engine.accept(arrival)
         server.submit(arrival.request, now)
-    let_go(lead, engine, server)
+    lead.inbox.clear()
+    if server.has_refused:
+        let_go(lead, engine, server)
 
 
 def let_go(lead: Lead, engine: Engine, server: Server) -> None:
@@ -199,7 +200,11 @@ class Sprint:
             elif source is not None:
                 next_s = source.next_s
                 if next_s is not None and next_s <= now:
-                    feed(source, engine, server, now)
+                    for arrival in source.take(now):
+                        engine.accept(arrival)
+                        server.submit(arrival.request, now)
+                    if server.has_refused:
+                        settle_refused(source, engine, server, now)
                     next_s = source.next_s
             # 2. KV for the tokens that decoding requests compute next.
             if not is_booked:
@@ -216,9 +221,10 @@ class Sprint:
             for seq in reading:
                 if budget <= 0:
                     break
-                left = seq.request.prompt_tokens + seq.generated - seq.computed
+                start = seq.computed
+                left = seq.request.prompt_tokens + seq.generated - start
                 count = left if left < budget else budget
-                chunks.append((seq, seq.computed, count, count == left))
+                chunks.append((seq, start, count, count == left))
                 budget -= count
             if queue and budget > 0:
                 rows = decoding + len(reading)
@@ -253,36 +259,38 @@ class Sprint:
             runs = decoding + len(reading)
             if chunks:
                 # 4. One step that reads.
-                decode_rows = emitted = tokens = decoding
+                decode_rows = emitted = decoding
+                rows, tokens = decoding + len(chunks), token_budget - budget
                 if reach is None and decoding:
                     reach = max(reaches)
                 longest_decode = longest = tick + reach if reach is not None else 0
                 prefill_rows = products = started = 0
                 for _, start, count, emits in chunks:
                     end = start + count
-                    tokens += count
                     if end > longest:
                         longest = end
                     if not start:
                         started += 1
-                    emitted += emits
-                    if count == 1 and emits and start:  # like a decode row
+                    elif count == 1 and emits:  # like a decode row
+                        emitted += 1
                         decode_rows += 1
                         if end > longest_decode:
                             longest_decode = end
-                    else:
-                        prefill_rows += 1
-                        products += count * end
-                rows = decoding + len(chunks)
+                        continue
+                    if emits:
+                        emitted += 1
+                    prefill_rows += 1
+                    products += count * end
                 if rows > max_rows or longest > max_context or tokens > max_tokens:
                     if not engine.allow_extrapolation:
                         break
                     engine._extrapolated_before += 1
-                for seq, start, count, emits in chunks:
-                    if emits:
-                        engine._join(known[seq.request.id], tick, start + count)
-                        if reach is not None and reaches[-1] > reach:
-                            reach = reaches[-1]
+                if emitted > decoding:
+                    for seq, start, count, emits in chunks:
+                        if emits:
+                            engine._join(known[seq.request.id], tick, start + count)
+                            if reach is not None and reaches[-1] > reach:
+                                reach = reaches[-1]
                 ending_now = ending.get(tick + 1)
                 ends_now = 0 if ending_now is None else len(ending_now)
                 if has_exits:
@@ -311,7 +319,6 @@ class Sprint:
                 tick += 1
                 its_tick += 1
                 now += one
-                read = 0
                 for seq, _, count, emits in chunks:
                     seq.computed += count
                     if emits:
@@ -324,8 +331,8 @@ class Sprint:
                         its_ids.append(seq.request.id)
                         offsets.append(offset)
                         block_due[-offset % BLOCK_TOKENS] += 1
-                        read += 1
-                del reading[:read]
+                if emitted > decoding:
+                    del reading[: emitted - decoding]
             else:
                 # 4. Steps of decode rows alone: to the next end, arrival, decision, or to where KV runs out.
                 if decoding > max_rows or decoding > max_tokens:
@@ -440,7 +447,10 @@ class Sprint:
             if is_draining and not runs:
                 is_over = True  # nobody is left to wait for
             running.append(runs)
-            waiting += [len(queue)] * done
+            if done == 1:
+                waiting.append(len(queue))
+            else:
+                waiting += [len(queue)] * done
 
         # What was done to the books in passing.
         batcher.ticks, batcher._is_due_booked, batcher._as_batch = its_tick, is_booked, None
