@@ -51,7 +51,16 @@ def page(found: dict[str, Any]) -> str:
             "*Over all caps*: errors if it lay elsewhere in that interval. From the java runs alone the cap would be "
             "known less well (above 0.92 or even 0.9), and 0.92 could not be predicted without its own run: near a cap "
             "shares change fast. *Misplaced*: share of tokens at another exit than predicted. "
-            f"At the thresholds a fit of everything has seen, its largest error is {number(seen)} layers.",
+            f"At the thresholds a fit of everything has seen, its largest error is {number(seen)} layers. With the least a "
+            "fit can have, two thresholds of the series, the errors are:",
+            table(
+                ["series", "threshold", "fitted at", "error, layers"],
+                [
+                    [t["series"], f"{t['threshold']:g}", ", ".join(f"{x:g}" for x in t["fitted_at"]),
+                     number(t["error_layers"], sign=True)]
+                    for t in found["from_two"]
+                ],
+            ),
             "## Shares by exit, held out",
             table(
                 ["series", "threshold", "exit: measured / predicted, %"],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,23 @@ def in_sample(runs: Sequence[MeasuredExits], cap: float) -> list[dict[str, Any]]
         for run in series:
             error = family.mean_depth(run.threshold) - float(run.depths.mean())
             found.append({"series": name_of(run), "threshold": run.threshold, "error_layers": error})
+    return found
+
+
+def from_two(runs: Sequence[MeasuredExits], cap: float) -> list[dict[str, Any]]:
+    """The least a fit can have: two thresholds, and every run of the series between them predicted."""
+    found = []
+    for key in sorted({(r.task, r.key) for r in runs}):
+        series = [r for r in runs if (r.task, r.key) == key and r.threshold < cap]
+        for low, high in combinations(series, 2):
+            family = fit_scores([low, high], cap)
+            for run in series:
+                if low.threshold < run.threshold < high.threshold:
+                    error = family.mean_depth(run.threshold) - float(run.depths.mean())
+                    at = [low.threshold, high.threshold]
+                    found.append(
+                        {"series": name_of(run), "threshold": run.threshold, "fitted_at": at, "error_layers": error}
+                    )
     return found
 
 
@@ -185,6 +203,7 @@ def main() -> None:
         "cap_between": [low, high],
         "held_out": held_out(predict_between(runs)),
         "in_sample": in_sample(runs, (low + high) / 2),
+        "from_two": from_two(runs, (low + high) / 2),
         "runs": runs_of(runs, read_evaluations(folder)),
         "agreement": agreement(alignments),
         "sweep": sweep(read_ee_llama(given.data / "ee_llama")),
