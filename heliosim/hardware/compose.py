@@ -83,6 +83,7 @@ class ComposedModel:
     seconds_per: Mapping[str, Seconds]
     curves: Mapping[str, Points]
     load_seconds_per: Mapping[str, Seconds]
+    disk_seconds_per_byte: Seconds
     watts: Mapping[str, float]
     fitted_rows: int
     fitted_context: int
@@ -180,6 +181,7 @@ def compose_model(
             "kv_byte": 0.0,
             "extend_token_layer": (times.dense(MAX_TOKENS) - times.dense(MAX_TOKENS / 2)) / (MAX_TOKENS / 2),
         },
+        disk_seconds_per_byte=1 / device.links.disk_bytes_per_s,
         watts=_watts(times, device),
         fitted_rows=MAX_ROWS,
         fitted_context=context,
