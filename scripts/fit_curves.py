@@ -180,8 +180,8 @@ def gemm_2023(folder: Path, kernels: Kernels, name: str) -> dict[str, Any]:
         points=len(table),
         holdout=scores(regions, errors),
     )
-    if name == "H200-141GB":
-        made |= {"derivation": "H100's ratio", "holdout": {}}
+    if name in ("A100-40GB", "H200-141GB"):
+        made |= {"derivation": f"{'A100-80GB' if name == 'A100-40GB' else 'H100-80GB'}'s ratio", "holdout": {}}
     return {"origin": made, "stretch": {"at": STRETCH_NODES, "value": [digits(v, 3) for v in value]}}
 
 
