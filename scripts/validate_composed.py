@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import published
 from fit_curves import digits, vidur_products
 from published import Row, prompts_read, static_batch
@@ -135,6 +136,27 @@ def memory_slopes(data: Path) -> list[dict[str, Any]]:
     return found
 
 
+def kv_capacities(data: Path) -> list[dict[str, Any]]:
+    """KV tokens that fit beside OPT-13B by ranks: usable bytes of a GPU from one rank, the rest from the shapes."""
+    table = pd.read_csv(data / "distserve/max_num_tokens.csv")
+    table = table[table.pp == 1].sort_values("tp")
+    a = open_architecture("opt-13b")
+
+    def per_token(tp: int) -> int:
+        return a.layers * a.kv_bytes("fp16", tp)
+
+    first = int(table.max_num_tokens.iloc[0])
+    usable = a.weights_bytes("fp16") + first * per_token(1)
+    found = []
+    for row in table.itertuples():
+        tp, measured = int(row.tp), int(row.max_num_tokens)
+        composed = (usable - a.weights_bytes("fp16", tp=tp)) // per_token(tp)
+        error = digits(composed / measured - 1, 3)
+        row_of = {"tp": tp, "measured_tokens": measured, "composed_tokens": composed}
+        found.append(row_of | {"error": error, "was_fitted": tp == 1})
+    return found
+
+
 def operators(data: Path) -> list[dict[str, Any]]:
     """A layer's four products in Vidur's profiles, which no GEMM curve was fitted to, beside those of the curves."""
     found = []
@@ -208,7 +230,12 @@ def _pivot(checked: Sequence[Checked], key: Callable[[Checked], str], name: str)
     return _table([name, *(str(b) for b in batches)], rows)
 
 
-def page(checked: Sequence[Checked], memory: Sequence[dict[str, Any]], products: Sequence[dict[str, Any]]) -> str:
+def page(
+    checked: Sequence[Checked],
+    memory: Sequence[dict[str, Any]],
+    capacities: Sequence[dict[str, Any]],
+    products: Sequence[dict[str, Any]],
+) -> str:
     rows = []
     for s in sets(checked):
         target = f"{100 * s['target']:.0f} %: {'met' if s['met'] else '**missed**'}" if "target" in s else ""
@@ -224,6 +251,17 @@ def page(checked: Sequence[Checked], memory: Sequence[dict[str, Any]], products:
             [[f"{m['prompt']} + {m['output']} tokens", f"{m['measured_bytes'] / 1e6:.0f}",
               f"{m['composed_bytes'] / 1e6:.0f}", f"{m['kv_bytes'] / 1e6:.0f}", _percent(m["error"]),
               "fitted" if m["was_fitted"] else "tested"] for m in memory],
+        )
+    )  # fmt: skip
+    text.append(CAPACITY)
+    text.append(
+        _table(
+            ["ranks", "published tokens", "composed tokens", "error", ""],
+            [
+                [str(c["tp"]), f"{c['measured_tokens']:,}", f"{c['composed_tokens']:,}", f"{100 * c['error']:+.1f} %",
+                 "fitted" if c["was_fitted"] else "tested"]
+                for c in capacities
+            ],
         )
     )  # fmt: skip
     text.append(ROWS)
@@ -298,6 +336,9 @@ What is off, and why:
 MEMORY = """What one more request adds to FasterTransformer's memory (GB of the source read as GiB). KV follows from the
 shapes. What its buffers hold per prompt token (`activation_widths`) is fitted to the requests of 128 + 8 tokens and
 tested on those of 512 + 32 (target: 10 %). Read as GB of 1e9 bytes, the tested error is the same within 1 %."""
+CAPACITY = """KV tokens that DistServe finds room for beside OPT-13B, over the whole instance (A100-80GB, FP16, one
+pipeline stage). The bytes a GPU has for weights and KV are taken from one rank; weights and KV of the other degrees
+follow from the shapes."""
 ROWS = """## Every row
 
 `*` a host preset was fitted on it (not counted); `†` outside the composed profile's fitted range (512 rows, 8,192
@@ -330,9 +371,11 @@ def main() -> None:
         rows += published.distserve(given.data, engine)
     checked = [check(row) for row in rows + published.optimum(given.data)]
     memory, products = memory_slopes(given.data), operators(given.data)
+    capacities = kv_capacities(given.data)
     found = {
         "sets": sets(checked),
         "memory_per_request": memory,
+        "kv_capacity": capacities,
         "products_against_vidur": products,
         "rows": [
             {
@@ -348,7 +391,7 @@ def main() -> None:
         ],
     }
     write_text(given.rows, _json(found))
-    write_text(given.page, page(checked, memory, products))
+    write_text(given.page, page(checked, memory, capacities, products))
     for s in found["sets"]:
         errors = f"MAPE {s['mape']:6.1%}  signed {s['mean_signed']:+6.1%}  worst {s['worst']:+.0%}"
         print(f"{s['source']:22} {s['group']:34} n {s['rows']:4}  {errors}")

@@ -41,6 +41,7 @@ def test_targets_are_met_on_rows_that_fitted_nothing() -> None:
         assert part["mape"] <= 0.15
     (slope,) = [m for m in found["memory_per_request"] if not m["was_fitted"]]
     assert abs(slope["error"]) <= 0.1
+    assert all(abs(c["error"]) <= 0.02 for c in found["kv_capacity"])
 
 
 @pytest.fixture
