@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 
 from heliosim.costs import DISK_BYTE
+from heliosim.errors import InputError
 from heliosim.exits.pricing import break_even
 from heliosim.formats.profile import Profile
 from heliosim.offline import build_repository
@@ -15,6 +16,8 @@ from heliosim.serving.batcher import ContinuousBatcher
 from heliosim.serving.kinds import Context
 from heliosim.serving.loading import HostTier, Loading
 from heliosim.serving.memory import MemoryPool
+from heliosim.serving.ordered_batcher import OrderedBatcher
+from heliosim.serving.ordering import Fcfs
 from heliosim.serving.repository import Repository
 from heliosim.serving.server import Server, require_placeable
 from heliosim.types import ExitBatching, ExitRule, ModelSpec
@@ -43,7 +46,7 @@ def build_server(
         require_placeable(spec, min(spec.exits), scenario.memory.budget_bytes)
     context = Context(models, known or repositories(scenario, profile), _break_evens(scenario, profile))
     controller = scenario.controller_kind().build(context)
-    batcher = ContinuousBatcher(scenario.batcher.max_batch, scenario.batcher.token_budget, scenario.batcher.watermark)
+    batcher = build_batcher(scenario)
     pool = MemoryPool(scenario.memory.budget_bytes)
     return Server(controller, batcher, pool, models, recorder, max_stride, loading_of(scenario.memory, models))
 
@@ -69,6 +72,17 @@ def load_costs(scenario: Scenario, profile: Profile) -> dict[str, Mapping[str, f
             costs[DISK_BYTE] = profile.seconds_per_byte(name, scenario.clock, "disk")
         found[name] = costs
     return found
+
+
+def build_batcher(scenario: Scenario) -> ContinuousBatcher:
+    """The batcher of a scenario. Raises InputError for an order that needs predictions where none are made."""
+    spec, order = scenario.batcher, scenario.batcher.the_order()
+    if isinstance(order, Fcfs):
+        return ContinuousBatcher(spec.max_batch, spec.token_budget, spec.watermark)
+    if order.needs_prediction and scenario.workload.predictor is None:
+        remedy = "Give workload.predictor a kind; kind none takes max_tokens for the length."
+        raise InputError("batcher.order", (spec.order or {})["kind"], "needs predicted lengths", remedy)
+    return OrderedBatcher(order, spec.max_batch, spec.token_budget, spec.watermark)
 
 
 def _break_evens(scenario: Scenario, profile: Profile) -> Callable[[str, ExitRule], float]:

@@ -26,10 +26,11 @@ from pydantic import (
 )
 
 from heliosim.errors import InputError, UnknownNameError, about
-from heliosim.formats.files import Strict, read_yaml, refuse_true, sha256_of, validate, write_text
+from heliosim.formats.files import Strict, read_yaml, refuse_true, sha256_of, validate, without_none, write_text
 from heliosim.metrics import SCALARS, Slo
-from heliosim.registry import CONTROLLERS, EXIT_BATCHING, ROUTERS, SKIPPED_KV
+from heliosim.registry import CONTROLLERS, EXIT_BATCHING, ORDERS, ROUTERS, SKIPPED_KV, Registry
 from heliosim.serving.kinds import ControllerKind
+from heliosim.serving.ordering import Order
 from heliosim.stats import StoppingRule
 from heliosim.workload import WorkloadSpec
 
@@ -79,12 +80,33 @@ class Memory(Strict):
 
 
 class BatcherSpec(Strict):
-    """Continuous batching: rows per step, tokens per step (prefill chunks included), share of blocks kept free."""
+    """Continuous batching: rows per step, tokens per step (prefill chunks included), share of blocks kept free.
+
+    ``order``: who goes first, a ``kind`` with its parameters (docs/scheduling.md); None: first come, first served.
+    """
 
     kind: Literal["continuous"] = "continuous"
     max_batch: int = Field(default=16, ge=1)
     token_budget: int = Field(default=256, ge=1)
     watermark: float = Field(default=0.01, ge=0, lt=1)
+    order: dict[str, Any] | None = None
+
+    @field_validator("order", mode="before")
+    @classmethod
+    def _is_an_order(cls, value: Any) -> Any:
+        section = {"kind": value} if isinstance(value, str) else value
+        if isinstance(section, dict):
+            parse_kind(ORDERS, section, "", "batcher.order")
+        return section
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_none(handler(self), "order")
+
+    def the_order(self) -> Order:
+        """The order, as an object. Raises InputError."""
+        order: Order = parse_kind(ORDERS, self.order or {"kind": "fcfs"}, "", "batcher.order")
+        return order
 
     @model_validator(mode="after")
     def _budget_holds_batch(self) -> BatcherSpec:
@@ -328,34 +350,36 @@ def parse_clock(name: str) -> Literal["cpu", "wall"]:
 
 def parse_controller(section: dict[str, Any], where: str) -> ControllerKind:
     """Build a controller's parameters from a scenario section, refusing what it does not know."""
+    kind: ControllerKind = parse_kind(CONTROLLERS, section, f"{where}, field ", "controller")
+    return kind
+
+
+def parse_kind(registry: Registry, section: dict[str, Any], where: str, path: str) -> Any:
+    """What a section's ``kind`` names, made with its other fields. Errors begin with ``where`` and the ``path``."""
     fields = dict(section)
     if "kind" not in fields:
-        raise InputError(
-            f"{where}, field controller.kind", None, "missing field", f"Known: {', '.join(CONTROLLERS.names())}."
-        )
+        known_kinds = f"Known: {', '.join(registry.names())}."
+        raise InputError(f"{where}{path}.kind", None, "missing field", known_kinds)
     if not isinstance(fields["kind"], str):
-        raise UnknownNameError(f"{where}, field controller.kind", str(fields["kind"]), CONTROLLERS.names())
-    cls = CONTROLLERS.get(fields.pop("kind"))
+        raise UnknownNameError(f"{where}{path}.kind", str(fields["kind"]), registry.names())
+    cls = registry.get(fields.pop("kind"))
     known = set(cls.__dataclass_fields__)
     for key, value in fields.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"Did you mean {near[0]!r}? " if near else ""
-            raise InputError(
-                f"{where}, field controller.{key}", value, "unknown field", f"{hint}Known: {', '.join(sorted(known))}."
-            )
-    for key, methods in (("batching", EXIT_BATCHING), ("skipped_kv", SKIPPED_KV)):
+            remedy = f"{hint}Known: {', '.join(sorted(known)) or 'none'}."
+            raise InputError(f"{where}{path}.{key}", value, "unknown field", remedy)
+    for key, methods in (("batching", EXIT_BATCHING), ("skipped_kv", SKIPPED_KV)) if registry is CONTROLLERS else ():
         if isinstance(fields.get(key), str) and fields[key] not in methods.names():
-            raise UnknownNameError(f"{where}, field controller.{key}", fields[key], methods.names())
-    refuse_true(cls, fields, where, ("controller",))
+            raise UnknownNameError(f"{where}{path}.{key}", fields[key], methods.names())
+    refuse_true(cls, fields, where.removesuffix(", field ") or "scenario", tuple(path.split(".")))
     try:
-        return TypeAdapter(cls).validate_python(fields)  # type: ignore[no-any-return]
+        return TypeAdapter(cls).validate_python(fields)
     except ValidationError as error:
         first = error.errors()[0]
-        path = ".".join(str(p) for p in first["loc"])
-        raise InputError(
-            f"{where}, field controller.{path}", first.get("input"), first["msg"], "Correct the value."
-        ) from None
+        place = ".".join(str(p) for p in first["loc"])
+        raise InputError(f"{where}{path}.{place}", first.get("input"), first["msg"], "Correct the value.") from None
 
 
 def load_scenario(path: Path) -> Scenario:

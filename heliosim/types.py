@@ -49,14 +49,43 @@ def blocks_for(tokens: int) -> int:
     return -(-tokens // BLOCK_TOKENS)
 
 
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """How many tokens somebody expects a request to generate, as told when it arrives; ``predictors`` makes them.
+
+    ``later``: what the predictor will say of it behind every ``every`` tokens, up to ``max_tokens`` whether it comes so
+    far or not, so that its length tells nothing.
+    """
+
+    tokens: float
+    every: int | None = None
+    later: tuple[float, ...] = ()
+
+    def total(self, generated: int) -> float:
+        """Tokens expected in all once ``generated`` of them are there."""
+        if self.every is None or generated < self.every or not self.later:
+            return self.tokens
+        return self.later[min(generated // self.every, len(self.later)) - 1]
+
+
 @dataclass(slots=True, unsafe_hash=True)
 class Request:
-    """What a server may know of a request. The true output length and the text are the engine's (``Content``)."""
+    """What a server may know of a request. The true output length and the text are the engine's (``Content``).
+
+    ``priority``: its class, 0 the most urgent. ``prediction``: of its length; None: nobody made one.
+    """
 
     id: RequestId
     arrival_s: Seconds
     prompt_tokens: int
     max_tokens: int
+    priority: int = 0
+    prediction: Prediction | None = None
+
+    @property
+    def predicted_tokens(self) -> float | None:
+        """The prediction it arrived with, tokens."""
+        return None if self.prediction is None else self.prediction.tokens
 
 
 @dataclass(slots=True, unsafe_hash=True)
@@ -455,7 +484,10 @@ class Status(Protocol):
 
 @dataclass(slots=True, unsafe_hash=True)
 class Served:
-    """A request that has left the server, with the times a live server would log."""
+    """A request that has left the server, with the times a live server would log.
+
+    ``recomputed_tokens``: tokens whose KV was given up with a preemption, to be computed again.
+    """
 
     id: RequestId
     arrival_s: Seconds
@@ -471,6 +503,9 @@ class Served:
     logprob_sum: float = 0.0
     is_probe: bool = False
     placement: Placement | None = None
+    priority: int = 0
+    predicted_tokens: float | None = None
+    recomputed_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

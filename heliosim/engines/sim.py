@@ -59,6 +59,8 @@ from heliosim.types import (
 )
 
 _FOREVER = 2**62
+StepTokens = TokenBlock | JointBlock
+"""Tokens of one step, in batch order."""
 _NO_TOKENS = Tokens()
 _tuple_new = tuple.__new__
 AT_ONCE = 64
@@ -435,7 +437,7 @@ class SimEngine:
             return [ending[0]]
         return sorted(ending, key=lambda going: self._ids.index(going.request.id))
 
-    def _tokens(self, block: TokenBlock | JointBlock | None, ending: set[RequestId]) -> Tokens:
+    def _tokens(self, block: StepTokens | None, ending: set[RequestId]) -> Tokens:
         requests = tuple(self._ids)
         lasts = tuple(request in ending for request in requests)
         if block is None:
@@ -450,7 +452,7 @@ class SimEngine:
             tuple(block.agrees().tolist()),
         )
 
-    def _read(self, at: int, chunks: Sequence[Chunk]) -> TokenBlock | JointBlock:
+    def _read(self, at: int, chunks: Sequence[Chunk]) -> StepTokens:
         """Tokens of the step at tick ``at``, whose requests have begun to decode."""
         if not self._is_joint:
             return self._table.read(at, 1)
@@ -478,7 +480,7 @@ class SimEngine:
         chunks: Sequence[Chunk],
         asked: Asked,
         ended: int,
-        block: TokenBlock | JointBlock | None,
+        block: StepTokens | None,
     ) -> tuple[Seconds, int]:
         """Expected seconds of the step at tick ``at``, whose requests have begun to decode, and its deepest layer."""
         cost = self.costs[run.placement.model]
@@ -489,8 +491,10 @@ class SimEngine:
         begun = sum(chunk.emits for chunk in chunks)
         old = len(self._ids) - begun
         goings = self._decoding[:old]
-        rows = [Row(at + reach - 1, 1, going.done) for reach, going in zip(self._reaches, goings, strict=False)]
-        rows += [Row(chunk.start, chunk.count) for chunk in chunks]
+        rows = [
+            Row(at + reach - 1, at + reach, going.done) for reach, going in zip(self._reaches, goings, strict=False)
+        ]
+        rows += [Row(chunk.start, chunk.start + chunk.count) for chunk in chunks]
         exits = block.exit_layers
         checks, checked = (0, 0)
         if len(exits):
@@ -503,7 +507,7 @@ class SimEngine:
                 going.done = done if min(done) <= row.start else None
         return parts.seconds(cost, run.exits), parts.layers_run
 
-    def _shape(self, run: Run, asked: Asked, ended: int, block: TokenBlock | JointBlock | None) -> StepShape:
+    def _shape(self, run: Run, asked: Asked, ended: int, block: StepTokens | None) -> StepShape:
         """The shape ``costs.shape_of`` finds, from counts. ``block``: the step's tokens, where exits are known."""
         rows, tokens, decode_rows, longest_decode, prefill_rows, products, started, emitted, longest, context = asked
         depth = layers = run.placement.depth
@@ -531,7 +535,7 @@ class SimEngine:
         self._plan_steps(run, plan)
         if self.behaviour is None:
             return _outcome_of(stride)
-        block: TokenBlock | JointBlock
+        block: StepTokens
         block = self._joint[1] if self._is_joint and self._joint else self._table.read(self.ticks, len(stride.steps))
         stride.tokens = block
         if run.guard is not None:

@@ -84,10 +84,10 @@ def break_even(cost: StepCost, rule: ExitRule, context: int) -> float:
 
 
 class Row(NamedTuple):
-    """A row of a step: ``count`` tokens behind ``start``, and from where on (``done``, by segment) tokens have no KV."""
+    """A row of a step: its tokens ``start`` to ``end``; ``done``: by segment, how many from the first on have KV."""
 
     start: int
-    count: int
+    end: int
     done: list[int] | None = None
 
 
@@ -122,11 +122,11 @@ def parts_of(
         if shapes and not method.has_gaps and new_starts == starts and len(starts) == len(walking):
             shapes[-1] = shapes[-1]._replace(layers=shapes[-1].layers + end - layer)
         else:
-            spans = [(start, rows[row].start + rows[row].count) for start, row in zip(new_starts, walking, strict=True)]
+            spans = [(start, rows[row].end) for start, row in zip(new_starts, walking, strict=True)]
             shapes.append(_shape(spans, end - layer))
         starts, layer = new_starts, end
         for row in walking:
-            dones[row][i] = rows[row].start + rows[row].count
+            dones[row][i] = rows[row].end
         if exits is None or i + 1 == len(ends):
             continue
         undecided = [row for row in walking if exits[row] > end]

@@ -526,6 +526,9 @@ class Server:
             seq.logprob_sum,
             seq.is_probe,
             self.placement,
+            request.priority,
+            request.predicted_tokens,
+            seq.recomputed,
         )
 
     def _take_notes(self, now: Seconds) -> None:

@@ -34,7 +34,7 @@ def curved(tmp_path_factory: pytest.TempPathFactory) -> Profile:
 
 
 def drawn_methods(seed: int) -> dict[str, Any]:
-    """Exit methods of every other seed, from a stream of their own: the rest of a scenario is as it would be without."""
+    """Exit methods of every other seed, from a stream of their own: the rest of a scenario is as it was."""
     r = Random(f"methods {seed}")
     if seed % 2 == 0 or seed >= 1000:
         return {}
@@ -93,6 +93,43 @@ def drawn_workload(r: Random) -> dict[str, Any]:
         "requests": r.choice([3, 20, 60]), "arrivals": r.choice(arrivals), "tasks": tasks, "order": "mix",
         "lengths": lengths,
     }  # fmt: skip
+
+
+def drawn_order(r: Random) -> dict[str, Any]:
+    kind = r.choice(["sjf", "srpt", "srpt", "priority", "feedback"])
+    ageing_s = r.choice([None, 0.001, 0.02, 1.0])
+    if kind == "srpt":
+        return {"kind": kind, "preempt": r.choice(["never", "limited", "always"]), "c": r.choice([0.0, 0.5, 0.8, 1.0])}
+    if kind == "priority":
+        return {"kind": kind, "ageing_s": ageing_s, "preempt": r.choice(["never", "always"])}
+    if kind == "feedback":
+        speculative = r.random() < 0.5
+        return {"kind": kind, "ageing_s": ageing_s, "quantum_tokens": r.choice([1, 4, 16]), "speculative": speculative}
+    return {"kind": kind}
+
+
+def drawn_predictor(r: Random, is_natural: bool) -> dict[str, Any]:
+    refined = {"refine_every": r.choice([1, 3, 10]), "refine_shrink": 0.7}
+    kinds: list[dict[str, Any]] = [
+        {"kind": "none"},
+        {"kind": "length", "sigma": r.choice([0.0, 0.5, 1.5])},
+        {"kind": "length", "sigma": 1.0, "bias": 0.7, **refined},
+        {"kind": "rank", "tau": r.choice([-1.0, 0.0, 0.5, 1.0])},
+        {"kind": "bucket", "edges": [2, 8, 32, 128], "accuracy": 0.6},
+    ]
+    return kinds[0] if is_natural else r.choice(kinds)
+
+
+def drawn_ordered(seed: int, profile: Profile) -> Scenario:
+    """As ``drawn``, in other orders: predictions of every kind, classes, many starts and interruptions."""
+    r = Random(seed)
+    plan = drawn(seed, profile)
+    load = plan.workload.model_dump(mode="json", exclude_none=True)
+    load["predictor"] = drawn_predictor(r, load["lengths"] == "natural")
+    load["priorities"] = {"shares": r.choice([[1.0], [0.2, 0.8], [0.3, 0.3, 0.4]])}
+    batcher = plan.batcher.model_dump() | {"order": drawn_order(r)}
+    sections = plan.model_dump(mode="json", exclude_unset=True) | {"workload": load, "batcher": batcher}
+    return Scenario.model_validate(sections)
 
 
 def drawn(seed: int, profile: Profile, **memory: Any) -> Scenario:
@@ -186,6 +223,29 @@ def test_any_stride_gives_the_same_tables(seeds: Sequence[int], profile: Profile
                 assert a.equals(b), f"seed {seed}, strides of {stride}: {name} differ"
             ran += 1
     assert ran >= len(seeds)
+
+
+@pytest.mark.parametrize("seeds", [range(first, first + 12) for first in range(0, 72, 12)], ids=str)
+def test_any_stride_in_any_order(seeds: Sequence[int], profile: Profile) -> None:
+    ran = interrupted = 0
+    for seed in seeds:
+        try:
+            plan = drawn_ordered(seed, profile)
+        except HelioSimError:
+            continue
+        single = run(plan, profile, 1)
+        for stride in (7, ANY_STRIDE):
+            other = run(plan, profile, stride)
+            if isinstance(single, str) or isinstance(other, str):
+                assert single == other, f"seed {seed}, strides of {stride}"
+                continue
+            for name in ("steps", "requests", "tokens", "events"):
+                a, b = getattr(other, name), getattr(single, name)
+                assert a.equals(b), f"seed {seed}, strides of {stride}: {name} differ"
+            ran += 1
+            interrupted += sum(single.requests["preemptions"].to_pylist())
+    assert ran >= len(seeds)
+    assert interrupted
 
 
 @pytest.mark.parametrize("seeds", [(184, 316, 1971), range(12), range(12, 24)], ids=str)
