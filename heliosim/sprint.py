@@ -166,7 +166,7 @@ class Sprint:
         engine.get_ready(placement, directive.exits, run.batch)
         cost, depth = engine.costs[placement.model], placement.depth
         max_rows, max_context, max_tokens = cost.max_rows, cost.max_context, cost.max_tokens
-        counts_context = cost.per_context > 0
+        counts_context = cost.needs_context
         # What engine and batcher keep of decoding requests: parallel lists, the same places in all of them.
         ids, goings, reaches = engine._ids, engine._decoding, engine._reaches
         its_ids, sequences, offsets = batcher._ids, batcher._decoding, batcher._offsets
