@@ -88,6 +88,9 @@ def calibrate(
     threshold: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Confidence threshold of recorded policies.")
     ] = 0.8,
+    exit_methods: Annotated[
+        str, typer.Option(help="Further exit methods to record texts of: batching+skipped_kv, separated by commas.")
+    ] = "",
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
@@ -115,6 +118,7 @@ def calibrate(
         rounds=rounds,
         prompts_per_task=prompts,
         threshold=threshold,
+        exit_methods=[m.strip() for m in exit_methods.split(",") if m.strip()],
         seed=seed,
         overwrite=overwrite,
     )

@@ -138,11 +138,10 @@ def make_engine(
     from heliosim.engines.torch import TorchEngine
     from heliosim.formats.checkpoint import checkpoint_path, inspect_checkpoint
 
-    if profile.is_derived:
+    if not profile.is_measured:
         remedy = "Simulate it, or calibrate the models on this machine."
-        raise InputError(
-            f"{profile.folder}: kind", "derived", "figures derived from publications have no model", remedy
-        )
+        problem = "figures that were not measured have no model to run"
+        raise InputError(f"{profile.folder}: kind", profile.facts.kind, problem, remedy)
     folders = {}
     for name in scenario.models:
         facts = profile.model(name)

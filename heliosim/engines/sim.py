@@ -383,7 +383,8 @@ class SimEngine:
     def _step(self, run: Run) -> Outcome:
         """The plain way, a step at a time: what strides must agree with, to the last bit."""
         cost = self.costs[run.placement.model]
-        asked = _asked(run.batch.chunks, len(self._ids), self.ticks + max(self._reaches, default=0))
+        longest = self.ticks + max(self._reaches, default=0)
+        asked = _asked(run.batch.chunks, len(self._ids), longest, self._context(self.ticks))
         if not self._is_calibrated(cost, asked.rows, asked.longest, asked.tokens):
             self._extrapolated_before += 1
         self._emit(run.batch.chunks, self.ticks, 0, [])
@@ -398,6 +399,10 @@ class SimEngine:
             del self._going[going.request.id]
         sums = {going.request.id: going.logprob_sum for going in ending}
         return Outcome(seconds, tokens, layers, self._energy_j(seconds), None, sums)
+
+    def _context(self, at: int) -> int:
+        """KV tokens that decoding requests hold behind a step from tick ``at`` on, summed."""
+        return len(self._reaches) * at + sum(self._reaches)
 
     def _emit(self, chunks: Sequence[Chunk], at: int, step: int, changes: list[_Change]) -> None:
         """Requests whose prompt is read to its end yield their first token at tick ``at`` and decode from then on."""
@@ -489,7 +494,7 @@ class SimEngine:
 
     def _shape(self, run: Run, asked: Asked, ended: int, block: StepTokens | None) -> StepShape:
         """The shape ``costs.shape_of`` finds, from counts. ``block``: the step's tokens, where exits are known."""
-        rows, tokens, decode_rows, longest_decode, prefill_rows, products, started, emitted, longest = asked
+        rows, tokens, decode_rows, longest_decode, prefill_rows, products, started, emitted, longest, context = asked
         depth = layers = run.placement.depth
         checks, checked, filled = (1, emitted, 0) if emitted else (0, 0, 0)
         if emitted and block is not None and run.exits.kind == "threshold":
@@ -502,7 +507,7 @@ class SimEngine:
         gathered = decode_rows * -(-longest_decode // BLOCK_TOKENS) * BLOCK_TOKENS
         shape = (
             rows, tokens, decode_rows, gathered, prefill_rows, products, layers, checks, checked, filled, started,
-            ended, longest,
+            ended, longest, context,
         )  # fmt: skip
         return _tuple_new(StepShape, shape)
 
@@ -560,7 +565,8 @@ class SimEngine:
         steps, cost = plan.stride.steps, self.costs[run.placement.model]
         k = len(steps)
         at = self.ticks + k
-        asked = _asked(chunks, len(self._ids), at + max(self._reaches) if self._reaches else 0)
+        longest = at + max(self._reaches) if self._reaches else 0
+        asked = _asked(chunks, len(self._ids), longest, self._context(at) if cost.per_context else 0)
         if not self._is_calibrated(cost, asked[0], asked[8], asked[1], may_refuse=k == 0):
             if not self.allow_extrapolation:
                 return False
@@ -574,7 +580,7 @@ class SimEngine:
         if self.noise is not None:
             plan.noise_at_s.append(self.noise.at_s)
             one = self._noisy(one)
-        rows, tokens, decode_rows, _, _, _, _, emitted, _ = asked
+        rows, tokens, decode_rows, _, _, _, _, emitted, _, _ = asked
         step = (one, layers, rows, decode_rows, tokens - decode_rows, emitted)
         steps.append(_tuple_new(StrideStep, step))
         return True
@@ -588,6 +594,7 @@ class SimEngine:
         done, spent = 0, 0.0
         most = min(most, until_end)
         has_exits = run.exits.kind == "threshold" and self.behaviour is not None
+        context = self._context(at) if cost.per_context else 0
         while done < most and spent < left_s:
             longest = at + done + reach
             if not self._is_calibrated(cost, rows, longest, rows, may_refuse=first + done == 0):
@@ -598,18 +605,20 @@ class SimEngine:
             else:
                 count = min(most - done, cost.max_context - longest + 1)
             if has_exits:
-                steps = self._threshold_steps(run, at + done, min(count, AT_ONCE), longest, until_end - done)
+                count = min(count, AT_ONCE)
+                steps = self._threshold_steps(run, at + done, count, longest, until_end - done, context + rows * done)
             else:
                 blocks = -(-longest // BLOCK_TOKENS)
                 count = min(count, BLOCK_TOKENS * blocks - longest + 1)
                 if done + count == until_end and count > 1:
                     count -= 1  # the last one ends requests, which has its own price
                 ended = len(self._ending[at + until_end]) if done + count == until_end else 0
-                steps = [self._decode_step(cost, rows, blocks, depth, 1, rows, 0, ended)] * count
+                step = self._decode_step(cost, rows, blocks, depth, 1, rows, 0, ended)
+                steps = over_context(cost, step, context + rows * done, count) if context else [step] * count
             if self.noise is not None:
                 spent += self._noisy_steps(steps, left_s - spent, plan)
             else:
-                fitting, seconds = within(steps, left_s - spent, are_alike=not has_exits)
+                fitting, seconds = within(steps, left_s - spent, are_alike=not (has_exits or context))
                 del steps[fitting:]
                 spent += seconds
             planned += steps
@@ -619,13 +628,17 @@ class SimEngine:
     def _decode_step(
         self, cost: StepCost, rows: int, blocks: int, layers: int, checks: int, checked: int, filled: int, ended: int
     ) -> StrideStep:
-        """A step of decode rows alone in its expected time; ``blocks``: KV blocks of the longest."""
+        """A step of decode rows alone in its expected time; ``blocks``: KV blocks of the longest. Where its time
+        depends on ``context``: what it takes without, not rounded to ticks yet.
+        """
         key = (rows, blocks, layers, checks, checked, ended)
         known = self._decode_steps.get(key)
         if known is None:
             gathered = rows * blocks * BLOCK_TOKENS
             shape = StepShape(rows, rows, rows, gathered, 0, 0, layers, checks, checked, filled, 0, ended, gathered)
-            known = self._decode_steps[key] = StrideStep(tick(cost.seconds(shape)), layers, rows, rows, 0, rows)
+            seconds = cost.seconds(shape)
+            seconds = seconds if cost.per_context else tick(seconds)
+            known = self._decode_steps[key] = StrideStep(seconds, layers, rows, rows, 0, rows)
         return known
 
     def _noisy_steps(self, steps: list[StrideStep], left_s: Seconds, plan: _Plan) -> Seconds:
@@ -642,8 +655,12 @@ class SimEngine:
                 break
         return spent
 
-    def _threshold_steps(self, run: Run, at: int, count: int, longest: int, until_end: int) -> list[StrideStep]:
-        """``count`` steps of decode rows under a threshold, from tick ``at`` on, in their expected times."""
+    def _threshold_steps(
+        self, run: Run, at: int, count: int, longest: int, until_end: int, context: int
+    ) -> list[StrideStep]:
+        """``count`` steps of decode rows under a threshold, from tick ``at`` on, in their expected times. ``context``:
+        KV tokens held behind the first, summed; 0 where they cost nothing.
+        """
         spec, cost = self.models[run.placement.model], self.costs[run.placement.model]
         depth, rows = run.placement.depth, len(self._ids)
         if not self._is_plain:
@@ -658,7 +675,11 @@ class SimEngine:
             walked = depth if run.exits.batching == "full" else spec.exits[checks - 1]
             ended = len(self._ending[at + until_end]) if k + 1 == until_end else 0
             blocks = -(-(longest + k) // BLOCK_TOKENS)
-            steps.append(self._decode_step(cost, rows, blocks, walked, checks, sum(undecided), depth - walked, ended))
+            step = self._decode_step(cost, rows, blocks, walked, checks, sum(undecided), depth - walked, ended)
+            if context:
+                seconds = tick(step[0] + cost.context_seconds(walked, context + rows * k))
+                step = _tuple_new(StrideStep, (seconds, *step[1:]))
+            steps.append(step)
         return steps
 
     def _method_steps(self, run: Run, at: int, count: int, until_end: int) -> list[StrideStep]:
@@ -666,7 +687,7 @@ class SimEngine:
         cost, rows = self.costs[run.placement.model], len(self._ids)
         if self._one_by_one:
             ended = len(self._ending[at + 1]) if until_end == 1 else 0
-            asked = _asked((), rows, at + max(self._reaches))
+            asked = _asked((), rows, at + max(self._reaches), self._context(at))
             expected, layers = self.priced(run, at, (), asked, ended, self._read(at, ()))
             return [StrideStep(tick(expected), layers, rows, rows, 0, rows)]
         ends = segment_ends(self.models[run.placement.model], run.placement.depth)
@@ -680,13 +701,17 @@ class SimEngine:
         left = np.add.reduce(is_left, axis=1, dtype=np.int64)
         longest = np.max(np.where(is_left, reaches[None, :, None], 0), axis=1) + np.arange(count)[:, None]
         blocks = -(-longest // BLOCK_TOKENS)
+        contexts, none_held = [], [0] * len(ends)
+        if cost.per_context:
+            contexts = np.sum(np.where(is_left, reaches[None, :, None], 0), axis=1).tolist()
         steps: list[StrideStep] = []
         for k, (undecided, in_blocks) in enumerate(zip(left.tolist(), blocks.tolist(), strict=True)):
             ended = len(self._ending[at + until_end]) if k + 1 == until_end else 0
-            key = (ended, *undecided, *in_blocks)
+            held = [h + k * n for h, n in zip(contexts[k], undecided, strict=True)] if cost.per_context else none_held
+            key = (ended, *undecided, *in_blocks, *held)
             known = self._decode_steps.get(key)
             if known is None:
-                parts = parts_from_counts(run.exits, ends, undecided, in_blocks, ended)
+                parts = parts_from_counts(run.exits, ends, undecided, in_blocks, held, ended)
                 seconds = tick(parts.seconds(cost, run.exits))
                 known = self._decode_steps[key] = StrideStep(seconds, parts.layers_run, rows, rows, 0, rows)
             steps.append(known)
@@ -734,10 +759,13 @@ class Asked(NamedTuple):
     started: int
     emitted: int
     longest: int
+    context: int
 
 
-def _asked(chunks: Sequence[Chunk], decoding: int, longest_decode: int) -> Asked:
-    """``longest_decode``: tokens in KV of the decoding request that has most, its newest included."""
+def _asked(chunks: Sequence[Chunk], decoding: int, longest_decode: int, context: int) -> Asked:
+    """``longest_decode``: tokens in KV of the decoding request that has most, its newest included; ``context``: of all
+    of them.
+    """
     if not decoding:
         longest_decode = 0
     decode_rows, emitted, tokens, longest = decoding, decoding, decoding, longest_decode
@@ -754,11 +782,12 @@ def _asked(chunks: Sequence[Chunk], decoding: int, longest_decode: int) -> Asked
         if count == 1 and chunk.emits and start:  # like a decode row
             decode_rows += 1
             longest_decode = max(longest_decode, end)
+            context += end
         else:
             prefill_rows += 1
             products += count * end
     rows = decoding + len(chunks)
-    asked = (rows, tokens, decode_rows, longest_decode, prefill_rows, products, started, emitted, longest)
+    asked = (rows, tokens, decode_rows, longest_decode, prefill_rows, products, started, emitted, longest, context)
     return _tuple_new(Asked, asked)
 
 
@@ -771,6 +800,18 @@ def _checks(layers: Sequence[int], deepest: int, exits: npt.NDArray[np.int64]) -
         checks += 1
         checked += int(np.count_nonzero(exits >= exit_layer))
     return checks, checked
+
+
+def over_context(cost: StepCost, step: StrideStep, context: int, count: int) -> list[StrideStep]:
+    """``count`` steps alike but for the KV tokens their rows hold: ``context`` in the first, a token per row more in
+    each. ``step``: as ``SimEngine._decode_step`` gives it; the sums are those of ``StepCost.seconds``.
+    """
+    _, layers, rows, decode_rows, prefill_tokens, emitted = step
+    held = context + rows * np.arange(count)
+    seconds = np.rint((step[0] + layers * (cost.per_context * held)) / TICK) * TICK
+    return [
+        _tuple_new(StrideStep, (one, layers, rows, decode_rows, prefill_tokens, emitted)) for one in seconds.tolist()
+    ]
 
 
 def within(steps: Sequence[StrideStep], left_s: Seconds, *, are_alike: bool) -> tuple[int, Seconds]:

@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from heliosim.costs import TERMS, StepCost, StepShape
+from heliosim.costs import TERMS, StepCost, StepShape, shape_of
 from heliosim.exits.batching import AtExit, Segment, exit_batcher, segments
 from heliosim.exits.skipped import skipped_kv
-from heliosim.types import BLOCK_TOKENS, ExitRule, ModelSpec, Seconds, blocks_for
+from heliosim.types import BLOCK_TOKENS, ExitRule, ModelSpec, Outcome, Run, Seconds, blocks_for
 
 _STEP, _LAYER = TERMS.index("step"), TERMS.index("layer")
 _PLAIN = frozenset({"full", "wait-for-deepest"})
@@ -73,8 +73,8 @@ def break_even(cost: StepCost, rule: ExitRule, context: int) -> float:
     the seconds that a decode row of ``context`` tokens takes in a layer less what filling its KV takes.
     """
     few, many = (
-        cost.seconds(StepShape(0, n, n, n * blocks_for(context) * BLOCK_TOKENS, 0, 0, 1, 0, 0, 0, 0, 0, context))
-        - cost.seconds(StepShape(0, n, n, n * blocks_for(context) * BLOCK_TOKENS, 0, 0, 0, 0, 0, 0, 0, 0, context))
+        cost.seconds(_decode_shape(n, blocks_for(context), n * context, 1))
+        - cost.seconds(_decode_shape(n, blocks_for(context), n * context, 0))
         for n in (8, 9)
     )
     method = skipped_kv(rule.skipped_kv)
@@ -145,6 +145,16 @@ def parts_of(
     return StepParts(first, tuple(shapes[1:]), _fills(stopped, ends[-1])), dones
 
 
+def parts_of_run(run: Run, outcome: Outcome, spec: ModelSpec) -> StepParts:
+    """A measured step of a rule under which no tokens wait, as ``costs.shape_of`` of one whose rows go together."""
+    shape = shape_of(run, outcome, spec)
+    batch, exits = run.batch, outcome.tokens.exit_layers
+    rows = [Row(start, start + count) for start, count in zip(batch.starts, batch.counts, strict=True)]
+    counts = Counts(shape.rows, shape.tokens, shape.checks, shape.checked_rows, shape.started, shape.ended)
+    ends = segment_ends(spec, run.placement.depth)
+    return parts_of(run.exits, ends, rows, None if shape.prefill_rows else exits, counts)[0]
+
+
 def _shape(spans: Sequence[tuple[int, int]], layers: int) -> StepShape:
     """One segment of rows that compute tokens ``start`` to ``end`` of their requests."""
     decode = [end for start, end in spans if end == start + 1 and start]
@@ -164,6 +174,7 @@ def _shape(spans: Sequence[tuple[int, int]], layers: int) -> StepShape:
         started=0,
         ended=0,
         longest=max(end for _, end in spans),
+        context=sum(decode),
     )
 
 
@@ -179,10 +190,11 @@ def _fills(stopped: Sequence[tuple[int, int]], depth: int) -> tuple[tuple[int, i
 
 
 def parts_from_counts(
-    rule: ExitRule, ends: Sequence[int], left: Sequence[int], blocks: Sequence[int], ended: int
+    rule: ExitRule, ends: Sequence[int], left: Sequence[int], blocks: Sequence[int], held: Sequence[int], ended: int
 ) -> StepParts:
     """A step of decode rows alone under a rule that needs no single steps. ``left``: rows that have not left in front
-    of each exit, the first all of them; ``blocks``: KV blocks of the longest of those; [exits].
+    of each exit, the first all of them; ``blocks``: KV blocks of the longest of those; ``held``: KV tokens of
+    all of those, 0 where they cost nothing; [exits].
     """
     rows = left[0]
     undecided = left[1:]
@@ -195,7 +207,7 @@ def parts_from_counts(
             stopped.append((segment.first - 1, before - segment.walking))
             before = segment.walking
         for first, last in _passes(rule, ends, segment):
-            shapes.append(_decode_shape(segment.walking, blocks[behind], last - first + 1))
+            shapes.append(_decode_shape(segment.walking, blocks[behind], held[behind], last - first + 1))
     stopped.append((walked[-1].last, before))
     first_shape = shapes[0]._replace(rows=rows, checks=checks, checked_rows=sum(left), ended=ended)
     return StepParts(first_shape, tuple(shapes[1:]), _fills(stopped, ends[-1]))
@@ -213,6 +225,6 @@ def _passes(rule: ExitRule, ends: Sequence[int], segment: Segment) -> list[tuple
     return found
 
 
-def _decode_shape(rows: int, blocks: int, layers: int) -> StepShape:
+def _decode_shape(rows: int, blocks: int, held: int, layers: int) -> StepShape:
     gathered = rows * blocks * BLOCK_TOKENS
-    return StepShape(0, rows, rows, gathered, 0, 0, layers, 0, 0, 0, 0, 0, blocks * BLOCK_TOKENS)
+    return StepShape(0, rows, rows, gathered, 0, 0, layers, 0, 0, 0, 0, 0, blocks * BLOCK_TOKENS, held)

@@ -26,6 +26,13 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
     return write_synthetic_profile(tmp_path_factory.mktemp("profile") / "synthetic", max_rows=64, max_tokens=512)
 
 
+@pytest.fixture(scope="module")
+def curved(tmp_path_factory: pytest.TempPathFactory) -> Profile:
+    """Costs with curves and a term for KV really held, so that no two decode steps take the same time."""
+    folder = tmp_path_factory.mktemp("profile") / "curved"
+    return write_synthetic_profile(folder, max_rows=20, max_tokens=300, curves=True)
+
+
 def drawn_methods(seed: int) -> dict[str, Any]:
     """Exit methods of every other seed, from a stream of their own: the rest of a scenario is as it was."""
     r = Random(f"methods {seed}")
@@ -189,6 +196,26 @@ def test_helios_under_pressure(seeds: Sequence[int], profile: Profile) -> None:
             continue
         for name in ("steps", "requests", "tokens", "events"):
             assert getattr(other, name).equals(getattr(single, name)), f"seed {seed}: {name} differ"
+
+
+@pytest.mark.parametrize("seeds", [range(first, first + 12) for first in range(0, 48, 12)], ids=str)
+def test_costs_with_curves(seeds: Sequence[int], curved: Profile) -> None:
+    ran = 0
+    for seed in seeds:
+        try:
+            plan = drawn(seed, curved)
+        except HelioSimError:
+            continue
+        single = run(plan, curved, 1)
+        for stride in (7, ANY_STRIDE):
+            other = run(plan, curved, stride)
+            if isinstance(single, str) or isinstance(other, str):
+                assert single == other, f"seed {seed}, strides of {stride}"
+                continue
+            for name in ("steps", "requests", "tokens", "events"):
+                assert getattr(other, name).equals(getattr(single, name)), f"seed {seed}, {stride}: {name} differ"
+            ran += 1
+    assert ran >= len(seeds)
 
 
 @pytest.mark.parametrize("seed", [3, 21])
