@@ -18,6 +18,7 @@ from heliosim.errors import InputError
 from heliosim.exits.batching import exit_batcher
 from heliosim.exits.pricing import break_even
 from heliosim.formats.checkpoint import checkpoint_path, inspect_checkpoint
+from heliosim.formats.files import write_text
 from heliosim.formats.profile import Profile
 from heliosim.live import serve_live
 from heliosim.recorder import NullRecorder
@@ -236,7 +237,7 @@ def right_lines(said: str, wanted: str) -> float:
 
 def weights_of(model: str) -> str:
     """Digest of the weights compared, for the page."""
-    return inspect_checkpoint(checkpoint_path(model)).weights_sha256()
+    return inspect_checkpoint(checkpoint_path(model), "float32").weights_sha256()
 
 
 # --- in text ----------------------------------------------------------------------------------------------------------
@@ -277,21 +278,41 @@ def _lines(head: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> lis
 
 
 def page_part(asked: Asked, trials: Sequence[Trial], command: str) -> str:
-    """One model's part of ``docs/exit-methods.md``."""
-    about = (
-        f"{asked.model} (weights {weights_of(asked.model)[:12]}), batch {asked.rows}, threshold {asked.threshold:g}, "
-        f"{asked.prompts} held-out prompts of each of {', '.join(asked.tasks)}, at most {asked.max_tokens} tokens "
-        f"each; speed: median of {asked.repeats}, cpu clock"
-    )
-    lines = [f"## {asked.model}", "", "```bash", command, "```", "", about + ".", "", *table(trials)]
+    """One comparison's part of ``docs/exit-methods.md``."""
+    least = {m: _rule(asked, "rebatch", m).break_even for m in asked.methods if "rebatch" in asked.batchings}
+    about = [
+        f"weights {weights_of(asked.model)[:12]}; {asked.prompts} held-out prompts of each of {', '.join(asked.tasks)}",
+        f"batch {asked.rows}, threshold {asked.threshold:g}, at most {asked.max_tokens} tokens each",
+        f"speed: median of {asked.repeats} runs, cpu clock",
+    ]
+    if any(least.values()):
+        about.append("`rebatch` regroups from so many rows x layers on: " + _listed(least))
+    elif least:
+        about.append("`rebatch` regroups whenever a row has left")
+    lines = [f"## {title(asked)}", "", "```bash", command, "```", "", *(f"- {line}" for line in about), ""]
+    lines += table(trials)
     if trials[0].right:
         lines += ["", "Right lines by task:", "", *task_table(trials)]
     return "\n".join([*lines, ""])
 
 
-def write_part(path: Path, part: str, model: str) -> None:
-    """Put a model's part into a page, in place of an older one; what stands before the first part is kept."""
-    text = path.read_text(encoding="utf-8") if path.exists() else "# Exit methods, measured\n\n"
+def _listed(least: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.1f}" for name, value in least.items())
+
+
+def title(asked: Asked) -> str:
+    """Heading of a part: a comparison of the same model and batch replaces it."""
+    return f"{asked.model}, batch {asked.rows}"
+
+
+def write_part(path: Path, part: str, name: str) -> None:
+    """Put a part into a page, in place of an older one of that name; what stands before the first part is kept."""
+    text = path.read_text(encoding="utf-8") if path.exists() else "# Exit methods, measured\n"
     head, *parts = text.split("\n## ")
-    kept = [p for p in parts if p.split("\n", 1)[0] != model]
-    path.write_text("\n## ".join([head.rstrip() + "\n", *kept, part.removeprefix("## ")]), encoding="utf-8")
+    known = [p.split("\n", 1)[0] for p in parts]
+    new = part.removeprefix("## ")
+    if name in known:
+        parts[known.index(name)] = new
+    else:
+        parts.append(new)
+    write_text(path, "\n## ".join(p.rstrip() + "\n" for p in (head, *parts)))

@@ -35,7 +35,7 @@ def compare_methods(
     from heliosim.tasks import FAMILIES
 
     need_live()
-    from heliosim_calibrate.exit_methods import Asked, compare, page_part, table, task_table, write_part
+    from heliosim_calibrate.exit_methods import Asked, compare, page_part, table, task_table, title, write_part
 
     from heliosim.console import console, progress_bar
     from heliosim.profile_view import open_profile
@@ -59,7 +59,7 @@ def compare_methods(
     for line in (*table(trials), "", *(task_table(trials) if trials[0].right else ())):
         console().print(line, markup=False, soft_wrap=True)
     if out is not None:
-        write_part(out, page_part(asked, trials, " ".join(["heliosim", *sys.argv[1:]])), model)
+        write_part(out, page_part(asked, trials, " ".join(["heliosim", *sys.argv[1:]])), title(asked))
 
 
 def _names(option: str, given: str | None, known: list[str]) -> list[str]:
