@@ -53,7 +53,7 @@ def measure_methods(
                     engine, spec, Point(mode, rows, max(rows, 256), *lengths, True), text[visit:], pool_bytes
                 ):
                     if isinstance(action, Run) and not action.batch.chunks:
-                        parts = parts_of_run(action, outcome, spec)
+                        parts, _ = parts_of_run(action, outcome, spec)
                         samples.append(MethodSample(spec.name, rule, parts, clocks))
     return samples
 

@@ -14,9 +14,12 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from heliosim.costs import shape_of
+from heliosim.drive import Log
 from heliosim.errors import InputError
 from heliosim.exits.batching import exit_batcher
-from heliosim.exits.pricing import break_even
+from heliosim.exits.pricing import break_even, is_plain, parts_of_run
+from heliosim.exits.skipped import skipped_kv
 from heliosim.formats.checkpoint import checkpoint_path, inspect_checkpoint
 from heliosim.formats.files import write_text
 from heliosim.formats.profile import Profile
@@ -66,6 +69,8 @@ class Prompt:
 class Trial:
     """One pair of methods. Speed on the cpu clock, the median of the repeats; see ``docs/exit-methods.md``.
 
+    ``predicted_per_s``: as the profile's costs have it for the same steps.
+
     ``layers_per_token``: layers run for each generated token, those of tokens that waited included. ``agreement``:
     share of emitted tokens that the full model would have said to the same text; ``same_prefix``: mean share of the
     full model's own text up to the first other token. ``right``: mean share of lines of the right completion that stand
@@ -75,6 +80,7 @@ class Trial:
     batching: str
     skipped_kv: str
     tokens_per_s: float
+    predicted_per_s: float | None
     layers_per_token: float
     agreement: float
     same_prefix: float
@@ -117,11 +123,14 @@ def compare(asked: Asked, progress: Callable[[str, float], None] = lambda _what,
 
 @dataclass(frozen=True, slots=True)
 class _Served:
-    """``outputs`` by prompt; ``work``: tokens x layers of generated tokens; ``seconds`` of all steps."""
+    """``outputs`` by prompt; ``work``: tokens x layers of generated tokens; ``seconds`` of all steps, and as a profile
+    predicts them from what happened (None: without one).
+    """
 
     outputs: list[list[int]]
     seconds: float
     work: int
+    predicted_s: float | None
 
 
 def _rule(asked: Asked, batching: str, method: str) -> ExitRule:
@@ -178,7 +187,25 @@ def _serve(engine: Any, spec: ModelSpec, rule: ExitRule, prompts: Sequence[Promp
     outputs = engine.take_outputs()
     prompt_work = sum(len(p.ids) for p in prompts) * spec.layers
     seconds = sum(outcome.seconds for action, outcome in log if isinstance(action, Run))
-    return _Served([list(outputs[i]) for i in range(len(prompts))], seconds, engine.work - prompt_work)
+    predicted = None if asked.profile is None else predicted_seconds(asked.profile, spec, log)
+    return _Served([list(outputs[i]) for i in range(len(prompts))], seconds, engine.work - prompt_work, predicted)
+
+
+def predicted_seconds(profile: Profile, spec: ModelSpec, log: Log) -> float:
+    """What a profile's costs say the steps of a log should have taken, given where their tokens left."""
+    cost, total = profile.step_cost(spec.name, profile.clock()), 0.0
+    waiting: dict[int, list[int]] = {}
+    for action, outcome in log:
+        if not isinstance(action, Run):
+            continue
+        if is_plain(action.exits):
+            total += cost.seconds(shape_of(action, outcome, spec))
+            continue
+        parts, dones = parts_of_run(action, outcome, spec, waiting)
+        total += parts.seconds(cost, action.exits)
+        if skipped_kv(action.exits.skipped_kv).is_recomputed:
+            waiting |= zip(action.batch.requests, dones, strict=True)
+    return total
 
 
 def _judged(
@@ -199,6 +226,7 @@ def _judged(
         batching="-" if is_vanilla else rule.batching,
         skipped_kv="-" if is_vanilla or exit_batcher(rule.batching).runs_all else rule.skipped_kv,
         tokens_per_s=tokens / seconds,
+        predicted_per_s=None if done.predicted_s is None else tokens / done.predicted_s,
         layers_per_token=done.work / max(1, tokens - len(prompts)),  # the first token comes with the prompt
         agreement=agreeing / tokens,
         same_prefix=fmean(_prefix(a, b) for a, b in zip(done.outputs, full.outputs, strict=True)),
@@ -265,6 +293,19 @@ def task_table(trials: Sequence[Trial]) -> list[str]:
     return _lines(("batching", "skipped KV", *tasks), rows, left=2)
 
 
+def speed_table(trials: Sequence[Trial]) -> list[str]:
+    """Speed as measured and as the profile predicts it from the same exits, by pair; empty without a profile."""
+    rows = [
+        (
+            t.batching, t.skipped_kv, f"{t.tokens_per_s:.0f}", f"{t.predicted_per_s:.0f}",
+            f"{t.predicted_per_s / t.tokens_per_s - 1:+.1%}",
+        )
+        for t in trials
+        if t.predicted_per_s is not None
+    ]  # fmt: skip
+    return _lines(("batching", "skipped KV", "tok/s", "predicted", "error"), rows, left=2) if rows else []
+
+
 def _lines(head: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> list[str]:
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     rule = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
@@ -293,6 +334,8 @@ def page_part(asked: Asked, trials: Sequence[Trial], command: str) -> str:
     lines += table(trials)
     if trials[0].right:
         lines += ["", "Right lines by task:", "", *task_table(trials)]
+    if predicted := speed_table(trials):
+        lines += ["", "Speed, and what the profile's costs predict for the same exits:", "", *predicted]
     return "\n".join([*lines, ""])
 
 

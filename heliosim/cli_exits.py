@@ -35,7 +35,16 @@ def compare_methods(
     from heliosim.tasks import FAMILIES
 
     need_live()
-    from heliosim_calibrate.exit_methods import Asked, compare, page_part, table, task_table, title, write_part
+    from heliosim_calibrate.exit_methods import (
+        Asked,
+        compare,
+        page_part,
+        speed_table,
+        table,
+        task_table,
+        title,
+        write_part,
+    )
 
     from heliosim.console import console, progress_bar
     from heliosim.profile_view import open_profile
@@ -56,7 +65,8 @@ def compare_methods(
     )
     with progress_bar("Comparing") as progress:
         trials = compare(asked, progress)
-    for line in (*table(trials), "", *(task_table(trials) if trials[0].right else ())):
+    tables = [table(trials), task_table(trials) if trials[0].right else [], speed_table(trials)]
+    for line in (line for lines in tables for line in (*lines, "")):
         console().print(line, markup=False, soft_wrap=True)
     if out is not None:
         write_part(out, page_part(asked, trials, " ".join(["heliosim", *sys.argv[1:]])), title(asked))
