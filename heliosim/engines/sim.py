@@ -35,6 +35,7 @@ from heliosim.exits.pricing import (
     parts_of,
     segment_ends,
 )
+from heliosim.exits.skipped import skipped_kv
 from heliosim.noise import NoisePlayer
 from heliosim.types import (
     BLOCK_TOKENS,
@@ -157,8 +158,9 @@ class SimEngine:
         self._decode_steps: dict[tuple[int, ...], StrideStep] = {}
         self._decode_steps_by_policy: dict[tuple[Placement, ExitRule], dict[tuple[int, ...], StrideStep]] = {}
         self._plan: _Plan | None = None
-        # Of the present rule: whether one shape prices a step, whether exits depend on the batch, whether a step does.
-        self._is_plain, self._is_joint, self._one_by_one = True, False, False
+        # Of the present rule: whether one shape prices a step, whether exits depend on the batch, whether steps must be
+        # done one by one, and whether tokens wait for layers they skipped.
+        self._is_plain, self._is_joint, self._one_by_one, self._can_wait = True, False, False, False
         self._joint: tuple[int, JointBlock] | None = None
 
     # -- protocol -------------------------------------------------------------------------------------------------
@@ -267,6 +269,7 @@ class SimEngine:
         self._walks = self._walks_by_policy.setdefault(policy, {})
         self._decode_steps = self._decode_steps_by_policy.setdefault(policy, {})
         self._is_plain, self._one_by_one = is_plain(exits) or self.behaviour is None, not self.can_sprint(exits)
+        self._can_wait = self._one_by_one and skipped_kv(exits.skipped_kv).is_recomputed
         is_recorded = self.behaviour is not None and self.behaviour.is_recorded_run
         self._is_joint = exits.kind == "threshold" and exit_batcher(exits.batching).is_joint and not is_recorded
         for going in self._decoding:
@@ -517,7 +520,7 @@ class SimEngine:
         counts = Counts(asked.rows, asked.tokens, checks, checked, asked.started, ended)
         per_row = None if asked.prefill_rows else exits.tolist()
         parts, dones = parts_of(run.exits, ends, rows, per_row, counts)
-        if self._one_by_one:
+        if self._can_wait:
             for going, done, row in zip(goings, dones, rows, strict=False):
                 going.done = done if min(done) <= row.start else None
         return parts.seconds(cost, run.exits), parts.layers_run

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from heliosim.behaviour import Behaviour, Text
-from heliosim.costs import LATER_TERMS, LOAD_TERMS, TERMS, StepCost, StepShape
+from heliosim.costs import LATER_TERMS, LOAD_TERMS, TERMS, ExitCosts, StepCost, StepShape
 from heliosim.curves import Curve
 from heliosim.errors import InputError, UnknownNameError
 from heliosim.formats.files import FolderKind, Strict, read_json, sha256_of, validate, write_json
@@ -81,6 +81,15 @@ class Curves(Strict):
         return value
 
 
+class ExitMethodFit(Strict):
+    """Seconds of what only some exit methods do (``costs.ExitCosts``), and how many steps they rest on."""
+
+    regroup: float = Field(ge=0, description="preparing a smaller batch in the middle of a step")
+    copy_layer: float = Field(ge=0, description="copying KV up, per layer")
+    copy_layer_token: float = Field(ge=0, description="copying KV up, per layer and token")
+    steps: int
+
+
 class CostFit(Strict):
     """Seconds per unit of each cost term, how many steps they rest on, and the region they saw."""
 
@@ -92,6 +101,7 @@ class CostFit(Strict):
     max_context: int
     max_tokens: int
     holdout: HoldOut
+    exit_methods: ExitMethodFit | None = None
 
     @field_validator("seconds_per")
     @classmethod
@@ -115,7 +125,10 @@ class CostFit(Strict):
         layer = head = None
         if self.curves is not None:
             layer, head = Curve.of(self.curves.layer), Curve.of(self.curves.head)
-        return StepCost(coefficients, self.max_rows, self.max_context, self.max_tokens, layer, head)
+        methods = self.exit_methods
+        exits = None if methods is None else ExitCosts(methods.regroup, methods.copy_layer, methods.copy_layer_token)
+        limits = (self.max_rows, self.max_context, self.max_tokens)
+        return StepCost(coefficients, *limits, layer, head, exits)
 
 
 class LoadFit(Strict):
