@@ -13,6 +13,7 @@ from heliosim.formats.checkpoint import SHIPPED, CheckpointInfo, checkpoint_path
 from heliosim.formats.files import new_folder, sha256_of
 from heliosim.formats.profile import (
     PROFILE_FOLDER,
+    SCHEMA_VERSION,
     BehaviourFacts,
     ClockName,
     CostFit,
@@ -116,7 +117,7 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
             name: _facts(name, info, specs[name], steps, loads, batches[name], clocks) for name, info in infos.items()
         }
         facts = ProfileFile(
-            schema_version=1,
+            schema_version=SCHEMA_VERSION,
             kind="measured",
             device=device_facts(device, request.threads),
             versions=version_facts(),

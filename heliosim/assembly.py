@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cache
 
 from heliosim.errors import InputError
+from heliosim.exits.pricing import break_even
 from heliosim.formats.profile import Profile
 from heliosim.offline import build_repository
 from heliosim.recorder import Recorder
@@ -17,7 +18,7 @@ from heliosim.serving.ordered_batcher import OrderedBatcher
 from heliosim.serving.ordering import Fcfs
 from heliosim.serving.repository import Repository
 from heliosim.serving.server import Server, require_placeable
-from heliosim.types import ExitBatching
+from heliosim.types import ExitBatching, ExitRule
 
 Repositories = Callable[[float, ExitBatching], Repository]
 """Offline figures of a scenario's models at a threshold and batch rule."""
@@ -41,7 +42,7 @@ def build_server(
     models = {name: profile.spec(name) for name in scenario.models}
     for spec in models.values():
         require_placeable(spec, min(spec.exits), scenario.memory.budget_bytes)
-    context = Context(models, known or repositories(scenario, profile))
+    context = Context(models, known or repositories(scenario, profile), _break_evens(scenario, profile))
     controller = scenario.controller_kind().build(context)
     return Server(
         controller, build_batcher(scenario), MemoryPool(scenario.memory.budget_bytes), models, recorder, max_stride
@@ -57,6 +58,16 @@ def build_batcher(scenario: Scenario) -> ContinuousBatcher:
         remedy = "Give workload.predictor a kind; kind none takes max_tokens for the length."
         raise InputError("batcher.order", (spec.order or {})["kind"], "needs predicted lengths", remedy)
     return OrderedBatcher(order, spec.max_batch, spec.token_budget, spec.watermark)
+
+
+def _break_evens(scenario: Scenario, profile: Profile) -> Callable[[str, ExitRule], float]:
+    """Rows x layers that a regrouping must save by model and rule, at half the context the costs were fitted to."""
+
+    def at(model: str, rule: ExitRule) -> float:
+        cost = profile.step_cost(model, scenario.clock)
+        return break_even(cost, rule, cost.max_context // 2)
+
+    return at
 
 
 def repositories(scenario: Scenario, profile: Profile) -> Repositories:

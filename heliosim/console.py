@@ -17,14 +17,13 @@ from heliosim.tables import counted, percent
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from heliosim.formats.profile import ProfileKind
     from heliosim.formats.results import RunResults
     from heliosim.metrics import Slo, Summary
     from heliosim.runs import LiveRun
     from heliosim.scenario import Scenario
 
 NARROWEST, USUAL = 60, 120
-DERIVED = "Derived, not measured: step times come from published kernel times, exits are synthetic."
-"""What is said wherever figures rest on a derived profile."""
 
 
 @cache
@@ -121,8 +120,16 @@ def say_derived_profiles(named: Iterable[str]) -> None:
     """Say it if one of these profiles was not measured."""
     from heliosim.profile_view import open_profile
 
-    if any(open_profile(name).facts.kind == "derived" for name in sorted(named)):
-        console().print(f"[yellow]{DERIVED}[/]")
+    for kind in sorted({open_profile(name).facts.kind for name in named}):
+        say_kind(kind)
+
+
+def say_kind(kind: ProfileKind) -> None:
+    """Say it if figures rest on a profile of a kind that was not measured."""
+    from heliosim.formats.profile import CAUTIONS
+
+    if kind in CAUTIONS:
+        console().print(f"[yellow]{CAUTIONS[kind]}[/]")
 
 
 def print_summary(run: RunResults | LiveRun, slo: Slo | None) -> None:
@@ -156,9 +163,18 @@ def print_summary(run: RunResults | LiveRun, slo: Slo | None) -> None:
     console().print(table)
     if (line := growth_line(results)) is not None:
         console().print(line)
-    if results.info.profile_kind == "derived":
-        console().print(f"[yellow]{DERIVED}[/]")
+    say_kind(results.info.profile_kind)
+    if results.info.quality_unknown:
+        console().print(f"[yellow]{quality_line(results.info.quality_unknown)}[/]")
     print_details(results, summary)
+
+
+def quality_line(methods: str) -> str:
+    """What to say of a run whose profile has no texts generated under its exit methods."""
+    return (
+        f"Quality unknown under {methods}: the profile holds no texts generated so. "
+        "Record them with heliosim calibrate --exit-methods, or see heliosim exits compare."
+    )
 
 
 def growth_line(results: RunResults) -> str | None:

@@ -310,7 +310,7 @@ def summarise(
         **_slo(requests, slo),
         **_latencies(requests, _gaps_ms(tokens, kept)),
         **_steps(steps, window, after_s),
-        **_tokens(tokens, steps, kept, limit),
+        **_tokens(tokens, steps, kept, limit, is_quality_known=not results.info.quality_unknown),
         **_transitions(steps, after_s),
         probe_request_share=_mean(requests.is_probe[requests.finished]),
         preemptions=int(requests.preemptions.sum()),
@@ -537,7 +537,9 @@ def _is(table: pa.Table, name: str, value: str | int) -> Bools:
     return same
 
 
-def _tokens(tokens: pa.Table, steps: pa.Table, kept: Bools, threshold: float | Floats) -> dict[str, Any]:
+def _tokens(
+    tokens: pa.Table, steps: pa.Table, kept: Bools, threshold: float | Floats, *, is_quality_known: bool
+) -> dict[str, Any]:
     """Where tokens left, how sure and how right they were."""
     step = _column(tokens, "step", np.int64)[kept]
     confidence = _column(tokens, "confidence", np.float64)[kept]
@@ -552,8 +554,8 @@ def _tokens(tokens: pa.Table, steps: pa.Table, kept: Bools, threshold: float | F
         "mean_exit_layer": _mean(exits),
         "exit_mix": _exit_mix(tokens, kept, exits),
         "low_confidence_share": _mean(confidence < threshold),
-        "perplexity": None if logprob is None else math.exp(-logprob),
-        "agreement": _mean(agrees[~np.isnan(agrees)]),
+        "perplexity": None if logprob is None or not is_quality_known else math.exp(-logprob),
+        "agreement": _mean(agrees[~np.isnan(agrees)]) if is_quality_known else None,
         "probe_token_share": _mean(_column(tokens, "is_probe", np.bool_)[kept]),
     }
 

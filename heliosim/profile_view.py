@@ -38,7 +38,7 @@ def show_profile(profile: Profile) -> None:
     name = device.get("gpu") or device.get("host_cpu")
     out = console()
     out.print(
-        f"[bold]{profile.folder.name}[/] · {'derived, not measured' if profile.is_derived else facts.kind}, {name}"
+        f"[bold]{profile.folder.name}[/] · {profile.origin}, {name}"
         f"{f' ({threads} thread(s))' if (threads := device.get('threads')) else ''} · seed {facts.seed}"
     )
     _show_derivation(profile)
@@ -62,7 +62,7 @@ def show_profile(profile: Profile) -> None:
             str(m.kv_bytes_per_token_layer), str(m.max_context),
         )  # fmt: skip
     out.print(sizes)
-    what = "composed steps" if profile.is_derived else "cells"
+    what = "cells" if profile.is_measured else "composed steps" if facts.kind == "derived" else "published rows"
     fits = Table(title=f"Step times: fit and error on held-out {what}", title_justify="left")
     for column in (
         "model",
@@ -115,7 +115,7 @@ def show_premises(profile: Profile) -> None:
 
     from heliosim.console import console
 
-    origin = "of synthetic exits" if profile.is_derived else "measured"
+    origin = "measured" if profile.is_measured else "of synthetic exits"
     table = Table(title=f"HELIOS premises, {origin}", title_justify="left")
     for column in ("premise", "subject", "value", "holds from", "verdict", "detail"):
         table.add_column(column, justify="right" if column in ("value", "holds from") else "left", overflow="fold")

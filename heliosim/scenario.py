@@ -28,7 +28,7 @@ from pydantic import (
 from heliosim.errors import InputError, UnknownNameError, about
 from heliosim.formats.files import Strict, read_yaml, refuse_true, sha256_of, validate, without_none, write_text
 from heliosim.metrics import SCALARS, Slo
-from heliosim.registry import CONTROLLERS, ORDERS, ROUTERS, Registry
+from heliosim.registry import CONTROLLERS, EXIT_BATCHING, ORDERS, ROUTERS, SKIPPED_KV, Registry
 from heliosim.serving.kinds import ControllerKind
 from heliosim.serving.ordering import Order
 from heliosim.stats import StoppingRule
@@ -352,6 +352,9 @@ def parse_kind(registry: Registry, section: dict[str, Any], where: str, path: st
             hint = f"Did you mean {near[0]!r}? " if near else ""
             remedy = f"{hint}Known: {', '.join(sorted(known)) or 'none'}."
             raise InputError(f"{where}{path}.{key}", value, "unknown field", remedy)
+    for key, methods in (("batching", EXIT_BATCHING), ("skipped_kv", SKIPPED_KV)) if path == "controller" else ():
+        if isinstance(fields.get(key), str) and fields[key] not in methods.names():
+            raise UnknownNameError(f"{where}{path}.{key}", fields[key], methods.names())
     refuse_true(cls, fields, where.removesuffix(", field ") or "scenario", tuple(path.split(".")))
     try:
         return TypeAdapter(cls).validate_python(fields)

@@ -60,7 +60,10 @@ class RunInfo(Strict):
     """What a run is: nothing in it depends on the machine's load or on the time of day.
 
     ``clock``: ``simulated``; or for live runs ``cpu`` (each step charged the processor time it took) or
-    ``wall``. ``profile_kind``: whether the profile was ``measured`` or ``derived`` from published figures.
+    ``wall``. ``profile_kind``: whether the profile was ``measured``, ``derived`` from published figures or ``composed``
+    of shapes and a device's efficiency curves.
+    ``quality_unknown``: exit methods of a simulated run that the profile has no texts of; its figures of quality would
+    be those of other methods, and are not given.
     """
 
     schema_version: Literal[2] = 2
@@ -71,6 +74,7 @@ class RunInfo(Strict):
     scenario_hash: str
     profile_hash: str
     profile_kind: ProfileKind = "measured"
+    quality_unknown: str = ""
     versions: dict[str, str]
 
 
