@@ -74,8 +74,9 @@ class Summary:
     tokens by model and exit layer. ``low_confidence_share``: share of tokens whose confidence at their exit
     is below the threshold TH (under a threshold rule such a token left at the deepest resident layer: a
     breach). ``transitions``: changes of placement after a replica's first load, evaluations included and loads
-    after a restart not; ``transition_sequence`` lists every load. ``load_s``: seconds steps waited for loads, each
-    replica's first one excluded; ``initial_load_s`` is the longest of those. ``agreement``: share of tokens
+    after a restart not; ``transition_sequence`` lists every load. ``load_s``: seconds that loads took, each
+    replica's first one excluded; ``initial_load_s`` is the longest of those; ``exposed_load_s``: the part in which no
+    step could run because of them (all of it, unless loads overlap). ``agreement``: share of tokens
     equal to what the full model would have emitted there, over tokens where that is known. ``energy_j``: joules
     of all steps; None is "unavailable". ``utilisation``: share of the duration in which a step or a load was
     going on, mean over replicas (time down counts as idle). ``recomputed_tokens``: tokens whose KV preempted requests
@@ -133,6 +134,7 @@ class Summary:
     transition_sequence: tuple[str, ...]
     initial_load_s: float | None
     load_s: float | None
+    exposed_load_s: float | None
     probe_request_share: float | None
     probe_token_share: float | None
     preemptions: int
@@ -242,6 +244,7 @@ def _specs() -> dict[str, MetricSpec]:
         MetricSpec("perplexity", "Perplexity", "", better="lower", digits=4),
         MetricSpec("agreement", "Agreement with full model", "%", 100, "higher"),
         MetricSpec("load_s", "Loading, after the first", "s", better="lower"),
+        MetricSpec("exposed_load_s", "Loading, exposed", "s", better="lower"),
         MetricSpec("energy_j", "Energy", "J", better="lower"),
         MetricSpec("utilisation", "Utilisation", "%", 100),
         MetricSpec("duration", "Duration", "s"),
@@ -311,7 +314,7 @@ def summarise(
         **_latencies(requests, _gaps_ms(tokens, kept)),
         **_steps(steps, window, after_s),
         **_tokens(tokens, steps, kept, limit, is_quality_known=not results.info.quality_unknown),
-        **_transitions(steps, after_s),
+        **_transitions(steps, results.events, after_s),
         probe_request_share=_mean(requests.is_probe[requests.finished]),
         preemptions=int(requests.preemptions.sum()),
         **_scheduling(requests),
@@ -570,19 +573,43 @@ def _exit_mix(tokens: pa.Table, kept: Bools, exits: Ints) -> dict[str, dict[int,
     return mix
 
 
-def _transitions(steps: pa.Table, after_s: Seconds) -> dict[str, Any]:
-    """Loads that started at or after ``after_s``, in order; what loads a cold replica is no transition."""
+def _transitions(steps: pa.Table, events: pa.Table, after_s: Seconds) -> dict[str, Any]:
+    """Loads that started at or after ``after_s``, in order; what loads a cold replica is no transition.
+
+    What passed beside steps, and what steps waited for layers, is in the events.
+    """
     loads = load_rows(steps)
+    is_fetch = _is(steps, "kind", "fetch")
+    fetches = _column(steps, "seconds", np.float64)[is_fetch & (_column(steps, "start_s", np.float64) >= after_s)]
+    hidden, stalled = _of_events(events, after_s)
     first = [load["seconds"] for load in loads if load["is_first"]]
     shown = [load for load in loads if load["start_s"] >= after_s]
     later = [load for load in shown if not load["is_first"]]
     names = {load["replica"] for load in loads}
+    exposed = math.fsum(load["seconds"] for load in later) + math.fsum(fetches) + math.fsum(stalled)
     return {
         "transitions": sum(not load["is_cold"] for load in later),
         "transition_sequence": tuple(_load_text(load, len(names) > 1) for load in shown),
         "initial_load_s": max(first, default=None),
-        "load_s": math.fsum(load["seconds"] for load in later) if steps.num_rows else None,
+        "load_s": exposed + math.fsum(hidden) if steps.num_rows else None,
+        "exposed_load_s": exposed if steps.num_rows else None,
     }
+
+
+def _of_events(events: pa.Table, after_s: Seconds) -> tuple[list[Seconds], list[Seconds]]:
+    """Seconds of transfers that passed beside steps, and seconds that steps waited for layers to arrive."""
+    import json
+
+    hidden, stalled = [], []
+    wanted = _is(events, "kind", "fetched") | _is(events, "kind", "fetch abandoned") | _is(events, "kind", "stalled")
+    rows = events.filter(wanted & (_column(events, "time_s", np.float64) >= after_s))
+    for kind, text in zip(rows["kind"].to_pylist(), rows["detail"].to_pylist(), strict=True):
+        detail = json.loads(text)
+        if kind == "stalled":
+            stalled.append(float(detail["seconds"]))
+        else:
+            hidden.append(float(detail["hidden_s"]))
+    return hidden, stalled
 
 
 def _load_text(load: Mapping[str, Any], says_replica: bool) -> str:

@@ -58,18 +58,6 @@ ROUTERS = Registry(
     },
 )
 
-ORDERS = Registry(
-    "batcher.order.kind",
-    "heliosim.orders",
-    {
-        "fcfs": "heliosim.serving.ordering:Fcfs",
-        "sjf": "heliosim.serving.ordering:ShortestJob",
-        "srpt": "heliosim.serving.ordering:ShortestRemaining",
-        "priority": "heliosim.serving.ordering:PriorityClasses",
-        "feedback": "heliosim.serving.ordering:Feedback",
-    },
-)
-
 EXIT_BATCHING = Registry(
     "controller.batching",
     "heliosim.exit_batching",
@@ -89,5 +77,17 @@ SKIPPED_KV = Registry(
         "copy": "heliosim.exits.skipped:Copy",
         "propagate": "heliosim.exits.skipped:Propagate",
         "recompute": "heliosim.exits.skipped:Recompute",
+    },
+)
+
+ORDERS = Registry(
+    "batcher.order.kind",
+    "heliosim.orders",
+    {
+        "fcfs": "heliosim.serving.ordering:Fcfs",
+        "sjf": "heliosim.serving.ordering:ShortestJob",
+        "srpt": "heliosim.serving.ordering:ShortestRemaining",
+        "priority": "heliosim.serving.ordering:PriorityClasses",
+        "feedback": "heliosim.serving.ordering:Feedback",
     },
 )

@@ -51,14 +51,32 @@ def parse_bytes(value: int | str) -> int:
 
 
 class Memory(Strict):
-    """Device memory that weights and KV share."""
+    """Device memory that weights and KV share, and how weights come to it.
+
+    ``loads``: no step runs during a load (``blocking``), or what is resident serves on while weights come
+    (``overlapped``). ``is_pipelined``: a load that nothing overlaps with lets steps begin while later layers arrive.
+    ``host``: kind of the host memory in which weights wait; ``host_bytes``: how much of it there is, None: enough.
+    """
 
     budget_bytes: int = Field(gt=0, description="bytes, or a text with a unit: '24 MB'")
+    loads: Literal["blocking", "overlapped"] = "blocking"
+    is_pipelined: bool = False
+    host: Literal["pinned", "pageable"] = "pinned"
+    host_bytes: int | None = Field(default=None, ge=0)
 
-    @field_validator("budget_bytes", mode="before")
+    @field_validator("budget_bytes", "host_bytes", mode="before")
     @classmethod
-    def _with_unit(cls, value: Any) -> int:
-        return parse_bytes(value)
+    def _with_unit(cls, value: Any) -> int | None:
+        return None if value is None else parse_bytes(value)
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What was added later is written where it says something, so that files and hashes of older scenarios stay."""
+        content: dict[str, Any] = handler(self)
+        for name in ("loads", "is_pipelined", "host", "host_bytes"):
+            if content.get(name) == Memory.model_fields[name].default:
+                content.pop(name, None)
+        return content
 
 
 class BatcherSpec(Strict):
@@ -352,7 +370,7 @@ def parse_kind(registry: Registry, section: dict[str, Any], where: str, path: st
             hint = f"Did you mean {near[0]!r}? " if near else ""
             remedy = f"{hint}Known: {', '.join(sorted(known)) or 'none'}."
             raise InputError(f"{where}{path}.{key}", value, "unknown field", remedy)
-    for key, methods in (("batching", EXIT_BATCHING), ("skipped_kv", SKIPPED_KV)) if path == "controller" else ():
+    for key, methods in (("batching", EXIT_BATCHING), ("skipped_kv", SKIPPED_KV)) if registry is CONTROLLERS else ():
         if isinstance(fields.get(key), str) and fields[key] not in methods.names():
             raise UnknownNameError(f"{where}{path}.{key}", fields[key], methods.names())
     refuse_true(cls, fields, where.removesuffix(", field ") or "scenario", tuple(path.split(".")))

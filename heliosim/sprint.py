@@ -103,7 +103,7 @@ class Sprint:
         """The same bit by bit, for a watcher. Yields what is planned from now on; is sent, when that is over, how many
         of those steps were done; books them, yields None, and goes on when it is asked to.
         """
-        if not directive.passes_arrivals or directive.max_steps is not None:
+        if not directive.passes_arrivals or directive.max_steps is not None or not self.server.may_sprint(directive):
             return None
         if not self.engine.can_sprint(directive.exits):
             return None

@@ -311,7 +311,8 @@ class ContinuousBatcher:
             is_new = seq.admitted_s is None
             if is_new and admit is not None and plan.started >= admit:
                 return True
-            if blocks_for(request.prompt_tokens + request.max_tokens - 1) > total:  # the last token is never read
+            longest = blocks_for(request.prompt_tokens + request.max_tokens - 1)  # the last token is never read
+            if longest > total and longest > pool.most_blocks:
                 waiting.popleft()
                 plan.refused += ((seq, "larger than the memory pool"),)
                 continue

@@ -150,6 +150,7 @@ EXPECTED: dict[str, float | None] = {
     "transitions": 1,
     "initial_load_s": 1.0,
     "load_s": 0.5,
+    "exposed_load_s": 0.5,
     "probe_request_share": 1 / 2,
     "probe_token_share": 1 / 5,
     "preemptions": 1,
