@@ -79,12 +79,25 @@ class OpenLoop:
         for before, after in pairwise(arrivals):
             if after.request.arrival_s < before.request.arrival_s:
                 raise ValueError(f"arrivals must be sorted by time; request {after.request.id} is too early")
-        self._arrivals = list(arrivals)
+        self._begin(list(arrivals))
+
+    @classmethod
+    def of_sorted(cls, arrivals: list[Arrival]) -> OpenLoop:
+        """The same of a list that is known to be sorted and is nobody else's."""
+        source = cls.__new__(cls)
+        source._begin(arrivals)
+        return source
+
+    def _begin(self, arrivals: list[Arrival]) -> None:
+        self._arrivals = arrivals
         self._taken = 0
         self.next_s: Seconds | None = self._arrivals[0].request.arrival_s if self._arrivals else None
 
     def take(self, now: Seconds) -> list[Arrival]:
         arrivals, at = self._arrivals, self._taken
+        if not at and arrivals and arrivals[-1].request.arrival_s <= now:  # all at once
+            self._arrivals, self.next_s = [], None
+            return arrivals
         while self.next_s is not None and self.next_s <= now:
             at += 1
             self.next_s = arrivals[at].request.arrival_s if at < len(arrivals) else None

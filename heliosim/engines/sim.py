@@ -216,6 +216,16 @@ class SimEngine:
         )
         return _outcome_of(plan.stride)
 
+    def share(self, other: SimEngine) -> bool:
+        """Before any step: let another find what this one works out of steps and texts, and the other way round, where
+        both are of the same models, costs and behaviour. Returns whether they are.
+        """
+        is_alike = other.behaviour is self.behaviour and (other.models, other.costs) == (self.models, self.costs)
+        if is_alike:
+            other._walks_by_policy = self._walks_by_policy
+            other._decode_steps_by_policy = self._decode_steps_by_policy
+        return is_alike
+
     @property
     def extrapolated_steps(self) -> int:
         return self._extrapolated_before + (len(self._plan.extrapolated) if self._plan is not None else 0)
@@ -299,8 +309,13 @@ class SimEngine:
         left = going.length - going.generated
         if left < 1:
             left = 1
-        going.end = at + left
-        self._expect_end(going)
+        end = going.end = at + left
+        insort(self._ends, end)
+        ending = self._ending
+        if end in ending:
+            ending[end].append(going)
+        else:
+            ending[end] = [going]
         if going.walk is not None:
             going.lane = Lane(going.request.id, going.walk, going.generated, at, left)
             self._table.enter(going.lane, self.ticks)

@@ -400,6 +400,11 @@ class Server:
         refused, self._refused = self._refused, []
         return refused
 
+    @property
+    def has_refused(self) -> bool:
+        """Whether ``take_refused`` would give any."""
+        return bool(self._refused)
+
     def stop(self) -> None:
         """Check the books and give up the weights. Raises AssertionError if anything is left behind."""
         assert self._is_empty, f"{self.batcher.waiting} waiting, {self.batcher.running} running"
