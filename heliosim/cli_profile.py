@@ -119,6 +119,20 @@ def import_tables(
     typer.echo(f"\nComposed profile written to {out}")
 
 
+def diff(
+    a: Annotated[str, typer.Argument(help="Profile folder, or the name of a shipped one.")],
+    b: Annotated[str, typer.Argument(help="The one to compare with it.")],
+) -> None:
+    """Compare two profiles: sizes, step times, loads, energy, exits. Exit code 0 if they are the same, 1 if not."""
+    from heliosim.profile_diff import compare_profiles, print_diff
+    from heliosim.profile_view import open_profile
+
+    one, other = open_profile(a), open_profile(b)
+    found = compare_profiles(one, other)
+    print_diff(one, other, found)
+    raise typer.Exit(0 if found.is_same else 1)
+
+
 def digests(*given: str) -> dict[str, str]:
     """SHA-256 of the files that names or paths stand for, by name: shipped ones by their own, others by file name."""
     from heliosim.formats.files import sha256_of
