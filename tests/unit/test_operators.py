@@ -9,9 +9,14 @@ import pytest
 
 from heliosim.costs import StepShape
 from heliosim.errors import InputError
+from heliosim.hardware.architecture import open_architecture
+from heliosim.hardware.device import open_device
+from heliosim.hardware.steps import StepTimes
+from heliosim.operators import vidur as vidur_tables
 from heliosim.operators.fit import fit_operators
 from heliosim.operators.llmservingsim import LAYER, ONCE, read_llmservingsim
-from heliosim.operators.tables import AttentionTime, OperatorTables, summed, thinned
+from heliosim.operators.tables import AttentionTime, OperatorTables, rising_at_the_end, summed, thinned
+from heliosim.operators.vidur import read_vidur
 from heliosim.runs import run_simulated
 from heliosim.scenario import Scenario
 
@@ -110,6 +115,69 @@ def test_operators_need_counts_in_common() -> None:
 def test_a_range_without_points(folder: Path) -> None:
     with pytest.raises(InputError, match="too few attention times"):
         fit_operators(read_llmservingsim(folder), step_s=0, row_s=0, max_context=1)
+
+
+def test_ends_that_fall_are_left_out() -> None:
+    points = ((1.0, 1.0), (2.0, 3.0), (3.0, 2.0), (4.0, 5.0), (5.0, 4.0), (6.0, 3.0))
+    assert rising_at_the_end(points) == points[:4]
+
+
+@pytest.fixture
+def vidur(tmp_path: Path) -> Path:
+    """Every operator 1 ms per 64 tokens at one rank (half at two), each row twice, once 0.1 below and once above."""
+    folder = tmp_path / "vidur"
+    folder.mkdir()
+    names = [f"time_stats.{name}.median" for name in (*vidur_tables.LAYER, "emb")]
+    header = ",".join(["num_tokens", "num_tensor_parallel_workers", "n_head", "n_embd", *names])
+    rows = [
+        (t, tp, 32, 4096, *[t / 64 / tp + noise] * len(names))
+        for t in (64, 128, 4096)
+        for tp in (1, 2)
+        for noise in (-0.1, 0.1)
+    ]
+    write(folder / "mlp.csv", header, list(rows))
+    sizes = [(s, 2, d, ms) for s, ms in ((1, 0.5), (8192 * 4096, 2.5)) for d in (1, 2)]
+    write(folder / "all_reduce.csv", "size,num_workers,devices_per_node,time_stats.all_reduce.median", list(sizes))
+    return folder
+
+
+def stand_in(tp: int, model: str = "llama2-7b") -> StepTimes:
+    return StepTimes.of(open_architecture(model), open_device("A100-80GB"), dtype="fp16", tp=tp)
+
+
+def test_vidur_rows_of_one_degree_are_averaged_and_added_up(vidur: Path) -> None:
+    tables = read_vidur(vidur, stand_in(1))
+    ops = sum(vidur_tables.LAYER.values())
+    assert tables.layer[:2] == ((64.0, pytest.approx(ops * 1e-3)), (128.0, pytest.approx(ops * 2e-3)))
+    assert tables.once[1] == (128.0, pytest.approx(2e-3))
+    assert tables.head[0][1] == stand_in(1).head(1)
+    assert {bool(a.rows) for a in tables.attention} == {True, False}  # from the device's curves
+
+
+def test_vidur_ranks_pay_two_all_reduces(vidur: Path) -> None:
+    tables = read_vidur(vidur, stand_in(2), vidur / "all_reduce.csv")
+    ops = sum(vidur_tables.LAYER.values())
+    assert tables.layer[-1] == (4096.0, pytest.approx(ops * 32e-3 + 2 * 2.5e-3))
+
+
+def test_vidur_attention_of_its_own(vidur: Path) -> None:
+    header = "batch_size,prefill_chunk_size,kv_cache_size,is_prefill,num_tensor_parallel_workers"
+    header += ",time_stats.attn_prefill.median,time_stats.attn_decode.median,time_stats.attn_kv_cache_save.median"
+    rows = [(8, 0, 512, False, 1, "", 0.5, 0.1), (1, 256, 64, True, 1, 0.7, "", 0.1), (8, 0, 512, False, 2, "", 9, 9)]
+    write(vidur / "attention.csv", header, list(rows))
+    decode, prefill = read_vidur(vidur, stand_in(1)).attention
+    assert tuple(decode) == pytest.approx((0, 0, 8, 512, 0.6e-3))
+    assert tuple(prefill) == pytest.approx((256, 64, 0, 0, 0.8e-3))
+
+
+def test_vidur_tables_of_another_model_or_degree(vidur: Path) -> None:
+    with pytest.raises(InputError, match=r"mlp.csv, row 2, n_head: is not llama2-70b's, which has 64"):
+        read_vidur(vidur, stand_in(1, "llama2-70b"))
+    with pytest.raises(InputError, match="num_tensor_parallel_workers: has too few rows"):
+        read_vidur(vidur, stand_in(4))
+    write(vidur / "one.csv", "size,num_workers,devices_per_node,time_stats.all_reduce.median", [(1, 2, 1, 1.0)])
+    with pytest.raises(InputError, match="too few rows within one node"):
+        read_vidur(vidur, stand_in(2), vidur / "one.csv")
 
 
 def test_thinning_keeps_bends() -> None:
