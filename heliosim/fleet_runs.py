@@ -135,7 +135,7 @@ def run_fleet(
         sorted(outages, key=lambda o: (o.at_s, o.index)),
         on_progress or (lambda now: None),
         TableRecorder(replica=None),
-        may_run_apart=max_stride > 1,
+        may_hurry=max_stride > 1,
     )
     run.run()
     lives = [life.recorder for replica in run.replicas for life in replica.lives]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heliosim import __version__
-from heliosim.assembly import build_server
+from heliosim.assembly import build_server, load_costs
 from heliosim.behaviour import Behaviour, is_usual_method, source_name
 from heliosim.drive import Log
 from heliosim.engines.base import Engine
@@ -55,7 +55,7 @@ def sim_engine(
     return SimEngine(
         models={n: profile.spec(n) for n in scenario.models},
         costs={n: profile.step_cost(n, scenario.clock) for n in scenario.models},
-        loads={n: profile.load_cost(n, scenario.clock) for n in scenario.models},
+        loads=load_costs(scenario, profile),
         behaviour=behaviour or profile.behaviour,
         seed=scenario.seed,
         allow_extrapolation=scenario.allow_extrapolation,

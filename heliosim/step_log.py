@@ -87,7 +87,8 @@ class StepLog:
         _, firsts, which = np.unique(
             np.fromiter(map(id, every), np.int64, total), return_index=True, return_inverse=True
         )
-        facts = np.array([every[k] for k in firsts.tolist()], dtype=np.float64)[which]
+        shown, width = [every[k] for k in firsts.tolist()], len(StrideStep._fields)
+        facts = np.fromiter(chain.from_iterable(shown), np.float64, width * len(shown)).reshape(-1, width)[which]
         seconds = facts[:, 0].copy()
         before = np.cumsum(seconds) - seconds  # exact: times are multiples of a tick, as are the differences below
         firsts = np.cumsum(counts) - counts

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from heliosim.behaviour import Behaviour, Text, Walk
-from heliosim.costs import StepCost, StepShape, load_seconds, load_terms
+from heliosim.costs import StepCost, StepShape, action_seconds, stall_seconds, transfer_seconds
 from heliosim.engines.joint import Fan, JointBlock, leave_together
 from heliosim.engines.token_table import CONFIDENCES, EXIT_LAYERS, Lane, TokenBlock, TokenTable
 from heliosim.errors import OutOfRangeError
@@ -218,6 +218,16 @@ class SimEngine:
         )
         return _outcome_of(plan.stride)
 
+    def share(self, other: SimEngine) -> bool:
+        """Before any step: let another find what this one works out of steps and texts, and the other way round, where
+        both are of the same models, costs and behaviour. Returns whether they are.
+        """
+        is_alike = other.behaviour is self.behaviour and (other.models, other.costs) == (self.models, self.costs)
+        if is_alike:
+            other._walks_by_policy = self._walks_by_policy
+            other._decode_steps_by_policy = self._decode_steps_by_policy
+        return is_alike
+
     @property
     def extrapolated_steps(self) -> int:
         return self._extrapolated_before + (len(self._plan.extrapolated) if self._plan is not None else 0)
@@ -229,13 +239,22 @@ class SimEngine:
         return self._table.count_low(at, steps, threshold)
 
     def _load(self, load: Load) -> Outcome:
+        """What a load takes. A transfer in the background is known to the tick; the server tells what is left of it."""
         spec = self.models[load.placement.model]
         same = self._resident is not None and self._resident.model == load.placement.model
         resident = self._resident.depth if same and self._resident else 0
-        kv_bytes = load.kv_blocks * spec.block_bytes(load.placement.depth, load.stores_hidden)
-        self._resident = load.placement
-        seconds = tick(load_seconds(self.loads[spec.name], load_terms(load, spec, resident, kv_bytes)))
-        return Outcome(seconds=seconds, energy_j=self._energy_j(seconds))
+        holds = load.placement
+        if load.part in ("begin", "drop"):
+            assert self._resident is not None
+            holds = self._resident
+        kv_bytes = load.kv_blocks * self.models[holds.model].block_bytes(holds.depth, load.stores_hidden)
+        self._resident = holds
+        costs = self.loads[spec.name]
+        seconds = tick(action_seconds(costs, load, spec, resident, kv_bytes) + (load.left_s or 0.0))
+        arrives_s = None
+        if load.part == "begin" or load.is_pipelined:
+            arrives_s = tick(transfer_seconds(costs, load, spec, resident))
+        return Outcome(seconds=seconds, energy_j=self._energy_j(seconds), arrives_s=arrives_s)
 
     # -- who decodes ----------------------------------------------------------------------------------------------
 
@@ -293,8 +312,13 @@ class SimEngine:
         left = going.length - going.generated
         if left < 1:
             left = 1
-        going.end = at + left
-        self._expect_end(going)
+        end = going.end = at + left
+        insort(self._ends, end)
+        ending = self._ending
+        if end in ending:
+            ending[end].append(going)
+        else:
+            ending[end] = [going]
         if going.walk is not None:
             going.lane = Lane(going.request.id, going.walk, going.generated, at, left)
             self._table.enter(going.lane, self.ticks)
@@ -395,13 +419,19 @@ class SimEngine:
         block = self._read(self.ticks, run.batch.chunks) if self.behaviour is not None else None
         expected, layers = self.priced(run, self.ticks, run.batch.chunks, asked, len(ending), block)
         seconds = self._noisy(tick(expected))
+        stalled_s = 0.0
+        if run.arriving is not None:
+            shape = self._shape(run, asked, len(ending), block)
+            tail_s = cost.seconds(shape._replace(layers=0, filled_layers=0))
+            stalled_s = tick(stall_seconds(expected, tail_s, run.placement.depth, run.arriving))
+            seconds += stalled_s
         tokens = self._tokens(block, {going.request.id for going in ending})
         self.ticks += 1
         for going in ending:
             self._stop(going)
             del self._going[going.request.id]
         sums = {going.request.id: going.logprob_sum for going in ending}
-        return Outcome(seconds, tokens, layers, self._energy_j(seconds), None, sums)
+        return Outcome(seconds, tokens, layers, self._energy_j(seconds), logprob_sums=sums, stalled_s=stalled_s)
 
     def _context(self, at: int) -> int:
         """KV tokens that decoding requests hold behind a step from tick ``at`` on, summed."""
@@ -845,4 +875,4 @@ def _outcome_of(stride: Stride) -> Outcome:
         seconds += step[0]
     energy = None if stride.watts is None else sum(stride.watts * step.seconds for step in stride.steps)
     agrees = None if stride.tokens is None else stride.tokens.agrees  # type: ignore[attr-defined]
-    return _tuple_new(Outcome, (seconds, _NO_TOKENS, stride.steps[-1][1], energy, stride, None, agrees))
+    return _tuple_new(Outcome, (seconds, _NO_TOKENS, stride.steps[-1][1], energy, stride, None, agrees, None, 0.0))

@@ -132,11 +132,15 @@ class CostFit(Strict):
 
 
 class LoadFit(Strict):
-    """Seconds per unit of each load term. ``loads``: measured loads the fit rests on; 0 and no error if derived."""
+    """Seconds per unit of each load term. ``loads``: measured loads the fit rests on; 0 and no error if derived.
+
+    ``seconds_per_byte``: what a byte of weights takes from other places than those the fit saw to the device.
+    """
 
     seconds_per: dict[str, float]
     loads: int
     median_abs_error: float | None
+    seconds_per_byte: dict[Literal["pageable", "disk"], float] = Field(default_factory=dict)
 
     @field_validator("seconds_per")
     @classmethod
@@ -302,6 +306,17 @@ class Profile:
     def load_cost(self, name: str, clock: ClockName) -> Mapping[str, float]:
         fit: LoadFit = self._on_clock(self.model(name).load, name, clock)
         return fit.seconds_per
+
+    def seconds_per_byte(self, name: str, clock: ClockName, source: Literal["pageable", "disk"]) -> float:
+        """What a byte of weights takes from pageable host memory or disk to the device, s. Raises InputError."""
+        fit: LoadFit = self._on_clock(self.model(name).load, name, clock)
+        if source not in fit.seconds_per_byte:
+            where = f"{self.folder}: load.{clock}.seconds_per_byte of {name}"
+            problem = f"the profile does not say what a byte from {source} takes"
+            needs = "host_bytes" if source == "disk" else "host"
+            remedy = f"Add it to profile.json, or leave memory.{needs} out."
+            raise InputError(where, source, problem, remedy)
+        return fit.seconds_per_byte[source]
 
     @property
     def busy_watts(self) -> float | None:
