@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from heliosim import __version__
+from heliosim import __version__, cli_profile
 from heliosim.cli_behaviour import behaviour_app
 from heliosim.cli_exits import exits_app
 from heliosim.cli_plan import max_rate, plan
@@ -28,6 +28,8 @@ app = typer.Typer(
 )
 profile_app = typer.Typer(help="Look at and check profiles.", no_args_is_help=True)
 app.add_typer(profile_app, name="profile")
+profile_app.command("compose")(cli_profile.compose)
+profile_app.command("import")(cli_profile.import_tables)
 app.command()(sweep)
 app.command()(tune)
 app.add_typer(trace_app, name="trace", help="Make, import and describe request traces.")

@@ -599,7 +599,7 @@ class SimEngine:
         k = len(steps)
         at = self.ticks + k
         longest = at + max(self._reaches) if self._reaches else 0
-        asked = _asked(chunks, len(self._ids), longest, self._context(at) if cost.per_context else 0)
+        asked = _asked(chunks, len(self._ids), longest, self._context(at) if cost.needs_context else 0)
         if not self._is_calibrated(cost, asked[0], asked[8], asked[1], may_refuse=k == 0):
             if not self.allow_extrapolation:
                 return False
@@ -627,7 +627,7 @@ class SimEngine:
         done, spent = 0, 0.0
         most = min(most, until_end)
         has_exits = run.exits.kind == "threshold" and self.behaviour is not None
-        context = self._context(at) if cost.per_context else 0
+        context = self._context(at) if cost.needs_context else 0
         while done < most and spent < left_s:
             longest = at + done + reach
             if not self._is_calibrated(cost, rows, longest, rows, may_refuse=first + done == 0):
@@ -670,7 +670,7 @@ class SimEngine:
             gathered = rows * blocks * BLOCK_TOKENS
             shape = StepShape(rows, rows, rows, gathered, 0, 0, layers, checks, checked, filled, 0, ended, gathered)
             seconds = cost.seconds(shape)
-            seconds = seconds if cost.per_context else tick(seconds)
+            seconds = seconds if cost.needs_context else tick(seconds)
             known = self._decode_steps[key] = StrideStep(seconds, layers, rows, rows, 0, rows)
         return known
 
@@ -735,12 +735,12 @@ class SimEngine:
         longest = np.max(np.where(is_left, reaches[None, :, None], 0), axis=1) + np.arange(count)[:, None]
         blocks = -(-longest // BLOCK_TOKENS)
         contexts, none_held = [], [0] * len(ends)
-        if cost.per_context:
+        if cost.needs_context:
             contexts = np.sum(np.where(is_left, reaches[None, :, None], 0), axis=1).tolist()
         steps: list[StrideStep] = []
         for k, (undecided, in_blocks) in enumerate(zip(left.tolist(), blocks.tolist(), strict=True)):
             ended = len(self._ending[at + until_end]) if k + 1 == until_end else 0
-            held = [h + k * n for h, n in zip(contexts[k], undecided, strict=True)] if cost.per_context else none_held
+            held = [h + k * n for h, n in zip(contexts[k], undecided, strict=True)] if cost.needs_context else none_held
             key = (ended, *undecided, *in_blocks, *held)
             known = self._decode_steps.get(key)
             if known is None:

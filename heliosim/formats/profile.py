@@ -28,7 +28,7 @@ from heliosim.formats.files import FolderKind, Strict, read_json, sha256_of, val
 from heliosim.noise import RecordedNoise
 from heliosim.types import ModelSpec
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION: Literal[2] = 2
 READABLE_VERSIONS = (1, 2)
 """Schema 1 has no curves, no tensor parallelism and no ``layer_decode_context``; it reads as a profile without them."""
 ClockName = Literal["cpu", "wall"]
@@ -223,6 +223,10 @@ class BehaviourFacts(Strict):
     rows: int
 
 
+NO_BEHAVIOUR = BehaviourFacts(tasks={}, split="none", tokens_per_text=0, threshold=0.8, sources=(), rows=0)
+"""Of a profile that knows times and sizes alone."""
+
+
 class Source(Strict):
     """A published source that figures were derived from."""
 
@@ -398,8 +402,20 @@ class Profile:
         vars(changed).update(behaviour=self.behaviour, _noise=self._noise)
         return changed
 
+    @property
+    def has_behaviour(self) -> bool:
+        """Whether it knows exits; without, only time can be simulated."""
+        return self.facts.behaviour.rows > 0
+
+    def require_behaviour(self) -> None:
+        """Raise InputError if it knows no exits."""
+        if not self.has_behaviour:
+            remedy = "Serve vanilla or at a fixed depth, or compose the profile again with --behaviour."
+            raise InputError(f"{self.folder}: behaviour", "none", "the profile knows no exits", remedy)
+
     @cached_property
     def behaviour(self) -> Behaviour:
+        self.require_behaviour()
         return load_behaviour(self.folder / "behaviour.parquet", {n: m.exits for n, m in self.facts.models.items()})
 
 
