@@ -134,7 +134,9 @@ def fit_sweep(rows: Sequence[ThresholdRow]) -> ScoreFamily:
 
     def errors(p: Array) -> Array:
         found = [depth_of(family(p), row) for row in rows]
-        return np.array([(m - row.mean_depth, s - row.std_depth) for (m, s), row in zip(found, rows, strict=True)]).ravel()
+        return np.array(
+            [(m - row.mean_depth, s - row.std_depth) for (m, s), row in zip(found, rows, strict=True)]
+        ).ravel()
 
     start = np.array([2.0, 2.0, 0.5, 1.0])
     return family(np.asarray(least_squares(errors, start).x, np.float64))

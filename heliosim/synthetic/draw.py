@@ -151,5 +151,7 @@ def synthetic_lines(solved: Solved, seed: int, models: Sequence[str]) -> tuple[s
     lines = [f"confidences and agreement at every exit: drawn from exit spec {spec.name}, seed {seed}"]
     for name in models:
         left = spec.models[name].left
-        lines.append(f"{name}: shares of tokens by exit are {left.source if left.is_assumed else f'from {left.source}'}")
+        lines.append(
+            f"{name}: shares of tokens by exit are {left.source if left.is_assumed else f'from {left.source}'}"
+        )
     return tuple(lines)

@@ -107,7 +107,9 @@ class TaskSpec(Strict):
     weight: float = Field(default=1.0, gt=0)
     prompt_tokens: int = Field(ge=1)
     output_tokens: int = Field(ge=1)
-    output_cv: float = Field(default=0.0, ge=0, le=3, description="standard deviation of output lengths over their mean")
+    output_cv: float = Field(
+        default=0.0, ge=0, le=3, description="standard deviation of output lengths over their mean"
+    )
     ease: float | dict[str, float] = 0.0
     source: Said
 
