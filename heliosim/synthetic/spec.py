@@ -99,9 +99,10 @@ class ModelExits(Strict):
 
 
 class TaskSpec(Strict):
-    """A task: its weight in the published mix of requests, lengths in tokens, and how much easier than average its tokens are.
+    """A task: its weight in the published mix of requests, and lengths in tokens.
 
-    ``ease`` in standard deviations of the latent ease; for all models, or by model.
+    ``ease``: how much easier than average its tokens are, in standard deviations of the latent ease; for all models, or
+    by model.
     """
 
     weight: float = Field(default=1.0, gt=0)
