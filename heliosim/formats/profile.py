@@ -202,6 +202,13 @@ class ModelFacts(Strict):
         )
 
 
+class ModelPower(Strict):
+    """Mean power of one GPU while it works with one model, W, where it differs from others."""
+
+    decode_w: float = Field(ge=0)
+    prefill_w: float | None = Field(default=None, ge=0)
+
+
 class Energy(Strict):
     """Energy facts. ``source`` is ``unavailable`` where no meter can be read; then nothing else is given.
 
@@ -218,6 +225,7 @@ class Energy(Strict):
     prefill_w: float | None = Field(default=None, ge=0, description="mean power while reading, W; else while decoding")
     load_w: float | None = Field(default=None, ge=0, description="mean power during loads, W; else while decoding")
     gpus: int = Field(default=1, ge=1, description="GPUs that a server has; at least the ranks of its largest model")
+    models: dict[str, ModelPower] = Field(default_factory=dict, description="power of models that differ from the rest")
 
     @property
     def busy_watts(self) -> float | None:
@@ -354,12 +362,15 @@ class Profile:
         some GPUs idle and what they draw is not known.
         """
         energy, ranks = self.facts.energy, self.model(name).tensor_parallel
-        busy_w, idle = energy.busy_watts, self.gpus - ranks
-        if busy_w is None or (idle and energy.idle_w is None):
+        own, idle = energy.models.get(name), self.gpus - ranks
+        decode_w = energy.busy_watts if energy.decode_w is None else energy.decode_w
+        prefill_w = energy.prefill_w
+        if own is not None:
+            decode_w, prefill_w = own.decode_w, own.prefill_w
+        if decode_w is None or (idle and energy.idle_w is None):
             return None
-        decode_w = busy_w if energy.decode_w is None else energy.decode_w
         rest_w = idle * (energy.idle_w or 0.0)
-        each = (decode_w, *(decode_w if w is None else w for w in (energy.prefill_w, energy.load_w)))
+        each = (decode_w, *(decode_w if w is None else w for w in (prefill_w, energy.load_w)))
         return StepPower(*(ranks * w + rest_w for w in each))
 
     @property

@@ -56,6 +56,9 @@ def test_what_is_not_given_is_what_is_known(tmp_path: Path) -> None:
     one = made(tmp_path / "one", decode_w=100.0)
     assert one.step_power("small") == StepPower(100.0, 100.0, 100.0)
     assert one.idle_watts is None
+    own = made(tmp_path / "own", decode_w=100.0, load_w=40.0, models={"large": {"decode_w": 150.0, "prefill_w": 200.0}})
+    assert own.step_power("small") == StepPower(100.0, 100.0, 40.0)
+    assert own.step_power("large") == StepPower(150.0, 200.0, 40.0)
     assert made(tmp_path / "two", decode_w=100.0, gpus=2).step_power("small") is None, "one GPU idles at unknown power"
 
 
