@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from heliosim.behaviour import ANY_SOURCE, Behaviour, source_name
 from heliosim.costs import StepCost, layers_run, load_seconds, load_terms, shape_of
 from heliosim.formats.profile import ClockName, Profile
-from heliosim.serving.repository import Candidate, Performance, Repository
+from heliosim.serving.repository import Candidate, Limits, Performance, Repository
 from heliosim.types import Batch, ExitBatching, ExitRule, Load, ModelSpec, Outcome, Placement, Run, Tokens, blocks_for
 
 
@@ -29,6 +29,7 @@ def build_repository(
     *,
     loads: Mapping[str, Mapping[str, float]] | None = None,
     overlaps: bool = False,
+    limits: Limits | None = None,
 ) -> Repository:
     """Candidates with offline figures, and the expected cost of changing placement.
 
@@ -61,7 +62,7 @@ def build_repository(
         )
         for name in names
     }
-    return Repository(candidates, budget_bytes, expected_load)
+    return Repository(candidates, budget_bytes, expected_load, limits or Limits())
 
 
 def _candidate(
@@ -96,6 +97,7 @@ def _candidate(
             ttft_s=prefill,
             perplexity=behaviour.perplexity(spec.name, depth, source, threshold if is_full else None),
             energy_j=None if watts is None else watts * (prefill + output * decode / rows),
+            tpot_s=decode,
         )
     return Candidate(spec, offline, shares)
 
