@@ -90,8 +90,8 @@ def _candidate(
         rows = max(1, min(rows, max_batch, cost.max_rows))
         rule = full_rule if is_full else ExitRule("greedy", threshold)
         source = source_name(Placement(spec.name, depth), rule, spec.layers)
-        decode = _decode_seconds(spec, cost, depth, rule, shares, rows, context)
-        prefill = _prefill_seconds(spec, cost, depth, rule, prompt)
+        decode = decode_seconds(spec, cost, depth, rule, shares, rows, context)
+        prefill = prefill_seconds(spec, cost, depth, rule, prompt)
         offline[depth] = Performance(
             throughput_tok_per_s=rows / decode,
             ttft_s=prefill,
@@ -106,7 +106,7 @@ def _mean(values: list[int]) -> int:
     return max(1, round(math.fsum(values) / max(1, len(values))))
 
 
-def _decode_seconds(
+def decode_seconds(
     spec: ModelSpec, cost: StepCost, depth: int, rule: ExitRule, shares: dict[int, float], rows: int, context: int
 ) -> float:
     """Expected seconds of one decode step; under a threshold, over the distribution of the batch's deepest exit."""
@@ -131,7 +131,7 @@ def _typical_exits(shares: dict[int, float], deepest: int, rows: int) -> list[in
     return exits + [deepest] * (rows - len(exits))
 
 
-def _prefill_seconds(spec: ModelSpec, cost: StepCost, depth: int, rule: ExitRule, prompt: int) -> float:
+def prefill_seconds(spec: ModelSpec, cost: StepCost, depth: int, rule: ExitRule, prompt: int) -> float:
     return _step_seconds(spec, cost, depth, rule, [depth], [0], [prompt])
 
 
