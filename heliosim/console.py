@@ -153,7 +153,7 @@ def print_summary(run: RunResults | LiveRun, slo: Slo | None) -> None:
         "mean_ttft_ms", "p99_ttft_ms", "mean_tpot_ms", "p99_tpot_ms", "mean_itl_ms", "mean_e2el_ms", "p99_e2el_ms",
         "mean_queue_ms", "slo_attainment", "request_goodput", "mean_batch_size", "max_batch_size", "peak_weights_bytes",
         "peak_kv_bytes", "layers_per_token", "low_confidence_share", "perplexity", "agreement", "transitions",
-        "probe_request_share", "preemptions", "energy_j", "utilisation",
+        "probe_request_share", "preemptions", "recomputed_tokens", "energy_j", "utilisation",
     ):  # fmt: skip
         spec, value = metric_spec(name), summary.value(name)
         if name in ("slo_attainment", "request_goodput") and slo is None:
@@ -224,11 +224,22 @@ def print_refused_first(results: RunResults, summary: Summary) -> None:
 
 def print_details(results: RunResults, summary: Summary) -> None:
     """What no table of one-number metrics says of a run: exits, refusals, steps outside the calibrated range."""
+    from heliosim.metrics import CLASS_METRICS, metric_spec
+
     out = console()
     for model, mix in summary.exit_mix.items():
         out.print(
             f"tokens by exit, {model}: " + "  ".join(f"layer {e}: {percent(s, signed=False)}" for e, s in mix.items())
         )
+    for number, of in summary.by_class.items():
+        values = [(metric_spec(name), of[name]) for name in CLASS_METRICS[1:]]
+        said = ", ".join(f"{spec.label} {spec.text(value)} {spec.unit}" for spec, value in values if value is not None)
+        out.print(f"class {number}, {counted(int(of['requests'] or 0), 'request')}: {said}")
+    if summary.prediction_mae_tokens is not None:
+        tau, error = metric_spec("prediction_tau"), metric_spec("prediction_mae_tokens")
+        right = tau.text(summary.prediction_tau)
+        missed = error.text(summary.prediction_mae_tokens)
+        out.print(f"predicted lengths: Kendall tau {right}, mean absolute error {missed} tokens")
     for reason, count in sorted(_refusals(results).items()):
         were = "was" if count == 1 else "were"
         out.print(f"[yellow]{count:,} of {counted(summary.offered, 'request')} {were} refused: {reason}.[/]")

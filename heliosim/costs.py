@@ -42,9 +42,10 @@ TERMS: tuple[str, ...] = (
     "fill_layer_token",  # per skipped layer and token filled
     "started",  # per request that starts (or restarts) in the step
     "ended",  # per request that ends
+    "layer_mixed_context",  # the same once more where the step also reads a prompt: kernels that do both are slower
     "layer_decode_context",  # per layer and KV token that decode rows really hold (not padded)
 )
-LATER_TERMS: frozenset[str] = frozenset({"layer_decode_context"})
+LATER_TERMS: frozenset[str] = frozenset({"layer_mixed_context", "layer_decode_context"})
 """Terms that profiles of schema 1 do not have; there they cost nothing."""
 
 FEW_TOKENS = 16
@@ -95,6 +96,7 @@ class StepShape(NamedTuple):
             self.filled_layers * self.tokens,
             self.started,
             self.ended,
+            layers * self.context * (self.prefill_rows > 0),
             layers * self.context,
         )
 
@@ -178,8 +180,8 @@ class StepCost:
 
     ``layer_curve``: seconds of one layer's dense work against the tokens of the step; ``head_curve``: seconds of one
     check or final head against its rows (the mean, where several checks of a step have different numbers). None: the
-    terms say it all. ``per_context``: the coefficient of ``layer_decode_context``; where it is not zero, no two decode
-    steps cost the same.
+    terms say it all. ``per_context``: the coefficient of ``layer_decode_context``; ``needs_context``: whether what
+    decode rows really hold costs anything, so that no two steps cost the same.
 
     ``exits``: what only some exit methods cost; None where it was not measured (``exits/pricing.py`` says what stands
     for it).
@@ -193,9 +195,11 @@ class StepCost:
     head_curve: Curve | None = None
     exits: ExitCosts | None = None
     per_context: float = field(init=False)
+    needs_context: bool = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "per_context", self.coefficients[-1])
+        object.__setattr__(self, "needs_context", any(self.coefficients[-2:]))
 
     def seconds(self, shape: StepShape) -> Seconds:
         """The sum of ``coefficients`` times ``shape.terms()`` and of the curves, written out, with what a layer costs
@@ -208,7 +212,7 @@ class StepCost:
         (
             step, row, token, layer, layer_many, layer_token, layer_token_more, per_gathered, layer_decode,
             layer_decode_many, layer_decode_row, layer_decode_kv, layer_prefill_row, layer_prefill_kv, check, check_row,
-            fill_layer, fill_layer_token, start, end, per_context,
+            fill_layer, fill_layer_token, start, end, per_mixed_context, per_context,
         ) = self.coefficients  # fmt: skip
         if tokens > FEW_TOKENS:
             in_layer = layer + layer_many + layer_token * FEW_TOKENS + layer_token_more * (tokens - FEW_TOKENS)
@@ -222,6 +226,8 @@ class StepCost:
                 in_layer += layer_decode_many
         if prefill_rows:
             in_layer += layer_prefill_row * prefill_rows + layer_prefill_kv * products
+            if per_mixed_context:
+                in_layer += per_mixed_context * context
         if self.layer_curve is not None:
             in_layer += self.layer_curve.at(tokens)
         total = step + row * rows + token * tokens + per_gathered * gathered + layers * in_layer

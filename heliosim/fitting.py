@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from heliosim.costs import TERMS, StepShape
+from heliosim.costs import LATER_TERMS, TERMS, StepShape
 
 Array = npt.NDArray[np.float64]
 Cell = tuple[object, ...]
@@ -24,10 +24,10 @@ UNUSUAL = 4.0
 
 def design_of(shapes: Sequence[StepShape]) -> Array:
     """Terms of steps measured on an engine that pads the KV of decode rows to the longest: [n, terms]. What the rows
-    really hold explains nothing there that ``layer_decode_kv`` does not, so its column is left out (0).
+    really hold explains nothing there that ``layer_decode_kv`` does not, so its columns are left out (0).
     """
     x = np.array([shape.terms() for shape in shapes], dtype=float).reshape(-1, len(TERMS))
-    x[:, TERMS.index("layer_decode_context")] = 0.0
+    x[:, [TERMS.index(name) for name in LATER_TERMS]] = 0.0
     return x
 
 

@@ -32,6 +32,7 @@ class Herd:
         gaps: float = 1.0,
         on_progress: Callable[[float], None] = lambda now: None,
     ) -> None:
+        self.now: Seconds = 0.0
         self._router, self._on_progress = router, on_progress
         self._among: Callable[[Request, Sequence[int]], int] | None = getattr(router, "choose_among", None)
         self._outstanding = [0] * len(lives)
@@ -40,18 +41,19 @@ class Herd:
             Runner(life, Lead(self._outstanding, place), name, gaps, self._striding)
             for place, (name, life) in enumerate(zip(names, lives, strict=True))
         ]
+        self._shown = [Shown(self, runner) for runner in self._runners]
         self._due: list[tuple[Seconds, int]] = []
 
     def run(self, arrivals: Sequence[Arrival]) -> None:
         """Serve them all; they are sorted by time. Checks every server's books."""
-        ready, now = list(self._runners), 0.0  # at 0 s all come up, and act behind what is routed then
+        ready = list(self._runners)  # at 0 s all come up, and act behind what is routed then
         for arrival in arrivals:
             until_s = arrival.request.arrival_s
-            if until_s > now:
+            if until_s > self.now:
                 ready = self._go_on(ready, until_s)
                 self._on_progress(until_s)
-                now = until_s
-            self._route(arrival, now, ready)
+                self.now = until_s
+            self._route(arrival, until_s, ready)
         self._go_on(ready, inf)
         assert not any(self._outstanding), f"requests that never left: {self._outstanding}"
         for runner in self._runners:
@@ -83,7 +85,7 @@ class Herd:
     def _route(self, arrival: Arrival, now: Seconds, ready: list[Runner]) -> None:
         """Hand out who arrives now; adds who acts now to ``ready``."""
         if self._among is None or self._striding:
-            place = self._router.choose(arrival.request, [Shown(runner, now) for runner in self._runners])
+            place = self._router.choose(arrival.request, self._shown)
         else:
             place = self._among(arrival.request, self._outstanding)
         self._outstanding[place] += 1
@@ -208,20 +210,23 @@ class Runner:
         return 0 if self.flight is None else self.flight.ended(now)
 
     def kv_used_blocks(self, now: Seconds) -> int:
+        """KV blocks in use by the step under way."""
         pool = self.life.server.pool
         if self.flight is not None:
             return self.flight.kv_blocks(pool, now)
-        return pool.used_blocks if self._steps is None else self.lead.used_blocks(pool.used_blocks, now)
+        if self._steps is None or self.lead.steps is None:
+            return pool.used_blocks
+        return self.lead.used_blocks(now)
 
 
 class Shown:
-    """What a router may see of a replica at one moment (``routing.ReplicaStatus``)."""
+    """What a router may see of a replica as it is now (``routing.ReplicaStatus``)."""
 
-    __slots__ = ("_now", "_runner")
+    __slots__ = ("_herd", "_runner")
     is_up = True
 
-    def __init__(self, runner: Runner, now: Seconds) -> None:
-        self._runner, self._now = runner, now
+    def __init__(self, herd: Herd, runner: Runner) -> None:
+        self._herd, self._runner = herd, runner
 
     @property
     def name(self) -> str:
@@ -229,8 +234,9 @@ class Shown:
 
     @property
     def outstanding(self) -> int:
-        lead = self._runner.lead
-        return lead.outstanding[lead.place] - self._runner.ended(self._now)
+        runner = self._runner
+        booked = runner.lead.outstanding[runner.lead.place]
+        return booked if runner.flight is None else booked - runner.ended(self._herd.now)
 
     @property
     def waiting(self) -> int:
@@ -238,11 +244,12 @@ class Shown:
 
     @property
     def running(self) -> int:
-        return self._runner.life.server.batcher.running - self._runner.ended(self._now)
+        return self._runner.life.server.batcher.running - self._runner.ended(self._herd.now)
 
     @property
     def kv_used_bytes(self) -> Bytes:
-        return self._runner.kv_used_blocks(self._now) * self._runner.life.server.pool.block_bytes
+        pool = self._runner.life.server.pool
+        return self._runner.kv_used_blocks(self._herd.now) * pool.block_bytes
 
     @property
     def kv_total_bytes(self) -> Bytes:

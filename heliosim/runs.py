@@ -56,13 +56,20 @@ def sim_engine(
         models={n: profile.spec(n) for n in scenario.models},
         costs={n: profile.step_cost(n, scenario.clock) for n in scenario.models},
         loads=load_costs(scenario, profile),
-        behaviour=behaviour or profile.behaviour,
+        behaviour=behaviour or _behaviour_of(scenario, profile),
         seed=scenario.seed,
         allow_extrapolation=scenario.allow_extrapolation,
         watts=profile.busy_watts,
         noise=_noise(scenario, profile, noise_of),
         strides=strides,
     )
+
+
+def _behaviour_of(scenario: Scenario, profile: Profile) -> Behaviour | None:
+    """The profile's; None where it has none and the scenario asks for no exits. Raises InputError if it does."""
+    if not profile.has_behaviour and scenario.controller["kind"] in ("vanilla", "fixed"):
+        return None
+    return profile.behaviour
 
 
 def _noise(scenario: Scenario, profile: Profile, noise_of: Sequence[str | int]) -> NoisePlayer | None:

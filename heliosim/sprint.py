@@ -78,15 +78,14 @@ class Lead:
                     break
         return self.end_s
 
-    def used_blocks(self, used: int, now: Seconds) -> int:
-        """KV blocks in use by the step that lasts to ``now`` or beyond, ``used`` if there is but one."""
-        if self.steps is not None:
-            at = self.start_s
-            for step, blocks in zip(self.steps, self.kv_blocks, strict=True):
-                at += step[0]
-                if at >= now:
-                    return blocks
-        return used
+    def used_blocks(self, now: Seconds) -> int:
+        """KV blocks in use by that one of several steps that lasts to ``now`` or beyond."""
+        at = self.start_s
+        for step, blocks in zip(self.steps or (), self.kv_blocks, strict=True):
+            at += step[0]
+            if at >= now:
+                return blocks
+        raise AssertionError(f"nothing is under way at {now}")
 
 
 def take_in(lead: Lead, engine: Engine, server: Server, now: Seconds) -> None:
@@ -166,7 +165,7 @@ class Sprint:
         engine.get_ready(placement, directive.exits, run.batch)
         cost, depth = engine.costs[placement.model], placement.depth
         max_rows, max_context, max_tokens = cost.max_rows, cost.max_context, cost.max_tokens
-        counts_context = cost.per_context > 0
+        counts_context = cost.needs_context
         # What engine and batcher keep of decoding requests: parallel lists, the same places in all of them.
         ids, goings, reaches = engine._ids, engine._decoding, engine._reaches
         its_ids, sequences, offsets = batcher._ids, batcher._decoding, batcher._offsets

@@ -98,9 +98,17 @@ class OpenLoop:
         if not at and arrivals and arrivals[-1].request.arrival_s <= now:  # all at once
             self._arrivals, self.next_s = [], None
             return arrivals
-        while self.next_s is not None and self.next_s <= now:
+        if self.next_s is None or self.next_s > now:
+            return []
+        count = len(arrivals)
+        at += 1
+        while at < count and arrivals[at].request.arrival_s <= now:
             at += 1
-            self.next_s = arrivals[at].request.arrival_s if at < len(arrivals) else None
+        self.next_s = arrivals[at].request.arrival_s if at < count else None
+        if at - self._taken == 1:
+            due = [arrivals[self._taken]]
+            arrivals[self._taken], self._taken = _GONE, at
+            return due
         due = arrivals[self._taken : at]
         arrivals[self._taken : at] = [_GONE] * len(due)  # kept no longer than who serves them keeps them
         self._taken = at

@@ -27,7 +27,7 @@ from kernel_times import GPUS, LARGE, SMALL, Gpu, Kernels, Shape
 from synthetic_exits import SEED, TASKS, TEXT_TOKENS, TEXTS, THRESHOLD, behaviour_columns
 
 from heliosim import __version__
-from heliosim.costs import TERMS, StepShape
+from heliosim.costs import LATER_TERMS, TERMS, StepShape
 from heliosim.formats.files import new_folder, sha256_of
 from heliosim.formats.profile import (
     PROFILE_FOLDER,
@@ -141,7 +141,7 @@ def is_held_out(shape: StepShape) -> bool:
 
 OWN_FITS = ("check", "check_row", "fill_layer", "fill_layer_token")
 """Terms whose kernels are known apart, so that early exits are charged their own heads and fills."""
-ABSENT = ("row", "token", "gathered", "layer_decode_context")
+ABSENT = ("row", "token", "gathered", *LATER_TERMS)
 """Host work per row and token, which no kernel table holds; KV really held, which these fits pad as an engine does."""
 
 

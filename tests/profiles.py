@@ -66,6 +66,7 @@ STEP_SECONDS = {
     "fill_layer_token": 1e-7,
     "started": 1e-5,
     "ended": 1e-5,
+    "layer_mixed_context": 0.0,
     "layer_decode_context": 0.0,
 }
 CURVES: Mapping[str, Any] = {
@@ -76,6 +77,7 @@ CURVED_SECONDS = {
     "step": 2e-4,
     "row": 1e-6,
     "layer_decode_row": 2e-6,
+    "layer_mixed_context": 0.9e-8,
     "layer_decode_context": 1.37e-8,
     "layer_prefill_kv": 1.1e-9,
     "fill_layer": 1e-5,

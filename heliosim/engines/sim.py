@@ -35,6 +35,7 @@ from heliosim.exits.pricing import (
     parts_of,
     segment_ends,
 )
+from heliosim.exits.skipped import skipped_kv
 from heliosim.noise import NoisePlayer
 from heliosim.types import (
     BLOCK_TOKENS,
@@ -157,8 +158,9 @@ class SimEngine:
         self._decode_steps: dict[tuple[int, ...], StrideStep] = {}
         self._decode_steps_by_policy: dict[tuple[Placement, ExitRule], dict[tuple[int, ...], StrideStep]] = {}
         self._plan: _Plan | None = None
-        # Of the present rule: whether one shape prices a step, whether exits depend on the batch, whether a step does.
-        self._is_plain, self._is_joint, self._one_by_one = True, False, False
+        # Of the present rule: whether one shape prices a step, whether exits depend on the batch, whether steps must be
+        # done one by one, and whether tokens wait for layers they skipped.
+        self._is_plain, self._is_joint, self._one_by_one, self._can_wait = True, False, False, False
         self._joint: tuple[int, JointBlock] | None = None
 
     # -- protocol -------------------------------------------------------------------------------------------------
@@ -267,6 +269,7 @@ class SimEngine:
         self._walks = self._walks_by_policy.setdefault(policy, {})
         self._decode_steps = self._decode_steps_by_policy.setdefault(policy, {})
         self._is_plain, self._one_by_one = is_plain(exits) or self.behaviour is None, not self.can_sprint(exits)
+        self._can_wait = self._one_by_one and skipped_kv(exits.skipped_kv).is_recomputed
         is_recorded = self.behaviour is not None and self.behaviour.is_recorded_run
         self._is_joint = exits.kind == "threshold" and exit_batcher(exits.batching).is_joint and not is_recorded
         for going in self._decoding:
@@ -517,7 +520,7 @@ class SimEngine:
         counts = Counts(asked.rows, asked.tokens, checks, checked, asked.started, ended)
         per_row = None if asked.prefill_rows else exits.tolist()
         parts, dones = parts_of(run.exits, ends, rows, per_row, counts)
-        if self._one_by_one:
+        if self._can_wait:
             for going, done, row in zip(goings, dones, rows, strict=False):
                 going.done = done if min(done) <= row.start else None
         return parts.seconds(cost, run.exits), parts.layers_run
@@ -596,7 +599,7 @@ class SimEngine:
         k = len(steps)
         at = self.ticks + k
         longest = at + max(self._reaches) if self._reaches else 0
-        asked = _asked(chunks, len(self._ids), longest, self._context(at) if cost.per_context else 0)
+        asked = _asked(chunks, len(self._ids), longest, self._context(at) if cost.needs_context else 0)
         if not self._is_calibrated(cost, asked[0], asked[8], asked[1], may_refuse=k == 0):
             if not self.allow_extrapolation:
                 return False
@@ -624,7 +627,7 @@ class SimEngine:
         done, spent = 0, 0.0
         most = min(most, until_end)
         has_exits = run.exits.kind == "threshold" and self.behaviour is not None
-        context = self._context(at) if cost.per_context else 0
+        context = self._context(at) if cost.needs_context else 0
         while done < most and spent < left_s:
             longest = at + done + reach
             if not self._is_calibrated(cost, rows, longest, rows, may_refuse=first + done == 0):
@@ -667,7 +670,7 @@ class SimEngine:
             gathered = rows * blocks * BLOCK_TOKENS
             shape = StepShape(rows, rows, rows, gathered, 0, 0, layers, checks, checked, filled, 0, ended, gathered)
             seconds = cost.seconds(shape)
-            seconds = seconds if cost.per_context else tick(seconds)
+            seconds = seconds if cost.needs_context else tick(seconds)
             known = self._decode_steps[key] = StrideStep(seconds, layers, rows, rows, 0, rows)
         return known
 
@@ -732,12 +735,12 @@ class SimEngine:
         longest = np.max(np.where(is_left, reaches[None, :, None], 0), axis=1) + np.arange(count)[:, None]
         blocks = -(-longest // BLOCK_TOKENS)
         contexts, none_held = [], [0] * len(ends)
-        if cost.per_context:
+        if cost.needs_context:
             contexts = np.sum(np.where(is_left, reaches[None, :, None], 0), axis=1).tolist()
         steps: list[StrideStep] = []
         for k, (undecided, in_blocks) in enumerate(zip(left.tolist(), blocks.tolist(), strict=True)):
             ended = len(self._ending[at + until_end]) if k + 1 == until_end else 0
-            held = [h + k * n for h, n in zip(contexts[k], undecided, strict=True)] if cost.per_context else none_held
+            held = [h + k * n for h, n in zip(contexts[k], undecided, strict=True)] if cost.needs_context else none_held
             key = (ended, *undecided, *in_blocks, *held)
             known = self._decode_steps.get(key)
             if known is None:

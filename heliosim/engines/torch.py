@@ -86,6 +86,8 @@ class TorchEngine:
         self.record_ids = record_ids
         self.placement: Placement | None = None
         self.outputs: dict[RequestId, list[int]] = {}
+        self.work = 0
+        """Tokens x layers run since the last reset, loads apart."""
         self._sequences: dict[RequestId, _Sequence] = {}
         self._resident: Resident | None = None
         self._kv: PagedKV | None = None
@@ -153,6 +155,7 @@ class TorchEngine:
         self._clear()
         self._sequences.clear()
         self.outputs.clear()
+        self.work = 0
 
     # --- what it holds ----------------------------------------------------------------------------------------------
 
@@ -356,11 +359,13 @@ class TorchEngine:
             requests, emits = batch.requests, batch.emits
             walk = Walk(resident, kv, self._gaps, rule, requests, rows, ids, emits, _is_decoding(batch))
             left, layers_run = walk.go()
+            self.work += walk.work
             return self._settle(batch, left), layers_run
         run = Pass(rows, kv.shape, self.device, kv.dtype, ids=ids, emits=batch.emits)
         resident.family.begin(run)
         h = resident.family.embed(resident.base, run.ids, run.positions)
         depth = resident.depth
+        self.work += run.tokens * depth
         for i in range(depth):
             h = resident.family.layer(resident.layers[i], h, run, kv.layers[i])
         if kv.hidden is not None:

@@ -11,13 +11,13 @@ Under ``recompute`` a row brings along the tokens that wait for a segment, and i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from heliosim.costs import TERMS, StepCost, StepShape
+from heliosim.costs import TERMS, StepCost, StepShape, shape_of
 from heliosim.exits.batching import AtExit, Segment, exit_batcher, segments
 from heliosim.exits.skipped import skipped_kv
-from heliosim.types import BLOCK_TOKENS, ExitRule, ModelSpec, Seconds, blocks_for
+from heliosim.types import BLOCK_TOKENS, ExitRule, ModelSpec, Outcome, RequestId, Run, Seconds, blocks_for
 
 _STEP, _LAYER = TERMS.index("step"), TERMS.index("layer")
 _PLAIN = frozenset({"full", "wait-for-deepest"})
@@ -143,6 +143,24 @@ def parts_of(
     )  # fmt: skip
     stopped.append((layer, len(walking)))
     return StepParts(first, tuple(shapes[1:]), _fills(stopped, ends[-1])), dones
+
+
+def parts_of_run(
+    run: Run, outcome: Outcome, spec: ModelSpec, waiting: Mapping[RequestId, list[int]] | None = None
+) -> tuple[StepParts, list[list[int]]]:
+    """A measured step, as ``costs.shape_of`` of one whose rows go together. ``waiting``: by request and segment, how
+    many tokens have KV, where some wait. Returns what ``parts_of`` does.
+    """
+    shape = shape_of(run, outcome, spec)
+    batch, exits = run.batch, outcome.tokens.exit_layers
+    known = waiting or {}
+    rows = [
+        Row(start, start + count, known.get(request) if start else None)
+        for request, start, count in zip(batch.requests, batch.starts, batch.counts, strict=True)
+    ]
+    counts = Counts(shape.rows, shape.tokens, shape.checks, shape.checked_rows, shape.started, shape.ended)
+    ends = segment_ends(spec, run.placement.depth)
+    return parts_of(run.exits, ends, rows, None if shape.prefill_rows else exits, counts)
 
 
 def _shape(spans: Sequence[tuple[int, int]], layers: int) -> StepShape:

@@ -21,14 +21,14 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from heliosim.behaviour import Behaviour, Text
-from heliosim.costs import LATER_TERMS, LOAD_TERMS, TERMS, StepCost, StepShape
+from heliosim.costs import LATER_TERMS, LOAD_TERMS, TERMS, ExitCosts, StepCost, StepShape
 from heliosim.curves import Curve
 from heliosim.errors import InputError, UnknownNameError
 from heliosim.formats.files import FolderKind, Strict, read_json, sha256_of, validate, write_json
 from heliosim.noise import RecordedNoise
 from heliosim.types import ModelSpec
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION: Literal[2] = 2
 READABLE_VERSIONS = (1, 2)
 """Schema 1 has no curves, no tensor parallelism and no ``layer_decode_context``; it reads as a profile without them."""
 ClockName = Literal["cpu", "wall"]
@@ -81,6 +81,15 @@ class Curves(Strict):
         return value
 
 
+class ExitMethodFit(Strict):
+    """Seconds of what only some exit methods do (``costs.ExitCosts``), and how many steps they rest on."""
+
+    regroup: float = Field(ge=0, description="preparing a smaller batch in the middle of a step")
+    copy_layer: float = Field(ge=0, description="copying KV up, per layer")
+    copy_layer_token: float = Field(ge=0, description="copying KV up, per layer and token")
+    steps: int
+
+
 class CostFit(Strict):
     """Seconds per unit of each cost term, how many steps they rest on, and the region they saw."""
 
@@ -92,6 +101,7 @@ class CostFit(Strict):
     max_context: int
     max_tokens: int
     holdout: HoldOut
+    exit_methods: ExitMethodFit | None = None
 
     @field_validator("seconds_per")
     @classmethod
@@ -115,7 +125,10 @@ class CostFit(Strict):
         layer = head = None
         if self.curves is not None:
             layer, head = Curve.of(self.curves.layer), Curve.of(self.curves.head)
-        return StepCost(coefficients, self.max_rows, self.max_context, self.max_tokens, layer, head)
+        methods = self.exit_methods
+        exits = None if methods is None else ExitCosts(methods.regroup, methods.copy_layer, methods.copy_layer_token)
+        limits = (self.max_rows, self.max_context, self.max_tokens)
+        return StepCost(coefficients, *limits, layer, head, exits)
 
 
 class LoadFit(Strict):
@@ -208,6 +221,10 @@ class BehaviourFacts(Strict):
     threshold: float
     sources: tuple[str, ...]
     rows: int
+
+
+NO_BEHAVIOUR = BehaviourFacts(tasks={}, split="none", tokens_per_text=0, threshold=0.8, sources=(), rows=0)
+"""Of a profile that knows times and sizes alone."""
 
 
 class Source(Strict):
@@ -385,8 +402,20 @@ class Profile:
         vars(changed).update(behaviour=self.behaviour, _noise=self._noise)
         return changed
 
+    @property
+    def has_behaviour(self) -> bool:
+        """Whether it knows exits; without, only time can be simulated."""
+        return self.facts.behaviour.rows > 0
+
+    def require_behaviour(self) -> None:
+        """Raise InputError if it knows no exits."""
+        if not self.has_behaviour:
+            remedy = "Serve vanilla or at a fixed depth, or compose the profile again with --behaviour."
+            raise InputError(f"{self.folder}: behaviour", "none", "the profile knows no exits", remedy)
+
     @cached_property
     def behaviour(self) -> Behaviour:
+        self.require_behaviour()
         return load_behaviour(self.folder / "behaviour.parquet", {n: m.exits for n, m in self.facts.models.items()})
 
 

@@ -116,7 +116,15 @@ class LeastKv:
     def __init__(self, streams: Streams | None = None) -> None: ...
 
     def choose(self, request: Request, replicas: Sequence[ReplicaStatus]) -> int:
-        return min(up(replicas), key=lambda k: (_kv_share(replicas[k]), replicas[k].outstanding))
+        chosen, least = -1, 0.0
+        for k, replica in enumerate(replicas):
+            if replica.is_up:
+                share = _kv_share(replica)
+                if chosen < 0 or share < least:
+                    chosen, least = k, share
+                elif share == least and replica.outstanding < replicas[chosen].outstanding:
+                    chosen = k
+        return chosen
 
 
 def _kv_share(replica: ReplicaStatus) -> float:

@@ -117,6 +117,7 @@ def test_terms_are_what_the_shape_says() -> None:
         "fill_layer_token": 0,
         "started": 1,
         "ended": 1,
+        "layer_mixed_context": 6 * 31,
         "layer_decode_context": 6 * 31,
     }
 

@@ -218,7 +218,7 @@ def test_schema_1_reads_as_a_profile_without_what_came_later(folder: Path) -> No
         for model in values["models"].values():
             del model["tensor_parallel"]
             for fit in model["step"].values():
-                del fit["curves"], fit["seconds_per"]["layer_decode_context"]
+                del fit["curves"], fit["seconds_per"]["layer_decode_context"], fit["seconds_per"]["layer_mixed_context"]
 
     now = load_profile(folder)
     edit(folder, older)
