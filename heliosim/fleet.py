@@ -261,6 +261,8 @@ def _refused(arrival: Arrival, now: Seconds) -> Served:
         output_tokens=0,
         status="refused",
         refusal=NO_REPLICA,
+        priority=request.priority,
+        predicted_tokens=request.predicted_tokens,
     )
 
 

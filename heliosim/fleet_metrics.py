@@ -87,6 +87,8 @@ def load_rows(steps: pa.Table) -> list[dict[str, Any]]:
     cold: set[str] = set()
     for row in steps.filter(pc.not_equal(steps["kind"], "run")).to_pylist():
         name = row["replica"]
+        if row["kind"] == "fetch":
+            continue
         if row["kind"] == "lost":
             cold.add(name)
         else:

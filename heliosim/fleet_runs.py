@@ -12,7 +12,7 @@ from heliosim.engines.sim import SimEngine
 from heliosim.errors import about
 from heliosim.fleet import FleetRun, outage
 from heliosim.fleet_tables import merged
-from heliosim.formats.profile import Profile, ProfileKind, shared_hash
+from heliosim.formats.profile import Profile, ProfileKind, least_sure, shared_hash
 from heliosim.profile_view import open_profile
 from heliosim.recorder import TableRecorder, Tables
 from heliosim.registry import ROUTERS
@@ -57,9 +57,8 @@ class FleetBuilder:
 
     @property
     def profile_kind(self) -> ProfileKind:
-        """``derived`` if the profile of any replica is."""
-        is_derived = any(self.profile_of(group).is_derived for group in self.fleet.replicas)
-        return "derived" if is_derived else "measured"
+        """That of the replicas' profile which is farthest from a measurement."""
+        return least_sure(self.profile_of(group).facts.kind for group in self.fleet.replicas)
 
     def members(self) -> list[tuple[str, Callable[[int], Life]]]:
         """Name of each replica, and what begins a life of it."""

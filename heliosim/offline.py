@@ -9,9 +9,9 @@ measurement.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from heliosim.behaviour import Behaviour, source_name
+from heliosim.behaviour import ANY_SOURCE, Behaviour, source_name
 from heliosim.costs import StepCost, layers_run, load_seconds, load_terms, shape_of
 from heliosim.formats.profile import ClockName, Profile
 from heliosim.serving.repository import Candidate, Performance, Repository
@@ -26,16 +26,28 @@ def build_repository(
     max_batch: int,
     threshold: float,
     batching: ExitBatching = "wait-for-deepest",
+    *,
+    loads: Mapping[str, Mapping[str, float]] | None = None,
+    overlaps: bool = False,
 ) -> Repository:
-    """Candidates with offline figures, and the expected cost of changing placement."""
+    """Candidates with offline figures, and the expected cost of changing placement.
+
+    ``loads``: load coefficients by model, those of the profile by default. ``overlaps``: a load costs only what of it
+    is exposed where the weights of both placements fit; what is on disk is not foreseen.
+    """
     specs = {name: profile.spec(name) for name in names}
-    loads = {name: profile.load_cost(name, clock) for name in names}
+    known = loads or {name: profile.load_cost(name, clock) for name in names}
 
     def expected_load(old: Placement | None, new: Placement) -> float:
         spec = specs[new.model]
         resident = old.depth if old is not None and old.model == new.model else 0
         kv = max(0, budget_bytes - spec.weights_bytes(new.depth))
-        return load_seconds(loads[new.model], load_terms(Load(new, 0, ""), spec, resident, kv))
+        once, layers, moved, kv_bytes, extended = load_terms(Load(new, 0, ""), spec, resident, kv)
+        if overlaps and old is not None:
+            here = specs[old.model]
+            if here.weights_bytes(old.depth) + moved + here.block_bytes(old.depth) <= budget_bytes:
+                layers = moved = 0
+        return load_seconds(known[new.model], (once, layers, moved, kv_bytes, extended))
 
     candidates = {
         name: _candidate(
@@ -65,7 +77,7 @@ def _candidate(
     full_source = source_name(Placement(spec.name, spec.layers), full_rule, spec.layers)
     shares = behaviour.exit_shares(spec.name, full_source, threshold)
     prompt = _mean([t.prompt_tokens for t in behaviour.texts.values()])
-    output = _mean([t.tokens for t in behaviour.texts.values()])
+    output = _mean([t.end or t.tokens if s == ANY_SOURCE else t.tokens for (_, s), t in behaviour.texts.items()])
     context = prompt + output // 2
     offline: dict[int, Performance] = {}
     for depth in spec.exits:

@@ -310,8 +310,9 @@ def schemas() -> Schemas:
                 "preemptions": i,
                 "retries": i,
             }
-            | {"logprob_sum": f, "is_probe": b, "model": s, "depth": i},
-            {"replica", "admitted_s", "first_token_s", "model", "depth"},
+            | {"logprob_sum": f, "is_probe": b, "model": s, "depth": i}
+            | {"priority": i, "predicted_tokens": f, "recomputed_tokens": n},
+            {"replica", "admitted_s", "first_token_s", "model", "depth", "predicted_tokens", "recomputed_tokens"},
         ),
         steps=schema(
             {

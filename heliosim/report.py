@@ -16,6 +16,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from heliosim.formats.files import write_text
+from heliosim.formats.profile import CAUTIONS, least_sure
 from heliosim.metrics import HEADLINE, ComparisonRow, SystemResult, metric_spec, significant
 from heliosim.tables import inside, percent, spread
 
@@ -561,10 +562,9 @@ def _provenance(systems: Sequence[SystemResult], profile_facts: Mapping[str, Any
     runs = [run for s in systems for run in s.runs]
     given = {str(k): _fact(v) for k, v in profile_facts.items() if k != "step_fit"}
     facts = {"Profile": ", ".join(sorted({run.info.profile_hash[:16] for run in runs}))}
-    if any(run.info.profile_kind == "derived" for run in runs):
-        facts["Origin of the profile"] = (
-            "derived, not measured: step times composed of published kernel times, exits synthetic"
-        )
+    kind = least_sure(run.info.profile_kind for run in runs)
+    if kind in CAUTIONS:
+        facts["Origin of the profile"] = CAUTIONS[kind][0].lower() + CAUTIONS[kind][1:].rstrip(".")
     facts["Scenarios"] = ", ".join(
         dict.fromkeys(f"{s.name} {run.info.scenario_hash[:12]}" for s in systems for run in s.runs)
     )

@@ -19,7 +19,7 @@ import numpy as np
 from heliosim.costs import StepShape
 from heliosim.drive import settle_refused
 from heliosim.engines.base import Engine
-from heliosim.engines.sim import AT_ONCE, Asked, Going, SimEngine, sum_of_logprobs, within
+from heliosim.engines.sim import AT_ONCE, Asked, Going, SimEngine, over_context, sum_of_logprobs, within
 from heliosim.serving.batcher import ContinuousBatcher
 from heliosim.serving.batcher import Sequence as Queued
 from heliosim.serving.server import Server
@@ -27,6 +27,7 @@ from heliosim.types import (
     BLOCK_TOKENS,
     TICK,
     Arrival,
+    Chunk,
     Directive,
     Outcome,
     Run,
@@ -141,7 +142,9 @@ class Sprint:
         self, directive: Directive, now: Seconds, lead: Lead | None = None
     ) -> Generator[None, None, Seconds | None]:
         """The same for a lead. Yields where it must know of a later ``until_s``; not to be resumed before it does."""
-        if not directive.passes_arrivals or directive.max_steps is not None:
+        if not directive.passes_arrivals or directive.max_steps is not None or not self.server.may_sprint(directive):
+            return None
+        if not self.engine.can_sprint(directive.exits):
             return None
         if directive.placement == self.server.placement:
             self.server.follow(directive)
@@ -162,6 +165,7 @@ class Sprint:
         engine.get_ready(placement, directive.exits, run.batch)
         cost, depth = engine.costs[placement.model], placement.depth
         max_rows, max_context, max_tokens = cost.max_rows, cost.max_context, cost.max_tokens
+        counts_context = cost.needs_context
         # What engine and batcher keep of decoding requests: parallel lists, the same places in all of them.
         ids, goings, reaches = engine._ids, engine._decoding, engine._reaches
         its_ids, sequences, offsets = batcher._ids, batcher._decoding, batcher._offsets
@@ -263,6 +267,7 @@ class Sprint:
                 if reach is None and decoding:
                     reach = max(reaches)
                 longest_decode = longest = tick + reach if reach is not None else 0
+                context = decoding * tick + sum(reaches) if counts_context else 0
                 prefill_rows = products = started = 0
                 for _, start, count, emits in chunks:
                     end = start + count
@@ -273,6 +278,7 @@ class Sprint:
                     elif count == 1 and emits:  # like a decode row
                         emitted += 1
                         decode_rows += 1
+                        context += end
                         if end > longest_decode:
                             longest_decode = end
                         continue
@@ -295,17 +301,20 @@ class Sprint:
                 if has_exits:
                     asked = (
                         rows, tokens, decode_rows, longest_decode, prefill_rows, products, started, emitted, longest,
+                        context,
                     )  # fmt: skip
-                    shape = engine._shape(run, _new(Asked, asked), ends_now, engine._table.read(tick, 1))
+                    rows_read = tuple(Chunk(seq.request.id, start, count, emits) for seq, start, count, emits in chunks)
+                    block = engine._table.read(tick, 1)
+                    expected, layers = engine.priced(run, tick, rows_read, _new(Asked, asked), ends_now, block)
                 else:
                     gathered = decode_rows * -(-longest_decode // BLOCK_TOKENS) * BLOCK_TOKENS
                     counts = (
                         rows, tokens, decode_rows, gathered, prefill_rows, products, depth, 1 if emitted else 0,
-                        emitted, 0, started, ends_now, longest,
+                        emitted, 0, started, ends_now, longest, context,
                     )  # fmt: skip
-                    shape = _new(StepShape, counts)
-                one = round(cost.seconds(shape) / TICK) * TICK
-                steps.append(_new(StrideStep, (one, shape[6], rows, decode_rows, tokens - decode_rows, emitted)))
+                    expected, layers = cost.seconds(_new(StepShape, counts)), depth
+                one = round(expected / TICK) * TICK
+                steps.append(_new(StrideStep, (one, layers, rows, decode_rows, tokens - decode_rows, emitted)))
                 blocks.append(used)
                 if watch is not None and emitted and not watch.is_safe(engine.low_tokens(tick, 1, watch.threshold)):
                     is_over = self._first_trip(watch, steps, shown, tick + 1) is not None
@@ -340,6 +349,7 @@ class Sprint:
                     reach = max(reaches)
                 until_end, done = ends[0] - tick, 0
                 left_s = -1.0 if next_s is None else next_s - now
+                context = decoding * tick + sum(reaches) if counts_context else 0
                 planned: list[StrideStep] = []
                 while done < until_end and len(steps) + done < most:
                     longest = tick + done + reach
@@ -347,7 +357,8 @@ class Sprint:
                         break
                     if has_exits:
                         count = min(until_end - done, AT_ONCE, max_context - longest + 1)
-                        found = engine._threshold_steps(run, tick + done, count, longest, until_end - done)
+                        held_then = context + decoding * done if counts_context else 0
+                        found = engine._threshold_steps(run, tick + done, count, longest, until_end - done, held_then)
                         if next_s is not None:
                             count, spent = within(found, left_s, are_alike=False)
                             left_s -= spent
@@ -365,6 +376,16 @@ class Sprint:
                         else:
                             ending_then = len(ending[tick + until_end])
                     step = engine._decode_step(cost, decoding, in_blocks, depth, 1, decoding, 0, ending_then)
+                    if counts_context:
+                        found = over_context(cost, step, context + decoding * done, count)
+                        if next_s is not None:
+                            count, spent = within(found, left_s, are_alike=False)
+                            left_s -= spent
+                        planned += found[:count]
+                        done += count
+                        if next_s is not None and left_s <= 0:
+                            break
+                        continue
                     one = step[0]
                     if next_s is not None and one * count >= left_s:
                         if one > 0:

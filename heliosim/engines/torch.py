@@ -9,21 +9,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from heliosim.engines.allocator import keep_freed_memory
 from heliosim.engines.models.host import HostModel, Resident
+from heliosim.engines.models.incoming import Incoming
 from heliosim.engines.models.paged import PagedKV, Pass, Row
+from heliosim.engines.models.walk import Gaps, Left, Walk, read
 from heliosim.errors import InputError, MemoryBudgetError, UnknownNameError
 from heliosim.formats.checkpoint import CheckpointInfo, checkpoint_path, inspect_checkpoint
 from heliosim.types import (
     Arrival,
     Batch,
-    ExitRule,
     Load,
     ModelSpec,
     Outcome,
@@ -34,9 +34,6 @@ from heliosim.types import (
     Tokens,
     tick,
 )
-
-KV_FILLS = ("propagate",)
-"""Ways to fill the KV of resident layers a step skipped."""
 
 _EXTEND_TOKENS = 2048
 """Tokens run through new layers at once; bounds the activations of an ``extend``."""
@@ -55,25 +52,12 @@ class _Sequence:
         return self.known[self.request.prompt_tokens :]
 
 
-@dataclass(slots=True)
-class _Left:
-    """Where the emitting rows of a step left, in batch order; exit layer 0: not yet."""
-
-    ids: list[int]
-    logprobs: list[float]
-    exit_layers: list[int] = field(default_factory=list)
-
-    @classmethod
-    def none_of(cls, rows: int) -> _Left:
-        return cls([0] * rows, [0.0] * rows, [0] * rows)
-
-
 class TorchEngine:
     """Serves early-exit OPT and Llama checkpoints on one device.
 
     ``checkpoints``: folder or shipped name by model name; all must share a vocabulary. ``exits``: exit layers by model
-    name, in place of the checkpoint's own. ``threads``: CPU threads, set for the whole process. ``kv_fill``: how KV of
-    layers a step skipped is made. ``record_ids``: report token ids in ``Tokens.ids``.
+    name, in place of the checkpoint's own. ``threads``: CPU threads, set for the whole process. ``record_ids``: report
+    token ids in ``Tokens.ids``.
     """
 
     def __init__(
@@ -82,13 +66,10 @@ class TorchEngine:
         device: str = "cpu",
         dtype: str = "float32",
         threads: int = 1,
-        kv_fill: str = "propagate",
         record_ids: bool = True,
         *,
         exits: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
-        if kv_fill not in KV_FILLS:
-            raise UnknownNameError("kv_fill", kv_fill, KV_FILLS)
         self.device = _device(device)
         if self.device.type == "cpu":
             torch.set_num_threads(threads)
@@ -105,9 +86,14 @@ class TorchEngine:
         self.record_ids = record_ids
         self.placement: Placement | None = None
         self.outputs: dict[RequestId, list[int]] = {}
+        self.work = 0
+        """Tokens x layers run since the last reset, loads apart."""
         self._sequences: dict[RequestId, _Sequence] = {}
         self._resident: Resident | None = None
         self._kv: PagedKV | None = None
+        self._fetch: Incoming | None = None
+        self._arrival: Incoming | None = None
+        self._gaps = Gaps()
 
     # --- the protocol -----------------------------------------------------------------------------------------------
 
@@ -137,8 +123,27 @@ class TorchEngine:
             else:
                 tokens, layers_run = self._run(action)
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return Outcome(tick(time.perf_counter() - began), tokens, layers_run)
+            torch.cuda.current_stream(self.device).synchronize()
+        seconds = tick(time.perf_counter() - began)
+        return Outcome(
+            seconds, tokens, layers_run, arrives_s=self._arrives_s(action), stalled_s=self._stalled_s(action)
+        )
+
+    def _arrives_s(self, action: Run | Load) -> float | None:
+        """Minus the seconds since the weights fetched in the background were there; None: they are not, or nobody asked
+        for them.
+        """
+        fetch = self._fetch
+        if fetch is None or fetch.done_at is None:
+            return None
+        if isinstance(action, Load) and action.part == "finish":
+            self._fetch = None
+        return min(0.0, tick(fetch.done_at - time.perf_counter()))
+
+    def _stalled_s(self, action: Run | Load) -> float:
+        """Seconds that a run waited for layers to arrive; behind it all of them are there."""
+        arrival, self._arrival = self._arrival, None if isinstance(action, Run) else self._arrival
+        return 0.0 if arrival is None or isinstance(action, Load) else tick(arrival.stalled_s)
 
     def forget(self, request_id: RequestId) -> None:
         """Drop a request, with its KV and its ids."""
@@ -150,6 +155,7 @@ class TorchEngine:
         self._clear()
         self._sequences.clear()
         self.outputs.clear()
+        self.work = 0
 
     # --- what it holds ----------------------------------------------------------------------------------------------
 
@@ -187,7 +193,15 @@ class TorchEngine:
         host = self._host(action.placement)
         self._require_extendable(action)
         self._release(action.evicted)
+        self._hold(action)
+        if action.part in ("begin", "drop"):
+            self._fetch_in_background(host, action)
+            return Tokens()
+        if action.part == "whole":
+            self._forget_fetch()
         try:
+            if self._fetch is not None:
+                self._fetch.wait()
             if action.kept:
                 self._extend(host, action)
             else:
@@ -205,16 +219,62 @@ class TorchEngine:
         self.placement = action.placement
         return Tokens()
 
+    def _fetch_in_background(self, host: HostModel, action: Load) -> None:
+        """Begin, or give up, a transfer beside what is resident, whose KV storage shrinks or grows for it."""
+        resident, kv = self._held()
+        self._forget_fetch()
+        kv.compact(action.kv_blocks)
+        if action.part == "begin":
+            present = resident.depth if resident.host is host else 0
+            self._fetch = Incoming(host, present, action.placement.depth, self.device, host.dtype)
+
+    def _forget_fetch(self) -> None:
+        if self._fetch is not None:
+            self._fetch.cancel()
+            self._fetch = None
+
+    def _arriving(self, host: HostModel, present: int, action: Load) -> Incoming | None:
+        """What brings the weights of a load: a transfer that is done, one whose layers may be waited for later, or None
+        (they are copied now).
+        """
+        if self._fetch is not None:
+            return self._fetch
+        if not action.is_pipelined:
+            return None
+        self._arrival = Incoming(host, present, action.placement.depth, self.device, host.dtype)
+        return self._arrival
+
+    def _hold(self, action: Load) -> None:
+        """Free the host memory of weights that wait on disk, those that this load reads from there included."""
+        if action.host is None:
+            return
+        held = dict(action.host)
+        for name, host in self.hosts.items():
+            depth = held.get(name, 0)
+            if name == action.placement.model and action.disk_bytes:
+                whole, spec = host.info.spec.weights_bytes(action.placement.depth), host.info.spec
+                on_host = (d for d in range(spec.layers) if d and whole - spec.weights_bytes(d) == action.disk_bytes)
+                host.hold(next(on_host, 0))
+            host.hold(depth)
+
     def _replace(self, host: HostModel, action: Load) -> None:
         """Free all KV and the weights not needed, then copy the missing ones and allocate the new KV."""
         depth = action.placement.depth
-        self._kv = None
+        self._kv, self._gaps = None, Gaps()
         if self._resident is None or self._resident.host is not host:
             self._resident = None  # freed before the other model comes
-            self._resident = host.resident(depth, self.device)
+            arrival = self._arriving(host, 0, action)
+            self._resident = Resident(host, self.device, host.dtype, arrival)
         else:
             self._resident.drop(depth)
+            present = self._resident.depth
+            arrival = self._arriving(host, present, action) if present < depth else None
+        if arrival is not None:
+            self._resident.adopt(arrival)
+        else:
             self._resident.deepen(depth)
+        if arrival is not None and arrival is self._fetch:
+            self._resident.settle()
         hidden = host.info.hidden if action.stores_hidden and depth < host.info.spec.layers else None
         self._kv = PagedKV(action.kv_blocks, depth, host.kv_shape, self.device, host.dtype, hidden=hidden)
 
@@ -225,7 +285,12 @@ class TorchEngine:
         kept = dict(action.kept)
         self._release([request for request in kv.tables if request not in kept])
         kv.compact(action.kv_blocks)
-        resident.deepen(depth)
+        arrival = self._arriving(host, old_depth, action)
+        if arrival is not None:
+            resident.adopt(arrival)
+            resident.settle()  # the new layers run at once
+        else:
+            resident.deepen(depth)
         kv.add_layers(depth - old_depth)
         rows = [Row(kv.take(request, tokens), 0, tokens) for request, tokens in kept.items() if tokens]
         for group in _groups(rows, _EXTEND_TOKENS):
@@ -252,6 +317,9 @@ class TorchEngine:
         if self._kv is None or self._kv.hidden is None:
             remedy = "Make the earlier placement with stores_hidden."
             raise InputError("load.kept", str(old), "it stored no hidden states to extend", remedy)
+        if self._gaps.done or self._gaps.visible is not None:
+            remedy = "Use skipped_kv propagate or copy on placements that are extended."
+            raise InputError("load.kept", str(old), "tokens lack the KV of resident layers", remedy)
 
     def _host(self, placement: Placement) -> HostModel:
         """The model a placement names; raises unless its depth is one tokens can leave at."""
@@ -270,10 +338,13 @@ class TorchEngine:
         if self._kv is not None:
             for request in requests:
                 self._kv.release(request)
+                self._gaps.forget(request)
 
     def _clear(self) -> None:
         """Hold nothing: the state after a load that failed halfway."""
-        self.placement = self._resident = self._kv = None
+        self._forget_fetch()
+        self.placement = self._resident = self._kv = self._arrival = None
+        self._gaps = Gaps()
 
     # --- running ----------------------------------------------------------------------------------------------------
 
@@ -282,30 +353,31 @@ class TorchEngine:
         resident, kv = self._held()
         self._release(action.evicted)
         batch = action.batch
-        run = self._prepare(batch, kv)
+        rows, ids = self._rows(batch, kv)
+        rule = action.exits
+        if rule.kind == "threshold" or self._gaps.done or self._gaps.visible is not None:
+            requests, emits = batch.requests, batch.emits
+            walk = Walk(resident, kv, self._gaps, rule, requests, rows, ids, emits, _is_decoding(batch))
+            left, layers_run = walk.go()
+            self.work += walk.work
+            return self._settle(batch, left), layers_run
+        run = Pass(rows, kv.shape, self.device, kv.dtype, ids=ids, emits=batch.emits)
         resident.family.begin(run)
         h = resident.family.embed(resident.base, run.ids, run.positions)
-        left = _Left.none_of(sum(batch.emits))
-        may_stop = action.exits.batching == "wait-for-deepest" and _is_decoding(batch)
-        checks = self._checks(resident, action.exits)
         depth = resident.depth
-        layers_run = depth
+        self.work += run.tokens * depth
         for i in range(depth):
             h = resident.family.layer(resident.layers[i], h, run, kv.layers[i])
-            if i + 1 in checks:
-                self._check(h, i + 1, run, left, action.exits.threshold)
-                if may_stop and all(left.exit_layers):
-                    layers_run = i + 1
-                    break
-        for i in range(layers_run, depth):
-            resident.family.fill(resident.layers[i], h, run, kv.layers[i])
         if kv.hidden is not None:
             kv.hidden.index_copy_(0, run.slots, h)
-        self._check(h, depth, run, left, None)
-        return self._settle(batch, left), layers_run
+        if run.ends is not None:
+            h = h.index_select(0, run.ends)
+        emitted = sum(batch.emits)
+        logprobs, tokens = read(resident.logits(h, depth)) if emitted else ([], [])
+        return self._settle(batch, Left(tokens, logprobs, [depth] * emitted)), depth
 
-    def _prepare(self, batch: Batch, kv: PagedKV) -> Pass:
-        """Take the blocks of a batch and build its pass."""
+    def _rows(self, batch: Batch, kv: PagedKV) -> tuple[list[Row], list[list[int]]]:
+        """Take the blocks of a batch; its rows, and the ids of their new tokens."""
         rows, ids = [], []
         most = self._held()[0].host.info.positions
         for request, start, count, is_emitting in zip(
@@ -317,31 +389,9 @@ class TorchEngine:
             assert is_emitting == (start + count == len(known)), f"request {request} emits where its text ends"
             rows.append(Row(kv.take(request, start + count), start, count))
             ids.append(known[start : start + count])
-        return Pass(rows, kv.shape, self.device, kv.dtype, ids=ids, emits=batch.emits)
+        return rows, ids
 
-    @staticmethod
-    def _checks(resident: Resident, rule: ExitRule) -> frozenset[int]:
-        """Exits before the last resident layer at which tokens may leave."""
-        if rule.kind != "threshold":
-            return frozenset()
-        return frozenset(e for e in resident.host.info.spec.exits if e < resident.depth)
-
-    def _check(self, h: Tensor, layer: int, run: Pass, left: _Left, threshold: float | None) -> None:
-        """Let rows that have not left leave behind ``layer``, if confident enough; ``None``: whatever they are."""
-        resident, _ = self._held()
-        open_rows = [i for i, exit_layer in enumerate(left.exit_layers) if not exit_layer]
-        if not open_rows:
-            return
-        if run.ends is not None:
-            h = h.index_select(0, run.ends)
-        if len(open_rows) < len(left.exit_layers):
-            h = h.index_select(0, torch.tensor(open_rows, device=self.device))
-        logprobs, ids = _read(resident.logits(h, layer))
-        for i, logprob, token in zip(open_rows, logprobs, ids, strict=True):
-            if threshold is None or math.exp(logprob) >= threshold:
-                left.exit_layers[i], left.logprobs[i], left.ids[i] = layer, logprob, token
-
-    def _settle(self, batch: Batch, left: _Left) -> Tokens:
+    def _settle(self, batch: Batch, left: Left) -> Tokens:
         """Append the tokens to their requests, and forget the requests that end with them."""
         requests = tuple(r for r, is_emitting in zip(batch.requests, batch.emits, strict=True) if is_emitting)
         lasts = tuple(self._append(request, token) for request, token in zip(requests, left.ids, strict=True))
@@ -374,16 +424,6 @@ class TorchEngine:
 def _is_decoding(batch: Batch) -> bool:
     """Whether every row only makes its next token: no row needs layers completed for tokens nobody reads."""
     return all(batch.emits) and all(start > 0 for start in batch.starts) and all(count == 1 for count in batch.counts)
-
-
-def _read(logits: Tensor) -> tuple[list[float], list[int]]:
-    """Log-probability and id of the likeliest token of each row, with one transfer to the host."""
-    best = torch.log_softmax(logits, -1, dtype=torch.float32).max(-1)
-    if logits.device.type == "cpu":
-        return best.values.tolist(), best.indices.tolist()
-    # ids stay exact in float32: vocabularies are smaller than 2**24
-    values, ids = torch.stack((best.values, best.indices.float())).tolist()
-    return values, [int(i) for i in ids]
 
 
 def _groups(rows: Sequence[Row], tokens: int) -> list[list[Row]]:

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 2
 TABLES = ("requests", "steps", "tokens", "events")
+LATER_COLUMNS: Mapping[str, Mapping[str, Any]] = {
+    "requests": {"priority": 0, "predicted_tokens": None, "recomputed_tokens": None}
+}
+"""Columns that older folders lack, and what stands there then; the last ones of their tables, in this order."""
 RUN_FOLDER = FolderKind(
     "a run",
     "run.json",
@@ -56,7 +60,10 @@ class RunInfo(Strict):
     """What a run is: nothing in it depends on the machine's load or on the time of day.
 
     ``clock``: ``simulated``; or for live runs ``cpu`` (each step charged the processor time it took) or
-    ``wall``. ``profile_kind``: whether the profile was ``measured`` or ``derived`` from published figures.
+    ``wall``. ``profile_kind``: whether the profile was ``measured``, ``derived`` from published figures or ``composed``
+    of shapes and a device's efficiency curves.
+    ``quality_unknown``: exit methods of a simulated run that the profile has no texts of; its figures of quality would
+    be those of other methods, and are not given.
     """
 
     schema_version: Literal[2] = 2
@@ -67,6 +74,7 @@ class RunInfo(Strict):
     scenario_hash: str
     profile_hash: str
     profile_kind: ProfileKind = "measured"
+    quality_unknown: str = ""
     versions: dict[str, str]
 
 
@@ -261,6 +269,15 @@ def _read_table(path: Path, name: str) -> pa.Table:
         reason = str(error).splitlines()[0]
         raise InputError(str(path), path.name, f"not a readable table: {reason}", _REMEDY) from None
     wanted = getattr(schemas(), name)
+    for column, value in LATER_COLUMNS.get(name, {}).items():
+        if column not in table.schema.names:
+            of = wanted.field(column)
+            kept = (
+                pa.nulls(table.num_rows, of.type)
+                if value is None
+                else pa.repeat(pa.scalar(value, of.type), table.num_rows)
+            )
+            table = table.append_column(of, kept)
     if table.schema.names != wanted.names:
         odd = sorted(set(table.schema.names) ^ set(wanted.names)) or table.schema.names
         raise InputError(f"{path}, columns", odd[0], "missing, unknown or misplaced column", _REMEDY)

@@ -15,6 +15,7 @@ import pytest
 from heliosim.errors import HelioSimError
 from heliosim.formats.profile import Profile
 from heliosim.formats.results import RunResults
+from heliosim.registry import EXIT_BATCHING, SKIPPED_KV
 from heliosim.runs import ANY_STRIDE, run_simulated, save
 from heliosim.scenario import Scenario
 from tests.profiles import scenario, write_synthetic_profile
@@ -23,6 +24,26 @@ from tests.profiles import scenario, write_synthetic_profile
 @pytest.fixture(scope="module")
 def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
     return write_synthetic_profile(tmp_path_factory.mktemp("profile") / "synthetic", max_rows=64, max_tokens=512)
+
+
+@pytest.fixture(scope="module")
+def curved(tmp_path_factory: pytest.TempPathFactory) -> Profile:
+    """Costs with curves and a term for KV really held, so that no two decode steps take the same time."""
+    folder = tmp_path_factory.mktemp("profile") / "curved"
+    return write_synthetic_profile(folder, max_rows=20, max_tokens=300, curves=True)
+
+
+def drawn_methods(seed: int) -> dict[str, Any]:
+    """Exit methods of every other seed, from a stream of their own: the rest of a scenario is as it was."""
+    r = Random(f"methods {seed}")
+    if seed % 2 == 0 or seed >= 1000:
+        return {}
+    return {
+        "batching": r.choice(["full", "wait-for-deepest", "eager", "rebatch", "rebatch"]),
+        "skipped_kv": r.choice(["none", "copy", "propagate", "propagate", "recompute"]),
+        "quorum": r.choice([1, 1, 2, 5]),
+        "break_even": r.choice([None, 0.0, 4.0, 9.0]),
+    }
 
 
 def drawn_controller(r: Random) -> dict[str, Any]:
@@ -74,14 +95,55 @@ def drawn_workload(r: Random) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def drawn(seed: int, profile: Profile) -> Scenario:
+def drawn_order(r: Random) -> dict[str, Any]:
+    kind = r.choice(["sjf", "srpt", "srpt", "priority", "feedback"])
+    ageing_s = r.choice([None, 0.001, 0.02, 1.0])
+    if kind == "srpt":
+        return {"kind": kind, "preempt": r.choice(["never", "limited", "always"]), "c": r.choice([0.0, 0.5, 0.8, 1.0])}
+    if kind == "priority":
+        return {"kind": kind, "ageing_s": ageing_s, "preempt": r.choice(["never", "always"])}
+    if kind == "feedback":
+        speculative = r.random() < 0.5
+        return {"kind": kind, "ageing_s": ageing_s, "quantum_tokens": r.choice([1, 4, 16]), "speculative": speculative}
+    return {"kind": kind}
+
+
+def drawn_predictor(r: Random, is_natural: bool) -> dict[str, Any]:
+    refined = {"refine_every": r.choice([1, 3, 10]), "refine_shrink": 0.7}
+    kinds: list[dict[str, Any]] = [
+        {"kind": "none"},
+        {"kind": "length", "sigma": r.choice([0.0, 0.5, 1.5])},
+        {"kind": "length", "sigma": 1.0, "bias": 0.7, **refined},
+        {"kind": "rank", "tau": r.choice([-1.0, 0.0, 0.5, 1.0])},
+        {"kind": "bucket", "edges": [2, 8, 32, 128], "accuracy": 0.6},
+    ]
+    return kinds[0] if is_natural else r.choice(kinds)
+
+
+def drawn_ordered(seed: int, profile: Profile) -> Scenario:
+    """As ``drawn``, in other orders: predictions of every kind, classes, many starts and interruptions."""
+    r = Random(seed)
+    plan = drawn(seed, profile)
+    load = plan.workload.model_dump(mode="json", exclude_none=True)
+    load["predictor"] = drawn_predictor(r, load["lengths"] == "natural")
+    load["priorities"] = {"shares": r.choice([[1.0], [0.2, 0.8], [0.3, 0.3, 0.4]])}
+    batcher = plan.batcher.model_dump() | {"order": drawn_order(r)}
+    sections = plan.model_dump(mode="json", exclude_unset=True) | {"workload": load, "batcher": batcher}
+    return Scenario.model_validate(sections)
+
+
+def drawn(seed: int, profile: Profile, **memory: Any) -> Scenario:
+    """``memory``: fields of that section beside the budget."""
     r = Random(seed)
     rows = r.choice([1, 2, 4, 8, 16])
+    controller = drawn_controller(r)
+    if controller["kind"] in ("helios", "early-exit"):
+        controller |= drawn_methods(seed)
     sections: dict[str, Any] = {
         "seed": seed,
-        "controller": drawn_controller(r),
+        "controller": controller,
         "workload": drawn_workload(r),
-        "memory": {"budget_bytes": r.choice([12884, 13500, 14036, 20000, 30000, 100000, 300000])},
+        "memory": {"budget_bytes": r.choice([12884, 13500, 14036, 20000, 30000, 100000, 300000]), **memory},
         "batcher": {
             "max_batch": rows,
             "token_budget": max(rows, r.choice([rows, rows + 1, rows * 2, 64, 256])),
@@ -101,7 +163,7 @@ def drawn(seed: int, profile: Profile) -> Scenario:
     return scenario(profile, **sections)
 
 
-def drawn_pressed(seed: int, profile: Profile) -> Scenario:
+def drawn_pressed(seed: int, profile: Profile, **memory: Any) -> Scenario:
     """HELIOS that evaluates again and again in short memory: drains, refusals and evictions among its probes."""
     r = Random(seed)
     helios = {
@@ -116,6 +178,7 @@ def drawn_pressed(seed: int, profile: Profile) -> Scenario:
         "use_greedy_depth": r.random() < 0.5,
         "batching": r.choice(["full", "wait-for-deepest"]),
     }
+    helios |= drawn_methods(seed)
     arrivals = {"kind": "poisson", "rate_per_s": r.choice([20.0, 150.0, 2000.0])}
     tasks = [
         {
@@ -128,7 +191,9 @@ def drawn_pressed(seed: int, profile: Profile) -> Scenario:
     load = {"requests": 60, "arrivals": arrivals, "order": "mix", "lengths": "forced", "tasks": tasks}
     budget = r.choice([13500, 14036, 16000, 18000, 20000, 24000, 300000])
     rows = {"max_batch": 8, "token_budget": r.choice([8, 64]), "watermark": r.choice([0.0, 0.01])}
-    return scenario(profile, seed=seed, controller=helios, workload=load, memory={"budget_bytes": budget}, batcher=rows)
+    return scenario(
+        profile, seed=seed, controller=helios, workload=load, memory={"budget_bytes": budget} | memory, batcher=rows
+    )
 
 
 def run(plan: Scenario, profile: Profile, max_stride: int) -> RunResults | str:
@@ -160,6 +225,29 @@ def test_any_stride_gives_the_same_tables(seeds: Sequence[int], profile: Profile
     assert ran >= len(seeds)
 
 
+@pytest.mark.parametrize("seeds", [range(first, first + 12) for first in range(0, 72, 12)], ids=str)
+def test_any_stride_in_any_order(seeds: Sequence[int], profile: Profile) -> None:
+    ran = interrupted = 0
+    for seed in seeds:
+        try:
+            plan = drawn_ordered(seed, profile)
+        except HelioSimError:
+            continue
+        single = run(plan, profile, 1)
+        for stride in (7, ANY_STRIDE):
+            other = run(plan, profile, stride)
+            if isinstance(single, str) or isinstance(other, str):
+                assert single == other, f"seed {seed}, strides of {stride}"
+                continue
+            for name in ("steps", "requests", "tokens", "events"):
+                a, b = getattr(other, name), getattr(single, name)
+                assert a.equals(b), f"seed {seed}, strides of {stride}: {name} differ"
+            ran += 1
+            interrupted += sum(single.requests["preemptions"].to_pylist())
+    assert ran >= len(seeds)
+    assert interrupted
+
+
 @pytest.mark.parametrize("seeds", [(184, 316, 1971), range(12), range(12, 24)], ids=str)
 def test_helios_under_pressure(seeds: Sequence[int], profile: Profile) -> None:
     """The first three once showed probes beyond their number, drains under an older rule, and drains without end."""
@@ -173,6 +261,26 @@ def test_helios_under_pressure(seeds: Sequence[int], profile: Profile) -> None:
             assert getattr(other, name).equals(getattr(single, name)), f"seed {seed}: {name} differ"
 
 
+@pytest.mark.parametrize("seeds", [range(first, first + 12) for first in range(0, 48, 12)], ids=str)
+def test_costs_with_curves(seeds: Sequence[int], curved: Profile) -> None:
+    ran = 0
+    for seed in seeds:
+        try:
+            plan = drawn(seed, curved)
+        except HelioSimError:
+            continue
+        single = run(plan, curved, 1)
+        for stride in (7, ANY_STRIDE):
+            other = run(plan, curved, stride)
+            if isinstance(single, str) or isinstance(other, str):
+                assert single == other, f"seed {seed}, strides of {stride}"
+                continue
+            for name in ("steps", "requests", "tokens", "events"):
+                assert getattr(other, name).equals(getattr(single, name)), f"seed {seed}, {stride}: {name} differ"
+            ran += 1
+    assert ran >= len(seeds)
+
+
 @pytest.mark.parametrize("seed", [3, 21])
 def test_run_folders_have_the_same_bytes(seed: int, profile: Profile, tmp_path: Path) -> None:
     """All files but the one that speaks of the machine."""
@@ -183,3 +291,20 @@ def test_run_folders_have_the_same_bytes(seed: int, profile: Profile, tmp_path: 
     assert files == sorted(p.name for p in (tmp_path / "any").iterdir())
     same = [f for f in files if (tmp_path / "single" / f).read_bytes() == (tmp_path / "any" / f).read_bytes()]
     assert [f for f in files if f not in same] in ([], ["host.json"])
+
+
+@pytest.mark.parametrize("batching", sorted(EXIT_BATCHING.builtin))
+@pytest.mark.parametrize("method", sorted(SKIPPED_KV.builtin))
+def test_every_exit_method(batching: str, method: str, profile: Profile) -> None:
+    """All pairs, by strides and by single steps; rows part ways and tokens wait in them."""
+    for seed, (threshold, quorum, break_even) in enumerate([(0.6, 1, 0.0), (0.8, 2, 7.0)]):
+        controller = {
+            "kind": "early-exit", "model": "large", "threshold": threshold, "batching": batching, "skipped_kv": method,
+            "quorum": quorum, "break_even": break_even,
+        }  # fmt: skip
+        plan = scenario(profile, seed=seed, controller=controller, memory={"budget_bytes": 60_000})
+        single = run_simulated(plan, profile, max_stride=1)
+        for stride in (5, ANY_STRIDE):
+            other = run_simulated(plan, profile, max_stride=stride)
+            for name in ("steps", "requests", "tokens", "events"):
+                assert getattr(other, name).equals(getattr(single, name)), f"{name} differ"

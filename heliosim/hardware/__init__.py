@@ -1,0 +1,1 @@
+"""What models cost on devices nobody has at hand: architectures, devices, and profiles composed of both."""
