@@ -18,6 +18,9 @@ from heliosim.errors import UnknownNameError
 from heliosim.streams import stream
 from heliosim.types import ExitRule, Placement
 
+ANY_SOURCE = "any"
+"""Source of texts that stand for every policy: synthetic ones, which no policy wrote."""
+
 
 def source_name(placement: Placement, exits: ExitRule, layers: int) -> str:
     """Name of the policy a text was generated under; a full model without exits and at greedy depth are the same."""
@@ -91,8 +94,11 @@ class Behaviour:
         return known
 
     def text(self, sequence: str, source: str) -> Text:
-        """The text this sequence has under a source; texts of recorded runs have the source ``live`` only."""
+        """The text this sequence has under a source; texts of recorded runs have the source ``live`` only, synthetic
+        ones ``any``.
+        """
         found = self.texts.get((sequence, source)) or self.texts.get((sequence, "live"))
+        found = found or self.texts.get((sequence, ANY_SOURCE))
         if found is None:
             known = {s for q, s in self.texts if q == sequence}
             raise UnknownNameError("profile behaviour source", source, known)
@@ -136,7 +142,7 @@ class Behaviour:
         self, model: str, exits: Sequence[int], source: str, threshold: float
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         """Exit layer and confidence of every token of a source: first of ``exits`` at the threshold, else the last."""
-        texts = [text for (_, name), text in self.texts.items() if name == source]
+        texts = [text for (_, name), text in self.texts.items() if name in (source, ANY_SOURCE)]
         if not texts:
             return np.zeros(0, np.int64), np.zeros(0)
         seen = np.stack([np.concatenate([t.confidence[f"{model}@{e}"] for t in texts]) for e in exits]).astype(float)

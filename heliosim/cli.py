@@ -9,6 +9,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from heliosim import __version__
+from heliosim.cli_behaviour import behaviour_app
 from heliosim.cli_plan import max_rate, plan
 from heliosim.cli_statistics import Asked, HalfWidth, Jobs, ProfileUncertainty, Replications, add_statistics
 from heliosim.cli_sweep import sweep
@@ -29,6 +30,7 @@ app.add_typer(profile_app, name="profile")
 app.command()(sweep)
 app.command()(tune)
 app.add_typer(trace_app, name="trace", help="Make, import and describe request traces.")
+app.add_typer(behaviour_app, name="behaviour", help="Exits without weights: synthesize, import and show behaviour.")
 
 GO_ON = (["sweep"], ["tune"], ["plan"], ["max-rate"], ["statistics", "coverage"])
 """Commands that keep what they did when they are interrupted, and go on from there."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from heliosim.behaviour import Behaviour, source_name
+from heliosim.behaviour import ANY_SOURCE, Behaviour, source_name
 from heliosim.costs import StepCost, layers_run, load_seconds, load_terms, shape_of
 from heliosim.formats.profile import ClockName, Profile
 from heliosim.serving.repository import Candidate, Performance, Repository
@@ -65,7 +65,7 @@ def _candidate(
     full_source = source_name(Placement(spec.name, spec.layers), full_rule, spec.layers)
     shares = behaviour.exit_shares(spec.name, full_source, threshold)
     prompt = _mean([t.prompt_tokens for t in behaviour.texts.values()])
-    output = _mean([t.tokens for t in behaviour.texts.values()])
+    output = _mean([t.end or t.tokens if s == ANY_SOURCE else t.tokens for (_, s), t in behaviour.texts.items()])
     context = prompt + output // 2
     offline: dict[int, Performance] = {}
     for depth in spec.exits:
