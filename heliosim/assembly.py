@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
+from heliosim.exits.pricing import break_even
 from heliosim.formats.profile import Profile
 from heliosim.offline import build_repository
 from heliosim.recorder import Recorder
@@ -14,7 +15,7 @@ from heliosim.serving.kinds import Context
 from heliosim.serving.memory import MemoryPool
 from heliosim.serving.repository import Repository
 from heliosim.serving.server import Server, require_placeable
-from heliosim.types import ExitBatching
+from heliosim.types import ExitBatching, ExitRule
 
 Repositories = Callable[[float, ExitBatching], Repository]
 """Offline figures of a scenario's models at a threshold and batch rule."""
@@ -38,10 +39,20 @@ def build_server(
     models = {name: profile.spec(name) for name in scenario.models}
     for spec in models.values():
         require_placeable(spec, min(spec.exits), scenario.memory.budget_bytes)
-    context = Context(models, known or repositories(scenario, profile))
+    context = Context(models, known or repositories(scenario, profile), _break_evens(scenario, profile))
     controller = scenario.controller_kind().build(context)
     batcher = ContinuousBatcher(scenario.batcher.max_batch, scenario.batcher.token_budget, scenario.batcher.watermark)
     return Server(controller, batcher, MemoryPool(scenario.memory.budget_bytes), models, recorder, max_stride)
+
+
+def _break_evens(scenario: Scenario, profile: Profile) -> Callable[[str, ExitRule], float]:
+    """Rows x layers that a regrouping must save by model and rule, at half the context the costs were fitted to."""
+
+    def at(model: str, rule: ExitRule) -> float:
+        cost = profile.step_cost(model, scenario.clock)
+        return break_even(cost, rule, cost.max_context // 2)
+
+    return at
 
 
 def repositories(scenario: Scenario, profile: Profile) -> Repositories:

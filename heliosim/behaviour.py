@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -22,13 +23,25 @@ ANY_SOURCE = "any"
 """Source of texts that stand for every policy: synthetic ones, which no policy wrote."""
 
 
-def source_name(placement: Placement, exits: ExitRule, layers: int) -> str:
-    """Name of the policy a text was generated under; a full model without exits and at greedy depth are the same."""
+def source_name(placement: Placement, exits: ExitRule, layers: int, *, is_exact: bool = False) -> str:
+    """Name of the policy a text was generated under; a full model without exits and at greedy depth are the same.
+
+    Of a threshold, this is the one calibrated everywhere: ``wait-for-deepest``, KV propagated. ``is_exact``: the name
+    of the rule's own exit batching and skipped-KV method.
+    """
     if exits.kind == "threshold":
-        return f"{placement.model}:threshold"
+        method = f"/{exits.batching}+{exits.skipped_kv}" if is_exact and not is_usual_method(exits) else ""
+        return f"{placement.model}:threshold{method}"
     if placement.depth == layers:
         return f"{placement.model}:full"
     return f"{placement.model}:greedy@{placement.depth}"
+
+
+def is_usual_method(exits: ExitRule) -> bool:
+    """Whether texts calibrated under a threshold speak for this rule: all rows walk together, KV is propagated."""
+    return exits.kind != "threshold" or (
+        exits.batching in ("full", "wait-for-deepest") and exits.skipped_kv == "propagate"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +106,16 @@ class Behaviour:
             self._drawn[seed] = known = stream(seed, "behaviour").random(max(1024, 2 * request_id))
         return known
 
+    @cached_property
+    def sources(self) -> frozenset[str]:
+        """Policies there are texts of."""
+        return frozenset(source for _, source in self.texts)
+
+    def source(self, placement: Placement, exits: ExitRule, layers: int) -> str:
+        """Whose texts stand for a policy: its own where there are any, else those of the usual exit methods."""
+        own = source_name(placement, exits, layers, is_exact=True)
+        return own if own in self.sources else source_name(placement, exits, layers)
+
     def text(self, sequence: str, source: str) -> Text:
         """The text this sequence has under a source; texts of recorded runs have the source ``live`` only, synthetic
         ones ``any``.
@@ -122,6 +145,13 @@ class Behaviour:
                 layers[position], confidences[position] = layer, confidence
                 agrees[position] = text.agrees[f"{model}@{layer}"][position]
         return Walk(layers, confidences, np.log(np.maximum(confidences, 1e-12)), agrees)
+
+    def fan(self, text: Text, placement: Placement) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+        """Confidence and agreement of every token at every exit up to a depth, [exits, tokens] each."""
+        keys = [f"{placement.model}@{e}" for e in self.exits[placement.model] if e < placement.depth]
+        keys.append(f"{placement.model}@{placement.depth}")
+        seen = np.stack([text.confidence[key] for key in keys])
+        return seen.astype(np.float64), np.stack([text.agrees[key] for key in keys])
 
     def exit_shares(self, model: str, source: str, threshold: float) -> dict[int, float]:
         """Share of tokens by exit of the full model under a threshold, over all texts of a source."""

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from heliosim.exits.batching import exit_batcher
 from heliosim.types import BLOCK_TOKENS, Load, ModelSpec, Outcome, Run, Seconds, Tokens, blocks_for
 
 TERMS: tuple[str, ...] = (
@@ -88,7 +89,7 @@ class StepShape(NamedTuple):
 
 def layers_run(run: Run, tokens: Tokens) -> int:
     """Deepest layer a step executes: a batch waits for its deepest token, and a prefill chunk needs every layer."""
-    if run.exits.kind != "threshold" or run.exits.batching == "full":
+    if run.exits.kind != "threshold" or exit_batcher(run.exits.batching).runs_all:
         return run.placement.depth
     if not all(c.is_decode for c in run.batch.chunks):
         return run.placement.depth
@@ -146,14 +147,27 @@ def shape_of(run: Run, outcome: Outcome, spec: ModelSpec) -> StepShape:
     )
 
 
+class ExitCosts(NamedTuple):
+    """Seconds of what only some exit methods do: preparing a smaller batch in the middle of a step, and copying KV up,
+    once per layer and per layer and token.
+    """
+
+    regroup: float
+    copy_layer: float
+    copy_layer_token: float
+
+
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """Fitted seconds per unit of each term, and the region the fit saw."""
+    """Fitted seconds per unit of each term, and the region the fit saw. ``exits``: None where they were not measured
+    (``exits/pricing.py`` says what stands for them).
+    """
 
     coefficients: tuple[float, ...]
     max_rows: int
     max_context: int
     max_tokens: int
+    exits: ExitCosts | None = None
 
     def seconds(self, shape: StepShape) -> Seconds:
         """The sum of ``coefficients`` times ``shape.terms()``, written out, with what a layer costs summed first."""

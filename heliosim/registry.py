@@ -57,3 +57,25 @@ ROUTERS = Registry(
         "power-of-two": "heliosim.serving.routing:PowerOfTwo",
     },
 )
+
+EXIT_BATCHING = Registry(
+    "controller.batching",
+    "heliosim.exit_batching",
+    {
+        "full": "heliosim.exits.batching:Full",
+        "wait-for-deepest": "heliosim.exits.batching:WaitForDeepest",
+        "eager": "heliosim.exits.batching:Eager",
+        "rebatch": "heliosim.exits.batching:Rebatch",
+    },
+)
+
+SKIPPED_KV = Registry(
+    "controller.skipped_kv",
+    "heliosim.skipped_kv",
+    {
+        "none": "heliosim.exits.skipped:Leave",
+        "copy": "heliosim.exits.skipped:Copy",
+        "propagate": "heliosim.exits.skipped:Propagate",
+        "recompute": "heliosim.exits.skipped:Recompute",
+    },
+)

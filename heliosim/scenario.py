@@ -20,7 +20,7 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator, model
 from heliosim.errors import InputError, UnknownNameError, about
 from heliosim.formats.files import Strict, read_yaml, refuse_true, sha256_of, validate, write_text
 from heliosim.metrics import SCALARS, Slo
-from heliosim.registry import CONTROLLERS, ROUTERS
+from heliosim.registry import CONTROLLERS, EXIT_BATCHING, ROUTERS, SKIPPED_KV
 from heliosim.serving.kinds import ControllerKind
 from heliosim.stats import StoppingRule
 from heliosim.workload import WorkloadSpec
@@ -318,6 +318,9 @@ def parse_controller(section: dict[str, Any], where: str) -> ControllerKind:
             raise InputError(
                 f"{where}, field controller.{key}", value, "unknown field", f"{hint}Known: {', '.join(sorted(known))}."
             )
+    for key, methods in (("batching", EXIT_BATCHING), ("skipped_kv", SKIPPED_KV)):
+        if isinstance(fields.get(key), str) and fields[key] not in methods.names():
+            raise UnknownNameError(f"{where}, field controller.{key}", fields[key], methods.names())
     refuse_true(cls, fields, where, ("controller",))
     try:
         return TypeAdapter(cls).validate_python(fields)  # type: ignore[no-any-return]

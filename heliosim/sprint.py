@@ -26,6 +26,7 @@ from heliosim.serving.server import Server
 from heliosim.types import (
     BLOCK_TOKENS,
     TICK,
+    Chunk,
     Directive,
     Outcome,
     Run,
@@ -103,6 +104,8 @@ class Sprint:
         of those steps were done; books them, yields None, and goes on when it is asked to.
         """
         if not directive.passes_arrivals or directive.max_steps is not None:
+            return None
+        if not self.engine.can_sprint(directive.exits):
             return None
         if directive.placement == self.server.placement:
             self.server.follow(directive)
@@ -240,16 +243,18 @@ class Sprint:
                     asked = (
                         rows, tokens, decode_rows, longest_decode, prefill_rows, products, started, emitted, longest,
                     )  # fmt: skip
-                    shape = engine._shape(run, _new(Asked, asked), ends_now, engine._table.read(tick, 1))
+                    rows_read = tuple(Chunk(seq.request.id, start, count, emits) for seq, start, count, emits in chunks)
+                    block = engine._table.read(tick, 1)
+                    expected, layers = engine.priced(run, tick, rows_read, _new(Asked, asked), ends_now, block)
                 else:
                     gathered = decode_rows * -(-longest_decode // BLOCK_TOKENS) * BLOCK_TOKENS
                     counts = (
                         rows, tokens, decode_rows, gathered, prefill_rows, products, depth, 1 if emitted else 0,
                         emitted, 0, started, ends_now, longest,
                     )  # fmt: skip
-                    shape = _new(StepShape, counts)
-                one = round(cost.seconds(shape) / TICK) * TICK
-                steps.append(_new(StrideStep, (one, shape[6], rows, decode_rows, tokens - decode_rows, emitted)))
+                    expected, layers = cost.seconds(_new(StepShape, counts)), depth
+                one = round(expected / TICK) * TICK
+                steps.append(_new(StrideStep, (one, layers, rows, decode_rows, tokens - decode_rows, emitted)))
                 blocks.append(used)
                 if watch is not None and emitted and not watch.is_safe(engine.low_tokens(tick, 1, watch.threshold)):
                     is_over = self._first_trip(watch, steps, shown, tick + 1) is not None

@@ -31,7 +31,8 @@ BLOCK_TOKENS = 16
 """Tokens per KV block, the unit in which KV memory is taken and released."""
 
 ExitKind = Literal["none", "threshold", "greedy"]
-ExitBatching = Literal["full", "wait-for-deepest"]
+ExitBatching = str
+"""Name of a rule in ``registry.EXIT_BATCHING``."""
 InFlight = Literal["boundary", "reprefill", "extend"]
 RequestStatus = Literal["finished", "refused"]
 
@@ -92,13 +93,17 @@ class ExitRule:
 
     ``none``: at the last resident layer, no confidence asked (vanilla decoding). ``threshold``: at the first exit whose
     confidence reaches ``threshold``, else at the last layer. ``greedy``: every token at the resident depth, confident
-    or not (HELIOS step 4). ``batching`` says what a batch under ``threshold`` does: ``full`` runs every layer for every
-    row; ``wait-for-deepest`` stops once every row has left.
+    or not (HELIOS step 4). ``batching`` says what a batch under ``threshold`` does behind an exit, ``skipped_kv`` what
+    becomes of the KV of layers that a token skipped (``exits/``). ``quorum``: rows that must have left before ``eager``
+    takes the whole batch out; ``break_even``: rows x layers that a regrouping must save before ``rebatch`` does it.
     """
 
     kind: ExitKind
     threshold: float = 0.8
     batching: ExitBatching = "wait-for-deepest"
+    skipped_kv: str = "propagate"
+    quorum: int = 1
+    break_even: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,21 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from heliosim.behaviour import Behaviour, Text, Walk, source_name
+from heliosim.behaviour import Behaviour, Text, Walk
 from heliosim.costs import StepCost, StepShape, load_seconds, load_terms
+from heliosim.engines.joint import Fan, JointBlock, leave_together
 from heliosim.engines.token_table import CONFIDENCES, EXIT_LAYERS, Lane, TokenBlock, TokenTable
 from heliosim.errors import OutOfRangeError
+from heliosim.exits.batching import exit_batcher
+from heliosim.exits.pricing import (
+    Counts,
+    Row,
+    is_plain,
+    needs_single_steps,
+    parts_from_counts,
+    parts_of,
+    segment_ends,
+)
 from heliosim.noise import NoisePlayer
 from heliosim.types import (
     BLOCK_TOKENS,
@@ -59,7 +70,8 @@ class Going:
     """A request inside the engine: what it is, which recorded prompt it stands for, and how far it got.
 
     ``generated`` is true up to tick ``since`` while it decodes. ``length``: tokens it will have generated in all, under
-    the text it follows now; ``end``: the tick behind the last of them.
+    the text it follows now; ``end``: the tick behind the last of them. ``done``: by segment, the tokens in KV there,
+    where some wait for layers they skipped. ``fan``: of its text, where its exits depend on its batch.
     """
 
     request: Request
@@ -72,6 +84,8 @@ class Going:
     walk: Walk | None = None
     lane: Lane | None = None
     logprob_sum: float = 0.0
+    done: list[int] | None = None
+    fan: Fan | None = None
 
 
 class _Change(NamedTuple):
@@ -141,6 +155,9 @@ class SimEngine:
         self._decode_steps: dict[tuple[int, ...], StrideStep] = {}
         self._decode_steps_by_policy: dict[tuple[Placement, ExitRule], dict[tuple[int, ...], StrideStep]] = {}
         self._plan: _Plan | None = None
+        # Of the present rule: whether one shape prices a step, whether exits depend on the batch, whether a step does.
+        self._is_plain, self._is_joint, self._one_by_one = True, False, False
+        self._joint: tuple[int, JointBlock] | None = None
 
     # -- protocol -------------------------------------------------------------------------------------------------
 
@@ -159,6 +176,10 @@ class SimEngine:
             return self._load(action)
         self.get_ready(action.placement, action.exits, action.batch)
         return self._stride(action) if action.in_stride or action.max_steps > 1 else self._step(action)
+
+    def can_sprint(self, exits: ExitRule) -> bool:
+        """Whether many steps at once can be worked out from counters and arrays under this rule."""
+        return self.behaviour is None or not needs_single_steps(exits)
 
     def get_ready(self, placement: Placement, exits: ExitRule, batch: Batch) -> None:
         """Have what was planned done, and decode a batch's decoding requests, in its order, under this policy."""
@@ -224,6 +245,9 @@ class SimEngine:
         policy = (placement, exits)
         self._walks = self._walks_by_policy.setdefault(policy, {})
         self._decode_steps = self._decode_steps_by_policy.setdefault(policy, {})
+        self._is_plain, self._one_by_one = is_plain(exits) or self.behaviour is None, not self.can_sprint(exits)
+        is_recorded = self.behaviour is not None and self.behaviour.is_recorded_run
+        self._is_joint = exits.kind == "threshold" and exit_batcher(exits.batching).is_joint and not is_recorded
         for going in self._decoding:
             self._catch_up(going)
             self._leave_table(going, self.ticks)
@@ -343,10 +367,13 @@ class SimEngine:
         found = self._walks.get(going.sequence)
         if found is None:
             placement, exits = self._placement, self._exits
-            source = source_name(placement, exits, self.models[placement.model].layers)
+            source = self.behaviour.source(placement, exits, self.models[placement.model].layers)
             text = self.behaviour.text(going.sequence, source)
             found = self._walks[going.sequence] = (text, self.behaviour.walk(text, placement, exits))
         text, going.walk = found
+        going.fan = None
+        if self._is_joint:
+            going.walk, going.fan = None, Fan(*self.behaviour.fan(text, self._placement))
         going.length = limit if going.content.output_tokens or text.end is None else min(limit, text.end)
 
     # -- one step -------------------------------------------------------------------------------------------------
@@ -359,16 +386,16 @@ class SimEngine:
             self._extrapolated_before += 1
         self._emit(run.batch.chunks, self.ticks, 0, [])
         ending = self._ending_at(self.ticks + 1)
-        block = self._table.read(self.ticks, 1) if self.behaviour is not None else None
-        shape = self._shape(run, asked, len(ending), block)
-        seconds = self._noisy(tick(cost.seconds(shape)))
+        block = self._read(self.ticks, run.batch.chunks) if self.behaviour is not None else None
+        expected, layers = self.priced(run, self.ticks, run.batch.chunks, asked, len(ending), block)
+        seconds = self._noisy(tick(expected))
         tokens = self._tokens(block, {going.request.id for going in ending})
         self.ticks += 1
         for going in ending:
             self._stop(going)
             del self._going[going.request.id]
         sums = {going.request.id: going.logprob_sum for going in ending}
-        return Outcome(seconds, tokens, shape.layers, self._energy_j(seconds), None, sums)
+        return Outcome(seconds, tokens, layers, self._energy_j(seconds), None, sums)
 
     def _emit(self, chunks: Sequence[Chunk], at: int, step: int, changes: list[_Change]) -> None:
         """Requests whose prompt is read to its end yield their first token at tick ``at`` and decode from then on."""
@@ -376,6 +403,7 @@ class SimEngine:
             if chunk.emits:
                 going = self._going[chunk.request]
                 self._join(going, at, chunk.start + chunk.count)
+                going.done = None
                 changes.append(_Change(step, going))
 
     def _ending_at(self, at: int) -> list[Going]:
@@ -387,7 +415,7 @@ class SimEngine:
             return [ending[0]]
         return sorted(ending, key=lambda going: self._ids.index(going.request.id))
 
-    def _tokens(self, block: TokenBlock | None, ending: set[RequestId]) -> Tokens:
+    def _tokens(self, block: TokenBlock | JointBlock | None, ending: set[RequestId]) -> Tokens:
         requests = tuple(self._ids)
         lasts = tuple(request in ending for request in requests)
         if block is None:
@@ -402,7 +430,60 @@ class SimEngine:
             tuple(block.agrees().tolist()),
         )
 
-    def _shape(self, run: Run, asked: Asked, ended: int, block: TokenBlock | None) -> StepShape:
+    def _read(self, at: int, chunks: Sequence[Chunk]) -> TokenBlock | JointBlock:
+        """Tokens of the step at tick ``at``, whose requests have begun to decode."""
+        if not self._is_joint:
+            return self._table.read(at, 1)
+        if self._joint is not None and self._joint[0] == at:
+            return self._joint[1]
+        assert self._placement is not None
+        assert self._exits is not None
+        seen = []
+        for going in self._decoding:
+            assert going.fan is not None
+            assert going.since is not None
+            seen.append(going.fan.at(going.generated + at - going.since))
+        ends = segment_ends(self.models[self._placement.model], self._placement.depth)
+        may_stop = all(chunk.is_decode for chunk in chunks)
+        block = leave_together(self._exits, ends, self._ids, seen, may_stop)
+        for going, logprob in zip(self._decoding, block.logprobs.tolist(), strict=True):
+            going.logprob_sum += logprob
+        self._joint = (at, block)
+        return block
+
+    def priced(
+        self,
+        run: Run,
+        at: int,
+        chunks: Sequence[Chunk],
+        asked: Asked,
+        ended: int,
+        block: TokenBlock | JointBlock | None,
+    ) -> tuple[Seconds, int]:
+        """Expected seconds of the step at tick ``at``, whose requests have begun to decode, and its deepest layer."""
+        cost = self.costs[run.placement.model]
+        if self._is_plain or block is None:
+            shape = self._shape(run, asked, ended, block)
+            return cost.seconds(shape), shape.layers
+        ends = segment_ends(self.models[run.placement.model], run.placement.depth)
+        begun = sum(chunk.emits for chunk in chunks)
+        old = len(self._ids) - begun
+        goings = self._decoding[:old]
+        rows = [Row(at + reach - 1, 1, going.done) for reach, going in zip(self._reaches, goings, strict=False)]
+        rows += [Row(chunk.start, chunk.count) for chunk in chunks]
+        exits = block.exit_layers
+        checks, checked = (0, 0)
+        if len(exits):
+            checks, checked = _checks(ends, int(exits.max()), exits)
+        counts = Counts(asked.rows, asked.tokens, checks, checked, asked.started, ended)
+        per_row = None if asked.prefill_rows else exits.tolist()
+        parts, dones = parts_of(run.exits, ends, rows, per_row, counts)
+        if self._one_by_one:
+            for going, done, row in zip(goings, dones, rows, strict=False):
+                going.done = done if min(done) <= row.start else None
+        return parts.seconds(cost, run.exits), parts.layers_run
+
+    def _shape(self, run: Run, asked: Asked, ended: int, block: TokenBlock | JointBlock | None) -> StepShape:
         """The shape ``costs.shape_of`` finds, from counts. ``block``: the step's tokens, where exits are known."""
         rows, tokens, decode_rows, longest_decode, prefill_rows, products, started, emitted, longest = asked
         depth = layers = run.placement.depth
@@ -412,7 +493,7 @@ class SimEngine:
             deepest = int(exits.max())
             if run.exits.batching != "full" and not prefill_rows:
                 layers = deepest
-            checks, checked = _checks(self.models[run.placement.model], deepest, exits)
+            checks, checked = _checks(self.models[run.placement.model].exits, deepest, exits)
             filled = depth - layers
         gathered = decode_rows * -(-longest_decode // BLOCK_TOKENS) * BLOCK_TOKENS
         shape = (
@@ -430,7 +511,9 @@ class SimEngine:
         self._plan_steps(run, plan)
         if self.behaviour is None:
             return _outcome_of(stride)
-        block = stride.tokens = self._table.read(self.ticks, len(stride.steps))
+        block: TokenBlock | JointBlock
+        block = self._joint[1] if self._is_joint and self._joint else self._table.read(self.ticks, len(stride.steps))
+        stride.tokens = block
         if run.guard is not None:
             trip = run.guard.first_trip(block.confidences, stride.token_ends())
             if trip is not None:
@@ -439,7 +522,7 @@ class SimEngine:
 
     def _plan_steps(self, run: Run, plan: _Plan) -> None:
         """Reading steps one by one, decoding steps from one end of a request to the next."""
-        steps, most, max_ends = plan.stride.steps, run.max_steps, run.max_ends
+        steps, most, max_ends = plan.stride.steps, 1 if self._one_by_one else run.max_steps, run.max_ends
         chunks, program = run.batch.chunks, run.program
         left_s = _FOREVER if run.within_s is None else run.within_s
         k = ended = 0
@@ -480,15 +563,15 @@ class SimEngine:
             plan.extrapolated.append(k)
         self._emit(chunks, at, k, plan.changes)
         has_exits = run.exits.kind == "threshold" and self.behaviour is not None
-        block = self._table.read(at, 1) if has_exits else None
+        block = self._read(at, chunks) if has_exits else None
         ending = self._ending.get(at + 1)
-        shape = self._shape(run, asked, 0 if ending is None else len(ending), block)
-        one = round(cost.seconds(shape) / TICK) * TICK
+        expected, layers = self.priced(run, at, chunks, asked, 0 if ending is None else len(ending), block)
+        one = round(expected / TICK) * TICK
         if self.noise is not None:
             plan.noise_at_s.append(self.noise.at_s)
             one = self._noisy(one)
         rows, tokens, decode_rows, _, _, _, _, emitted, _ = asked
-        step = (one, shape[6], rows, decode_rows, tokens - decode_rows, emitted)
+        step = (one, layers, rows, decode_rows, tokens - decode_rows, emitted)
         steps.append(_tuple_new(StrideStep, step))
         return True
 
@@ -559,6 +642,8 @@ class SimEngine:
         """``count`` steps of decode rows under a threshold, from tick ``at`` on, in their expected times."""
         spec, cost = self.models[run.placement.model], self.costs[run.placement.model]
         depth, rows = run.placement.depth, len(self._ids)
+        if not self._is_plain:
+            return self._method_steps(run, at, count, until_end)
         block = self._table.read(at, count)
         exits = np.where(np.isnan(block.cells(CONFIDENCES)), 0, block.cells(EXIT_LAYERS))
         layers = np.array(spec.exits)
@@ -570,6 +655,37 @@ class SimEngine:
             ended = len(self._ending[at + until_end]) if k + 1 == until_end else 0
             blocks = -(-(longest + k) // BLOCK_TOKENS)
             steps.append(self._decode_step(cost, rows, blocks, walked, checks, sum(undecided), depth - walked, ended))
+        return steps
+
+    def _method_steps(self, run: Run, at: int, count: int, until_end: int) -> list[StrideStep]:
+        """The same where rows part ways: from counts of rows behind each exit, and the longest of them."""
+        cost, rows = self.costs[run.placement.model], len(self._ids)
+        if self._one_by_one:
+            ended = len(self._ending[at + 1]) if until_end == 1 else 0
+            asked = _asked((), rows, at + max(self._reaches))
+            expected, layers = self.priced(run, at, (), asked, ended, self._read(at, ()))
+            return [StrideStep(tick(expected), layers, rows, rows, 0, rows)]
+        ends = segment_ends(self.models[run.placement.model], run.placement.depth)
+        block = self._table.read(at, count)
+        exits = np.where(np.isnan(block.cells(CONFIDENCES)), 0, block.cells(EXIT_LAYERS))
+        reaches = np.zeros(exits.shape[1], np.int64)
+        for going, reach in zip(self._decoding, self._reaches, strict=True):
+            assert going.lane is not None
+            reaches[going.lane.column - block.columns.start] = at + reach
+        is_left = exits[:, :, None] >= np.array(ends)
+        left = np.add.reduce(is_left, axis=1, dtype=np.int64)
+        longest = np.max(np.where(is_left, reaches[None, :, None], 0), axis=1) + np.arange(count)[:, None]
+        blocks = -(-longest // BLOCK_TOKENS)
+        steps: list[StrideStep] = []
+        for k, (undecided, in_blocks) in enumerate(zip(left.tolist(), blocks.tolist(), strict=True)):
+            ended = len(self._ending[at + until_end]) if k + 1 == until_end else 0
+            key = (ended, *undecided, *in_blocks)
+            known = self._decode_steps.get(key)
+            if known is None:
+                parts = parts_from_counts(run.exits, ends, undecided, in_blocks, ended)
+                seconds = tick(parts.seconds(cost, run.exits))
+                known = self._decode_steps[key] = StrideStep(seconds, parts.layers_run, rows, rows, 0, rows)
+            steps.append(known)
         return steps
 
     # -- time and energy ------------------------------------------------------------------------------------------
@@ -642,10 +758,10 @@ def _asked(chunks: Sequence[Chunk], decoding: int, longest_decode: int) -> Asked
     return _tuple_new(Asked, asked)
 
 
-def _checks(spec: ModelSpec, deepest: int, exits: npt.NDArray[np.int64]) -> tuple[int, int]:
+def _checks(layers: Sequence[int], deepest: int, exits: npt.NDArray[np.int64]) -> tuple[int, int]:
     """Exit checks of a step, and rows checked in all: each exit up to the deepest asks those who have not left."""
     checks = checked = 0
-    for exit_layer in spec.exits:
+    for exit_layer in layers:
         if exit_layer > deepest:
             break
         checks += 1

@@ -9,21 +9,20 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from heliosim.engines.allocator import keep_freed_memory
 from heliosim.engines.models.host import HostModel, Resident
 from heliosim.engines.models.paged import PagedKV, Pass, Row
+from heliosim.engines.models.walk import Gaps, Left, Walk, read
 from heliosim.errors import InputError, MemoryBudgetError, UnknownNameError
 from heliosim.formats.checkpoint import CheckpointInfo, checkpoint_path, inspect_checkpoint
 from heliosim.types import (
     Arrival,
     Batch,
-    ExitRule,
     Load,
     ModelSpec,
     Outcome,
@@ -34,9 +33,6 @@ from heliosim.types import (
     Tokens,
     tick,
 )
-
-KV_FILLS = ("propagate",)
-"""Ways to fill the KV of resident layers a step skipped."""
 
 _EXTEND_TOKENS = 2048
 """Tokens run through new layers at once; bounds the activations of an ``extend``."""
@@ -55,25 +51,12 @@ class _Sequence:
         return self.known[self.request.prompt_tokens :]
 
 
-@dataclass(slots=True)
-class _Left:
-    """Where the emitting rows of a step left, in batch order; exit layer 0: not yet."""
-
-    ids: list[int]
-    logprobs: list[float]
-    exit_layers: list[int] = field(default_factory=list)
-
-    @classmethod
-    def none_of(cls, rows: int) -> _Left:
-        return cls([0] * rows, [0.0] * rows, [0] * rows)
-
-
 class TorchEngine:
     """Serves early-exit OPT and Llama checkpoints on one device.
 
     ``checkpoints``: folder or shipped name by model name; all must share a vocabulary. ``exits``: exit layers by model
-    name, in place of the checkpoint's own. ``threads``: CPU threads, set for the whole process. ``kv_fill``: how KV of
-    layers a step skipped is made. ``record_ids``: report token ids in ``Tokens.ids``.
+    name, in place of the checkpoint's own. ``threads``: CPU threads, set for the whole process. ``record_ids``: report
+    token ids in ``Tokens.ids``.
     """
 
     def __init__(
@@ -82,13 +65,10 @@ class TorchEngine:
         device: str = "cpu",
         dtype: str = "float32",
         threads: int = 1,
-        kv_fill: str = "propagate",
         record_ids: bool = True,
         *,
         exits: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
-        if kv_fill not in KV_FILLS:
-            raise UnknownNameError("kv_fill", kv_fill, KV_FILLS)
         self.device = _device(device)
         if self.device.type == "cpu":
             torch.set_num_threads(threads)
@@ -108,6 +88,7 @@ class TorchEngine:
         self._sequences: dict[RequestId, _Sequence] = {}
         self._resident: Resident | None = None
         self._kv: PagedKV | None = None
+        self._gaps = Gaps()
 
     # --- the protocol -----------------------------------------------------------------------------------------------
 
@@ -208,7 +189,7 @@ class TorchEngine:
     def _replace(self, host: HostModel, action: Load) -> None:
         """Free all KV and the weights not needed, then copy the missing ones and allocate the new KV."""
         depth = action.placement.depth
-        self._kv = None
+        self._kv, self._gaps = None, Gaps()
         if self._resident is None or self._resident.host is not host:
             self._resident = None  # freed before the other model comes
             self._resident = host.resident(depth, self.device)
@@ -252,6 +233,9 @@ class TorchEngine:
         if self._kv is None or self._kv.hidden is None:
             remedy = "Make the earlier placement with stores_hidden."
             raise InputError("load.kept", str(old), "it stored no hidden states to extend", remedy)
+        if self._gaps.done or self._gaps.visible is not None:
+            remedy = "Use skipped_kv propagate or copy on placements that are extended."
+            raise InputError("load.kept", str(old), "tokens lack the KV of resident layers", remedy)
 
     def _host(self, placement: Placement) -> HostModel:
         """The model a placement names; raises unless its depth is one tokens can leave at."""
@@ -270,10 +254,12 @@ class TorchEngine:
         if self._kv is not None:
             for request in requests:
                 self._kv.release(request)
+                self._gaps.forget(request)
 
     def _clear(self) -> None:
         """Hold nothing: the state after a load that failed halfway."""
         self.placement = self._resident = self._kv = None
+        self._gaps = Gaps()
 
     # --- running ----------------------------------------------------------------------------------------------------
 
@@ -282,30 +268,29 @@ class TorchEngine:
         resident, kv = self._held()
         self._release(action.evicted)
         batch = action.batch
-        run = self._prepare(batch, kv)
+        rows, ids = self._rows(batch, kv)
+        rule = action.exits
+        if rule.kind == "threshold" or self._gaps.done or self._gaps.visible is not None:
+            requests, emits = batch.requests, batch.emits
+            walk = Walk(resident, kv, self._gaps, rule, requests, rows, ids, emits, _is_decoding(batch))
+            left, layers_run = walk.go()
+            return self._settle(batch, left), layers_run
+        run = Pass(rows, kv.shape, self.device, kv.dtype, ids=ids, emits=batch.emits)
         resident.family.begin(run)
         h = resident.family.embed(resident.base, run.ids, run.positions)
-        left = _Left.none_of(sum(batch.emits))
-        may_stop = action.exits.batching == "wait-for-deepest" and _is_decoding(batch)
-        checks = self._checks(resident, action.exits)
         depth = resident.depth
-        layers_run = depth
         for i in range(depth):
             h = resident.family.layer(resident.layers[i], h, run, kv.layers[i])
-            if i + 1 in checks:
-                self._check(h, i + 1, run, left, action.exits.threshold)
-                if may_stop and all(left.exit_layers):
-                    layers_run = i + 1
-                    break
-        for i in range(layers_run, depth):
-            resident.family.fill(resident.layers[i], h, run, kv.layers[i])
         if kv.hidden is not None:
             kv.hidden.index_copy_(0, run.slots, h)
-        self._check(h, depth, run, left, None)
-        return self._settle(batch, left), layers_run
+        if run.ends is not None:
+            h = h.index_select(0, run.ends)
+        emitted = sum(batch.emits)
+        logprobs, tokens = read(resident.logits(h, depth)) if emitted else ([], [])
+        return self._settle(batch, Left(tokens, logprobs, [depth] * emitted)), depth
 
-    def _prepare(self, batch: Batch, kv: PagedKV) -> Pass:
-        """Take the blocks of a batch and build its pass."""
+    def _rows(self, batch: Batch, kv: PagedKV) -> tuple[list[Row], list[list[int]]]:
+        """Take the blocks of a batch; its rows, and the ids of their new tokens."""
         rows, ids = [], []
         most = self._held()[0].host.info.positions
         for request, start, count, is_emitting in zip(
@@ -317,31 +302,9 @@ class TorchEngine:
             assert is_emitting == (start + count == len(known)), f"request {request} emits where its text ends"
             rows.append(Row(kv.take(request, start + count), start, count))
             ids.append(known[start : start + count])
-        return Pass(rows, kv.shape, self.device, kv.dtype, ids=ids, emits=batch.emits)
+        return rows, ids
 
-    @staticmethod
-    def _checks(resident: Resident, rule: ExitRule) -> frozenset[int]:
-        """Exits before the last resident layer at which tokens may leave."""
-        if rule.kind != "threshold":
-            return frozenset()
-        return frozenset(e for e in resident.host.info.spec.exits if e < resident.depth)
-
-    def _check(self, h: Tensor, layer: int, run: Pass, left: _Left, threshold: float | None) -> None:
-        """Let rows that have not left leave behind ``layer``, if confident enough; ``None``: whatever they are."""
-        resident, _ = self._held()
-        open_rows = [i for i, exit_layer in enumerate(left.exit_layers) if not exit_layer]
-        if not open_rows:
-            return
-        if run.ends is not None:
-            h = h.index_select(0, run.ends)
-        if len(open_rows) < len(left.exit_layers):
-            h = h.index_select(0, torch.tensor(open_rows, device=self.device))
-        logprobs, ids = _read(resident.logits(h, layer))
-        for i, logprob, token in zip(open_rows, logprobs, ids, strict=True):
-            if threshold is None or math.exp(logprob) >= threshold:
-                left.exit_layers[i], left.logprobs[i], left.ids[i] = layer, logprob, token
-
-    def _settle(self, batch: Batch, left: _Left) -> Tokens:
+    def _settle(self, batch: Batch, left: Left) -> Tokens:
         """Append the tokens to their requests, and forget the requests that end with them."""
         requests = tuple(r for r, is_emitting in zip(batch.requests, batch.emits, strict=True) if is_emitting)
         lasts = tuple(self._append(request, token) for request, token in zip(requests, left.ids, strict=True))
@@ -374,16 +337,6 @@ class TorchEngine:
 def _is_decoding(batch: Batch) -> bool:
     """Whether every row only makes its next token: no row needs layers completed for tokens nobody reads."""
     return all(batch.emits) and all(start > 0 for start in batch.starts) and all(count == 1 for count in batch.counts)
-
-
-def _read(logits: Tensor) -> tuple[list[float], list[int]]:
-    """Log-probability and id of the likeliest token of each row, with one transfer to the host."""
-    best = torch.log_softmax(logits, -1, dtype=torch.float32).max(-1)
-    if logits.device.type == "cpu":
-        return best.values.tolist(), best.indices.tolist()
-    # ids stay exact in float32: vocabularies are smaller than 2**24
-    values, ids = torch.stack((best.values, best.indices.float())).tolist()
-    return values, [int(i) for i in ids]
 
 
 def _groups(rows: Sequence[Row], tokens: int) -> list[list[Row]]:

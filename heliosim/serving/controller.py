@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 from heliosim.types import (
     Directive,
-    ExitBatching,
     ExitRule,
     ModelSpec,
     Outcome,
@@ -79,8 +78,3 @@ class FixedPlacement:
 def vanilla(model: ModelSpec) -> FixedPlacement:
     """Full model, every token walks every layer, no exit is checked."""
     return FixedPlacement(model, ExitRule("none"))
-
-
-def early_exit(model: ModelSpec, threshold: float, batching: ExitBatching) -> FixedPlacement:
-    """Full model, tokens leave at the first confident exit (EE-LLM, LayerSkip)."""
-    return FixedPlacement(model, ExitRule("threshold", threshold, batching))

@@ -15,7 +15,7 @@ import numpy as np
 
 from heliosim.errors import InputError, UnknownNameError
 from heliosim.serving.controller import Controller, Note
-from heliosim.serving.kinds import Context
+from heliosim.serving.kinds import Context, check_exit_numbers
 from heliosim.serving.repository import Evaluation, Objective, Performance, PhtRow, Repository, scaled
 from heliosim.types import (
     Directive,
@@ -62,6 +62,9 @@ class HeliosParameters:
     load_step: Literal["auto", "full", "next-exit"] = "auto"
     in_flight: InFlight = "boundary"
     batching: ExitBatching = "wait-for-deepest"
+    skipped_kv: str = "propagate"
+    quorum: int = 1
+    break_even: float | None = None
     tie_tolerance: float = 0.01
     use_evaluation: bool = True
     use_greedy_depth: bool = True
@@ -81,6 +84,7 @@ class HeliosParameters:
             if getattr(self, name) < smallest:
                 problem = f"must be at least {smallest}"
                 raise InputError(f"controller.{name}", getattr(self, name), problem, "Correct the value.")
+        check_exit_numbers(self.quorum, self.break_even)
         if not 0 <= self.tie_tolerance < 10:
             raise InputError("controller.tie_tolerance", self.tie_tolerance, "must be 0 or a share", "Try 0.01.")
         for name in ("threshold", "coverage"):
@@ -88,12 +92,20 @@ class HeliosParameters:
                 problem = "must lie between 0 and 1"
                 raise InputError(f"controller.{name}", getattr(self, name), problem, "Correct the value.")
 
+    def rule(self, kind: Literal["greedy", "threshold"]) -> ExitRule:
+        """How tokens leave a partial model (``greedy``) or a full one."""
+        return ExitRule(kind, self.threshold, self.batching, self.skipped_kv, self.quorum, self.break_even or 0.0)
+
     def build(self, context: Context) -> Controller:
         """A controller over the repository's candidates, offline figures taken at this threshold."""
         for name in self.candidates:
             if name not in context.models:
                 raise UnknownNameError("controller.candidates", name, context.models)
-        return Helios(context.repository(self.threshold, self.batching), self)
+        chosen = self
+        if self.break_even is None and self.batching == "rebatch":  # what pays for every candidate
+            models = self.candidates or tuple(context.models)
+            chosen = replace(self, break_even=max(context.break_even(m, self.rule("threshold")) for m in models))
+        return Helios(context.repository(self.threshold, self.batching), chosen)
 
 
 class BreachCounter:
@@ -278,7 +290,7 @@ class Helios:
             self._is_draining = False  # nobody is left from before: what is measured now is the candidate alone
         return Directive(
             placement=Placement(name, spec.layers),
-            exits=ExitRule("threshold", self.parameters.threshold, self.parameters.batching),
+            exits=self.parameters.rule("threshold"),
             in_flight=self.parameters.in_flight,
             admit=0 if self._is_draining else self.parameters.probe_requests - self._probes_started,
             is_probe=not self._is_draining,
@@ -400,7 +412,7 @@ class Helios:
         kind: Literal["greedy", "threshold"] = "greedy" if is_partial else "threshold"
         self._directive = Directive(
             placement=placement,
-            exits=ExitRule(kind, self.parameters.threshold, self.parameters.batching),
+            exits=self.parameters.rule(kind),
             in_flight=self.parameters.in_flight,
             reason=reason,
             max_steps=None,

@@ -6,11 +6,11 @@ A kind of your own is such a dataclass in your package, named by an entry point 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from heliosim.errors import InputError, UnknownNameError
-from heliosim.serving.controller import Controller, FixedPlacement, early_exit, vanilla
+from heliosim.serving.controller import Controller, FixedPlacement, vanilla
 from heliosim.serving.repository import Repository
 from heliosim.types import ExitBatching, ExitRule, ModelSpec
 
@@ -20,11 +20,13 @@ class Context:
     """What a controller may be built from: sizes of the models, and the repository's offline facts (made when asked
     for).
 
-    ``repository(threshold, batching)`` gives offline performance with early exit at that threshold and batch rule.
+    ``repository(threshold, batching)`` gives offline performance with early exit at that threshold and batch rule;
+    ``break_even(model, rule)`` the rows x layers that a regrouping must save to pay for itself.
     """
 
     models: Mapping[str, ModelSpec]
     repository: Callable[[float, ExitBatching], Repository]
+    break_even: Callable[[str, ExitRule], float] = lambda _model, _rule: 0.0
 
     def model(self, name: str) -> ModelSpec:
         if name not in self.models:
@@ -50,17 +52,30 @@ class Vanilla:
 
 @dataclass(frozen=True)
 class EarlyExit:
-    """One full model, tokens leave at the first exit with confidence >= ``threshold``."""
+    """One full model, tokens leave at the first exit with confidence >= ``threshold``.
+
+    ``batching``, ``skipped_kv``, ``quorum``, ``break_even``: see ``ExitRule``. ``break_even`` None: from the profile.
+    """
 
     model: str
     threshold: float = 0.8
     batching: ExitBatching = "wait-for-deepest"
+    skipped_kv: str = "propagate"
+    quorum: int = 1
+    break_even: float | None = None
 
     def __post_init__(self) -> None:
         _check_threshold(self.threshold)
+        check_exit_numbers(self.quorum, self.break_even)
 
     def build(self, context: Context) -> Controller:
-        return early_exit(context.model(self.model), self.threshold, self.batching)
+        spec = context.model(self.model)
+        rule = ExitRule(
+            "threshold", self.threshold, self.batching, self.skipped_kv, self.quorum, self.break_even or 0.0
+        )
+        if self.break_even is None and self.batching == "rebatch":
+            rule = replace(rule, break_even=context.break_even(spec.name, rule))
+        return FixedPlacement(spec, rule)
 
 
 @dataclass(frozen=True)
@@ -84,6 +99,14 @@ class Fixed:
                 f"Exits: {', '.join(map(str, spec.exits))}.",
             )
         return FixedPlacement(spec, ExitRule("greedy", self.threshold), self.depth)
+
+
+def check_exit_numbers(quorum: int, break_even: float | None) -> None:
+    """Raise InputError unless exit batching can have these numbers."""
+    if quorum < 1:
+        raise InputError("controller.quorum", quorum, "must be at least 1 row", "Correct the value.")
+    if break_even is not None and not break_even >= 0:
+        raise InputError("controller.break_even", break_even, "must be 0 or more rows x layers", "Correct the value.")
 
 
 def _check_threshold(threshold: float) -> None:

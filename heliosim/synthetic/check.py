@@ -120,12 +120,13 @@ def thresholds_of(row: ThresholdRow) -> Array:
 
 
 def fit_sweep(rows: Sequence[ThresholdRow]) -> ScoreFamily:
-    """One sigma, and mu a parabola in depth: four parameters for mean and spread of exit depth at all thresholds."""
+    """One sigma, and mu that rises and levels off with depth: four parameters for mean and spread of exit depth at all
+    thresholds. Where single exits lie is not in the data.
+    """
     exits = np.arange(1, EE_LLAMA_LAYERS + 1)
 
     def family(p: Array) -> ScoreFamily:
-        x = (exits - 1) / (EE_LLAMA_LAYERS - 1)
-        mu = p[0] + p[1] * x + p[2] * x**2
+        mu = p[0] - np.exp(p[1] - (exits - 1) / np.exp(p[2]))
         return ScoreFamily(
             exits=tuple(exits.tolist()), mu=mu, sigma=np.full(len(exits), np.exp(p[3])), shifts=np.zeros(1),
             weights=np.ones(1), depth_correlation=SWEEP_CORRELATION,
@@ -135,7 +136,7 @@ def fit_sweep(rows: Sequence[ThresholdRow]) -> ScoreFamily:
         found = [depth_of(family(p), row) for row in rows]
         return np.array([(m - row.mean_depth, s - row.std_depth) for (m, s), row in zip(found, rows, strict=True)]).ravel()
 
-    start = np.array([0.0, 4.0, 0.0, 1.0])
+    start = np.array([2.0, 2.0, 0.5, 1.0])
     return family(np.asarray(least_squares(errors, start).x, np.float64))
 
 

@@ -150,6 +150,6 @@ def synthetic_lines(solved: Solved, seed: int, models: Sequence[str]) -> tuple[s
     spec = solved.spec
     lines = [f"confidences and agreement at every exit: drawn from exit spec {spec.name}, seed {seed}"]
     for name in models:
-        assumed = spec.models[name].left.is_assumed
-        lines.append(f"{name}: shares of tokens by exit {'assumed' if assumed else 'from ' + spec.models[name].left.source}")
+        left = spec.models[name].left
+        lines.append(f"{name}: shares of tokens by exit are {left.source if left.is_assumed else f'from {left.source}'}")
     return tuple(lines)

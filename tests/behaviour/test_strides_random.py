@@ -15,6 +15,7 @@ import pytest
 from heliosim.errors import HelioSimError
 from heliosim.formats.profile import Profile
 from heliosim.formats.results import RunResults
+from heliosim.registry import EXIT_BATCHING, SKIPPED_KV
 from heliosim.runs import ANY_STRIDE, run_simulated, save
 from heliosim.scenario import Scenario
 from tests.profiles import scenario, write_synthetic_profile
@@ -23,6 +24,19 @@ from tests.profiles import scenario, write_synthetic_profile
 @pytest.fixture(scope="module")
 def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
     return write_synthetic_profile(tmp_path_factory.mktemp("profile") / "synthetic", max_rows=64, max_tokens=512)
+
+
+def drawn_methods(seed: int) -> dict[str, Any]:
+    """Exit methods of every other seed, from a stream of their own: the rest of a scenario is as it would be without."""
+    r = Random(f"methods {seed}")
+    if seed % 2 == 0 or seed >= 1000:
+        return {}
+    return {
+        "batching": r.choice(["full", "wait-for-deepest", "eager", "rebatch", "rebatch"]),
+        "skipped_kv": r.choice(["none", "copy", "propagate", "propagate", "recompute"]),
+        "quorum": r.choice([1, 1, 2, 5]),
+        "break_even": r.choice([None, 0.0, 4.0, 9.0]),
+    }
 
 
 def drawn_controller(r: Random) -> dict[str, Any]:
@@ -77,9 +91,12 @@ def drawn_workload(r: Random) -> dict[str, Any]:
 def drawn(seed: int, profile: Profile) -> Scenario:
     r = Random(seed)
     rows = r.choice([1, 2, 4, 8, 16])
+    controller = drawn_controller(r)
+    if controller["kind"] in ("helios", "early-exit"):
+        controller |= drawn_methods(seed)
     sections: dict[str, Any] = {
         "seed": seed,
-        "controller": drawn_controller(r),
+        "controller": controller,
         "workload": drawn_workload(r),
         "memory": {"budget_bytes": r.choice([12884, 13500, 14036, 20000, 30000, 100000, 300000])},
         "batcher": {
@@ -116,6 +133,7 @@ def drawn_pressed(seed: int, profile: Profile) -> Scenario:
         "use_greedy_depth": r.random() < 0.5,
         "batching": r.choice(["full", "wait-for-deepest"]),
     }
+    helios |= drawn_methods(seed)
     arrivals = {"kind": "poisson", "rate_per_s": r.choice([20.0, 150.0, 2000.0])}
     tasks = [
         {
@@ -183,3 +201,20 @@ def test_run_folders_have_the_same_bytes(seed: int, profile: Profile, tmp_path: 
     assert files == sorted(p.name for p in (tmp_path / "any").iterdir())
     same = [f for f in files if (tmp_path / "single" / f).read_bytes() == (tmp_path / "any" / f).read_bytes()]
     assert [f for f in files if f not in same] in ([], ["host.json"])
+
+
+@pytest.mark.parametrize("batching", sorted(EXIT_BATCHING.builtin))
+@pytest.mark.parametrize("method", sorted(SKIPPED_KV.builtin))
+def test_every_exit_method(batching: str, method: str, profile: Profile) -> None:
+    """All pairs, by strides and by single steps; rows part ways and tokens wait in them."""
+    for seed, (threshold, quorum, break_even) in enumerate([(0.6, 1, 0.0), (0.8, 2, 7.0)]):
+        controller = {
+            "kind": "early-exit", "model": "large", "threshold": threshold, "batching": batching, "skipped_kv": method,
+            "quorum": quorum, "break_even": break_even,
+        }  # fmt: skip
+        plan = scenario(profile, seed=seed, controller=controller, memory={"budget_bytes": 60_000})
+        single = run_simulated(plan, profile, max_stride=1)
+        for stride in (5, ANY_STRIDE):
+            other = run_simulated(plan, profile, max_stride=stride)
+            for name in ("steps", "requests", "tokens", "events"):
+                assert getattr(other, name).equals(getattr(single, name)), f"{name} differ"

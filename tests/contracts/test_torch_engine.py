@@ -788,8 +788,6 @@ def test_accept_checks_the_content(engine: TorchEngine) -> None:
 
 def test_settings_are_checked(folders: dict[str, Path], tmp_path: Path) -> None:
     one = {"opt": folders["opt"]}
-    with pytest.raises(UnknownNameError, match="propagate"):
-        TorchEngine(one, kv_fill="magic")
     with pytest.raises(UnknownNameError, match="bfloat16"):
         TorchEngine(one, dtype="float8")
     with pytest.raises(InputError, match="unknown device"):

@@ -183,17 +183,20 @@ class Pass:
         *,
         ids: Sequence[Sequence[int]] | None = None,
         emits: Sequence[bool] | None = None,
+        visible: Tensor | None = None,
     ) -> None:
-        """``ids``: token ids of each row's new tokens; None where hidden states are given instead."""
+        """``ids``: token ids of each row's new tokens; None where hidden states are given instead. ``visible``: which
+        token slots hold KV that may be attended to, [slots]; None: all that rows reach.
+        """
         assert all(row.count > 0 for row in rows), "a row of a pass computes at least one token"
         order = sorted(range(len(rows)), key=lambda i: rows[i].count > 1)
-        self.order, self.shape = order, shape
+        self.order, self.shape, self.visible = order, shape, visible
         singles = [rows[i] for i in order if rows[i].count == 1]
         chunks = [rows[i] for i in order if rows[i].count > 1]
         numbers = _Numbers()
         token_ids = numbers.add(i for row in order for i in ids[row]) if ids is not None else slice(0, 0)
         positions = numbers.add(p for i in order for p in range(rows[i].start, rows[i].start + rows[i].count))
-        slots = numbers.add(slot for i in order for slot in _slots(rows[i]))
+        slots = numbers.add(slot for i in order for slot in slots_of(rows[i]))
         width = max((blocks_for(row.start + 1) for row in singles), default=0)
         table = numbers.add(
             block for row in singles for block in _padded(row.table[: blocks_for(row.start + 1)], width)
@@ -222,11 +225,13 @@ class Pass:
         gathered = self.qkv.new_empty(count * width, BLOCK_TOKENS * shape.kv_width)
         pair = gathered.view(count, span, 2, shape.kv_heads, shape.head_dim).permute(2, 0, 3, 1, 4)
         keys, values, mask = pair[0], pair[1], None
-        if min(known) == max(known):
+        if min(known) == max(known) and self.visible is None:
             keys, values = keys[:, :, : known[0]], values[:, :, : known[0]]
         else:
             # additive, because a boolean one would be converted again in every layer
             hides = torch.arange(span, device=lengths.device) >= lengths[:, None]
+            if self.visible is not None:
+                hides |= ~self.visible.view(-1, BLOCK_TOKENS).index_select(0, table).view(count, span)
             mask = self.qkv.new_zeros(count, span).masked_fill_(hides, float("-inf")).view(count, 1, 1, span)
         # the G queries that share a key head become G query positions: nothing is repeated
         query = self.qkv[:count, : shape.query_width].view(count, shape.kv_heads, -1, shape.head_dim)
@@ -254,6 +259,8 @@ class Pass:
             group.keys, group.values = stored[0], stored[1]
             reach = torch.arange(row.start, end, device=blocks.device)[:, None]
             hides = torch.arange(end, device=blocks.device) > reach
+            if self.visible is not None:
+                hides |= ~self.visible.view(-1, BLOCK_TOKENS).index_select(0, blocks).view(-1)[:end]
             group.mask = self.qkv.new_zeros(row.count, end).masked_fill_(hides, float("-inf"))
         self._groups.append(group)
 
@@ -296,7 +303,7 @@ class _Numbers:
         return made if device.type == "cpu" else made.pin_memory().to(device, non_blocking=True)
 
 
-def _slots(row: Row) -> Iterable[int]:
+def slots_of(row: Row) -> Iterable[int]:
     """Places of a row's new tokens in the token view of the storage."""
     return (
         row.table[p // BLOCK_TOKENS] * BLOCK_TOKENS + p % BLOCK_TOKENS for p in range(row.start, row.start + row.count)
