@@ -105,6 +105,10 @@ ASSUMPTIONS: Mapping[str, Basis] = {
         "slope of Splitwise's Llama-2-70B (60 % of 400 W at 38 % of the bandwidth)",
         "C",
     ),
-    "overlapped in chunks": Basis("a load runs behind steps; its last sixteenth of a layer is exposed", "C"),
+    "derived profile under load": Basis(
+        "costs of the shipped profile llama2-a100-80gb (kernel times composed), synthetic exits, 40 GiB, Poisson arrivals",
+        "C",
+    ),
+    "agreement by depth": Basis("exit specs codellama-llama2 and llama-three of heliosim/synthetic: assumed levels", "C"),
     "context lengths": Basis("1024 tokens with ShareGPT, 100 with HellaSwag; unpublished", "C"),
 }
