@@ -94,9 +94,7 @@ _ASSUMED = ("usable memory", "per-request fixed cost", "batch cap", "context len
 
 def _row(name: str, claim: str, compute: object, remark: str) -> Row:
     assert callable(compute)
-    return Row(
-        name, claim, "calibrated", "x", compute, inputs=_INPUTS, assumptions=_ASSUMED, remark=remark, digits=3
-    )
+    return Row(name, claim, "calibrated", "x", compute, inputs=_INPUTS, assumptions=_ASSUMED, remark=remark, digits=3)
 
 
 _SHAREGPT = (
@@ -104,15 +102,28 @@ _SHAREGPT = (
     "limit: a mean over a run with its start and end, which the paper does not describe, would do that."
 )
 _HELLASWAG = (
-    "Half and three quarters follow from the fixed cost alone. At a quarter the limit on rows decides; the limit is one "
+    "Half and three quarters follow from the fixed cost alone. At a quarter the limit on rows decides; the limit is "
+    "one "
     "number for both models, whose product with the unpublished context length is what counts."
 )
 
 ROWS = (
     _row("batch-llama3-sharegpt", "batch size against the full model, Llama3-8B, ShareGPT", llama3_sharegpt, _SHAREGPT),
-    _row("batch-llama3-hellaswag", "batch size against the full model, Llama3-8B, HellaSwag", llama3_hellaswag, _HELLASWAG),
-    _row("batch-llama2-sharegpt", "batch size against the full model, Llama2-70B, ShareGPT", llama2_sharegpt, _SHAREGPT),
-    _row("batch-llama2-hellaswag", "batch size against the full model, Llama2-70B, HellaSwag", llama2_hellaswag, _HELLASWAG),
+    _row(
+        "batch-llama3-hellaswag",
+        "batch size against the full model, Llama3-8B, HellaSwag",
+        llama3_hellaswag,
+        _HELLASWAG,
+    ),
+    _row(
+        "batch-llama2-sharegpt", "batch size against the full model, Llama2-70B, ShareGPT", llama2_sharegpt, _SHAREGPT
+    ),
+    _row(
+        "batch-llama2-hellaswag",
+        "batch size against the full model, Llama2-70B, HellaSwag",
+        llama2_hellaswag,
+        _HELLASWAG,
+    ),
     _row(
         "batch-largest",
         "largest gain in batch size",

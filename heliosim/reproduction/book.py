@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from heliosim.errors import UnknownNameError
-from heliosim.reproduction import batch_size, energy, exits, latency, load, memory, quality, sweeps, throughput, transitions
+from heliosim.reproduction import (
+    batch_size,
+    energy,
+    exits,
+    latency,
+    load,
+    memory,
+    quality,
+    sweeps,
+    throughput,
+    transitions,
+)
 from heliosim.reproduction.rows import Experiment, Row
 
 ROWS: tuple[Row, ...] = (

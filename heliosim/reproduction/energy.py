@@ -44,7 +44,8 @@ ROWS = (
         needs=(ALONE_SMALL, ALONE_LARGE, ENERGY),
         remark=(
             "Watt-hours scale with the output length, which the paper does not give: at the node's power its 0.50 Wh "
-            "stand for some 600 tokens a prompt, our spec has 76. The ratios do not depend on it. The controller is told one "
+            "stand for some 600 tokens a prompt, our spec has 76. The ratios do not depend on it. The controller is "
+            "told one "
             "power for both models, so it minimises time."
         ),
     ),

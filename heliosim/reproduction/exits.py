@@ -64,11 +64,11 @@ ROWS = (
         assumptions=ASSUMED,
         needs=(HELIOS,),
         remark=(
-            "The large shares follow. What leaves at layer 12 does not: five requests are a noisy sample, so now and "
-            "then 12 layers are chosen for a partial OPT-1.3B, which the paper's figures rule out (its 1.38 % are the full "
-            "model's). A lower q removes it and lowers the full model's share with it: see the sweep of q. The full "
-            "OPT-6.7B serves its evaluations only, in the paper and here; ours are seven, the paper's figures are those of "
-            "six."
+            "The large shares follow; the small ones are those of evaluations (full OPT-6.7B: ours are seven, the "
+            "paper's "
+            "figures are those of six) and of the few times that LD is chosen. Intervals are wide: some ten reactions "
+            "decide a "
+            "run, and the paper shows one run."
         ),
     ),
 )

@@ -82,8 +82,10 @@ ROWS = (
         assumptions=(*ASSUMED, "prefill rate"),
         needs=(*THREE, TTFT),
         remark=(
-            "No prompt length is published. 42 and 69 ms cannot both come from launches (23 and 33 ms) plus arithmetic, "
-            "which differs fourfold between the models: something that both pay alike, such as tokenising and sampling, "
+            "No prompt length is published. 42 and 69 ms cannot both come from launches (23 and 33 ms) plus "
+            "arithmetic, "
+            "which differs fourfold between the models: something that both pay alike, such as tokenising and "
+            "sampling, "
             "must be in the paper's figures and is not in ours."
         ),
     ),

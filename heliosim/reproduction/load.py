@@ -52,7 +52,8 @@ ROWS = (
         assumptions=("derived profile under load",),
         needs=tuple(at(s, r) for s in SYSTEMS for r in RATES),
         remark=(
-            "The paper has batch 1 and no arrivals. Under load loads block everybody, and a switch moves gigabytes: HELIOS "
+            "The paper has batch 1 and no arrivals. Under load loads block everybody, and a switch moves gigabytes: "
+            "HELIOS "
             "keeps fewer requests within the limits than early exit alone unless loads are hidden or rare."
         ),
         is_ours=True,

@@ -39,7 +39,9 @@ def measure(results: RunResults, watts: Mapping[str, float] | None = None, slo: 
 def _states(results: RunResults) -> dict[str, float]:
     """Share of tokens by the placement they were served under, probes included."""
     steps = results.steps
-    names = np.asarray([f"{m}@{d}" for m, d in zip(steps["model"].to_pylist(), steps["depth"].to_pylist(), strict=True)])
+    names = np.asarray(
+        [f"{m}@{d}" for m, d in zip(steps["model"].to_pylist(), steps["depth"].to_pylist(), strict=True)]
+    )
     tokens = steps["tokens_out"].to_numpy()
     total = max(1, int(tokens.sum()))
     return {f"state:{name}": float(tokens[names == name].sum()) / total for name in sorted(set(names.tolist()))}

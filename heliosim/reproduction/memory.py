@@ -83,7 +83,9 @@ ROWS = (
         "GiB",
         llama_set,
         inputs=("shapes", "process overhead"),
-        remark="The middle of the overhead's range is added; the interval is that range. The weights alone stand beside.",
+        remark=(
+            "The middle of the overhead's range is added; the interval is that range. The weights alone stand beside."
+        ),
     ),
     Row(
         "hbm-shares",

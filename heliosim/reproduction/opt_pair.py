@@ -41,7 +41,12 @@ SYSTEMS: Mapping[str, Mapping[str, Any]] = {
     "vanilla 6.7B": {"kind": "vanilla", "model": LARGE},
     "early exit 1.3B": {"kind": "early-exit", "model": SMALL},
     "early exit 6.7B": {"kind": "early-exit", "model": LARGE},
-    "HELIOS": {"kind": "helios", "candidates": [SMALL, LARGE], "probes_count": False},
+    "HELIOS": {
+        "kind": "helios",
+        "candidates": [SMALL, LARGE],
+        "coverage": inputs.COVERAGE,
+        "probes_count": False,
+    },
 }
 
 
@@ -107,7 +112,7 @@ def scenario(controller: Mapping[str, Any], seed: int, share: float = 1.0) -> Sc
 
 def facts(made: BehaviourTable, digest: str) -> ProfileFile:
     """profile.json of the pair, beside a table with this digest."""
-    assumed = ("prefill rate", "host link", "power of the node")
+    assumed = ("prefill rate", "hidden loads", "power of the node")
     return ProfileFile(
         schema_version=1,
         kind="derived",
@@ -155,7 +160,7 @@ def _model(name: str) -> ModelFacts:
     step = CostFit(
         seconds_per=seconds, steps=0, cell_spread=0.0, max_rows=1, max_context=2048, max_tokens=2048, holdout=unmeasured
     )
-    loads = {**dict.fromkeys(LOAD_TERMS, 0.0), "weights_byte": 1 / inputs.HOST_LINK_BYTES_PER_S}
+    loads = {**dict.fromkeys(LOAD_TERMS, 0.0), "load": inputs.EXPOSED_LOAD_S}
     return ModelFacts(
         architecture="opt",
         checkpoint=name,

@@ -1,6 +1,6 @@
 """What the paper says, by row and part. Only the report and its tests read this: nothing that computes may see it.
 
-Marks: P stated by the paper or its slides, D derived from its numbers. Source of all: arXiv 2504.10724 (v1, v2), slides.
+Marks: P stated by the paper or its slides, D derived from its numbers. Source: arXiv 2504.10724 (v1, v2), slides.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ class Said:
 
 
 EXACT, DERIVABLE = 0.02, 0.10
-
 
 
 def _all(values: Mapping[str, float], tolerance: float | None = None, mark: Literal["P", "D"] = "P") -> dict[str, Said]:

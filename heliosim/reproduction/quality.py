@@ -53,7 +53,8 @@ ROWS = (
         assumptions=("agreement by depth",),
         remark=(
             "Consistent, not reproduced: the specs place the level of agreement there because the paper says so. Where "
-            "agreement was measured (GREEN-CODE, OPT-2.7B and Llama-3.2-3B) it rises with depth, not always monotonically."
+            "agreement was measured (GREEN-CODE, OPT-2.7B and Llama-3.2-3B) it rises with depth, not always "
+            "monotonically."
         ),
     ),
 )

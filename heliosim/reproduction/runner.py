@@ -72,7 +72,10 @@ def seconds_per_run(planned: Plan) -> dict[str, float]:
 
 
 def run(
-    planned: Plan, folder: Path, where: tuple[str, int, str | None] = ("local", 1, None), report: OnProgress | None = None
+    planned: Plan,
+    folder: Path,
+    where: tuple[str, int, str | None] = ("local", 1, None),
+    report: OnProgress | None = None,
 ) -> dict[str, tuple[Answer, float]]:
     """Answers by row id, with the seconds their computation took. Every finished run is kept in ``folder`` at once."""
     known = dict(planned.known)

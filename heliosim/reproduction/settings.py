@@ -13,6 +13,7 @@ from heliosim.errors import UnknownNameError
 from heliosim.formats.profile import Profile
 from heliosim.metrics import Slo
 from heliosim.reproduction import opt_pair, serving
+from heliosim.reproduction.inputs import EXITS
 from heliosim.reproduction.measure import measure
 from heliosim.reproduction.rows import Experiment
 from heliosim.runs import run_simulated
@@ -34,7 +35,7 @@ class Prepared:
 
 def _opt(experiment: Experiment, seed: int, share: float) -> Prepared:
     controller = {**_system(opt_pair.SYSTEMS, experiment), **dict(experiment.changes)}
-    watts = {model: opt_pair.watts(model) for model in opt_pair.inputs.EXITS}
+    watts = {model: opt_pair.watts(model) for model in EXITS}
     return Prepared(opt_pair.scenario(controller, seed, share), opt_pair.profile(seed), watts)
 
 

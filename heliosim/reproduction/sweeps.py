@@ -35,9 +35,7 @@ CANDIDATES: tuple[tuple[str, list[str]], ...] = (
 TOK = "tokens per second"
 
 
-def line(
-    runs: Runs, name: str, xs: Sequence[float], of: Callable[[float], Experiment], metric: str = RATE
-) -> Series:
+def line(runs: Runs, name: str, xs: Sequence[float], of: Callable[[float], Experiment], metric: str = RATE) -> Series:
     return series_of(name, [(x, samples(runs, of(x), metric)) for x in xs])
 
 
@@ -135,13 +133,13 @@ def identity(runs: Runs) -> Answer:
     pairs = list(zip(runs[SAME], runs[ALONE_SMALL], strict=True))
     same = [all(a.get(k) == b.get(k) for k in KEPT) for a, b in pairs]
     return Answer(
-        checks=(
-            Check("every figure is the same to the last bit", 0.0, 0.0, 0.0, sum(same) / len(same), all(same)),
-        )
+        checks=(Check("every figure is the same to the last bit", 0.0, 0.0, 0.0, sum(same) / len(same), all(same)),)
     )
 
 
-def _sweep(title: str, x_title: str, xs: Sequence[float], of: Callable[[float], Experiment]) -> Callable[[Runs], Answer]:
+def _sweep(
+    title: str, x_title: str, xs: Sequence[float], of: Callable[[float], Experiment]
+) -> Callable[[Runs], Answer]:
     def compute(runs: Runs) -> Answer:
         return Answer(
             plots=(

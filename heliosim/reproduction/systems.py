@@ -31,5 +31,13 @@ SIMULATED = (
     "HELIOS parameters",
 )
 """Inputs of every simulated row."""
-ASSUMED = ("threshold and coverage", "probes do not count", "request effect", "exit spec", "back to back", "host link")
+ASSUMED = (
+    "threshold",
+    "coverage",
+    "probes do not count",
+    "request effect",
+    "exit spec",
+    "back to back",
+    "hidden loads",
+)
 """Assumptions of every simulated row."""

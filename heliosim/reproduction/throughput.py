@@ -40,7 +40,6 @@ def token_weighted(runs: Runs) -> Answer:
     )
 
 
-
 ROWS = (
     Row(
         "throughput",
@@ -52,7 +51,8 @@ ROWS = (
         assumptions=ASSUMED,
         needs=THREE,
         remark=(
-            "The paper's own TPOT (10 / 15 / 8 ms) gives 1.25x / 1.88x by tokens; a mean over requests of their rates gives "
+            "The paper's own TPOT (10 / 15 / 8 ms) gives 1.25x / 1.88x by tokens; a mean over requests of their rates "
+            "gives "
             "more, and is what we show. Neither reaches 1.48x: the paper does not say how it averages."
         ),
     ),

@@ -24,15 +24,20 @@ def transitions(runs: Runs) -> Answer:
             value_of("evaluations", samples(runs, HELIOS, "evaluations")),
             value_of("every change of placement", samples(runs, HELIOS, "transitions")),
             value_of("busy with probes per evaluation, ms", [1e3 * x for x in samples(runs, HELIOS, "probe_s")]),
+            Value("copying the layers of OPT-6.7B beyond 9, nothing hidden, ms", _copy_ms("opt-6.7b", 23, "fp32")),
         ),
     )
 
 
+def _copy_ms(model: str, layers: int, dtype: str) -> float:
+    """Layers over the host link."""
+    return 1e3 * layers * architecture(model).layer_bytes(dtype) / HOST_LINK_BYTES_PER_S
+
+
 def ld_exposed(_: Runs) -> Answer:
-    """Copying four more layers of Llama3-8B over the host link while nothing else runs, as our loads do."""
-    layer_bytes = architecture("Llama3-8B").layer_bytes("fp16")
+    """Copying four more layers of Llama3-8B over the host link while nothing else runs."""
     return Answer(
-        (Value("nothing hidden", 1e3 * LD_LAYERS * layer_bytes / HOST_LINK_BYTES_PER_S),),
+        (Value("nothing hidden", _copy_ms("llama3-8b", LD_LAYERS, "fp16")),),
         beside=(Value("hidden behind steps of the old placement until it is whole", 0.0),),
     )
 
@@ -69,7 +74,8 @@ ROWS = (
         needs=THREE,
         remark=(
             "Live perplexities of the models alone (1.47, 1.49) are inputs of the exit spec. A partial model emits its "
-            "unsure tokens with the probability it had, so its own perplexity is higher; the paper's +0.01 needs unsure "
+            "unsure tokens with the probability it had, so its own perplexity is higher; the paper's +0.01 needs "
+            "unsure "
             "tokens about as probable at layer 6 as at layer 24. The repository's 1.91 and 1.68 are of other texts: "
             "not modelled."
         ),
@@ -81,11 +87,14 @@ ROWS = (
         "",
         transitions,
         inputs=SIMULATED,
-        assumptions=ASSUMED,
+        assumptions=(*ASSUMED, "host link"),
         needs=(HELIOS,),
         remark=(
-            "The paper does not say what counts as a transition. 220 ms are less than the copy of OPT-6.7B alone over "
-            "the link (0.69 s for the layers beyond 9), so its loads must hide behind steps; ours block."
+            "The paper does not say what counts as a transition. Its 220 ms per evaluation lie between what is "
+            "exposed if "
+            "loads are hidden (ours: 4 ms each) and the copy of OPT-6.7B alone (0.75 s for the layers beyond 9). The "
+            "probes "
+            "themselves, ten requests on full models, keep the server busy far longer than that, and count as service."
         ),
     ),
     Row(
