@@ -13,7 +13,7 @@ from heliosim.cli_sweep import Address, ExecutorKind, Jobs, worker_count
 if TYPE_CHECKING:
     from heliosim.reproduction.runner import Plan
 
-DEFAULT_REPLICATIONS, QUICK_REPLICATIONS = 20, 2
+DEFAULT_REPLICATIONS, QUICK_REPLICATIONS = 10, 2
 COMMAND = "heliosim reproduce"
 
 

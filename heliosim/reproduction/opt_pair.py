@@ -6,7 +6,8 @@ Exits come from the spec ``opt-pair`` (``heliosim/synthetic``), drawn anew for e
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -50,6 +51,7 @@ SYSTEMS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+@cache
 def exit_spec() -> ExitSpec:
     """The shipped spec of the pair, with the request effect that the state shares ask for."""
     content = load_spec("opt-pair").model_dump(mode="json")
@@ -67,16 +69,26 @@ def write(folder: Path, seed: int) -> None:
     write_profile(folder, facts(made, sha256_of(folder / "behaviour.parquet")))
 
 
+@dataclass(frozen=True)
+class Kept(Profile):
+    """A profile whose folder is gone; ``digest``: that of its profile.json."""
+
+    digest: str
+
+    @property
+    def hash(self) -> str:
+        return self.digest
+
+
 @lru_cache(maxsize=1)
-def _written(seed: int) -> tuple[TemporaryDirectory[str], Profile]:
-    holder = TemporaryDirectory()
-    write(Path(holder.name), seed)
-    return holder, load_profile(Path(holder.name), verify=False)
-
-
 def profile(seed: int) -> Profile:
     """The profile of a replication: the same exits for every system and change, other ones for another seed."""
-    return _written(seed)[1]
+    with TemporaryDirectory() as folder:
+        write(Path(folder), seed)
+        read = load_profile(Path(folder), verify=False)
+        kept = Kept(Path(NAME), read.facts, read.hash)
+        vars(kept)["behaviour"] = read.behaviour
+    return kept
 
 
 def scenario(controller: Mapping[str, Any], seed: int, share: float = 1.0) -> Scenario:
