@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from heliosim.costs import LOAD_TERMS, TERMS, StepShape
-from heliosim.fitting import Cell, by_cell, is_usual, relative_nnls, step_cell, unbiased
-from heliosim.formats.profile import ClockName, CostFit, HoldOut, LoadFit, Profile
+from heliosim.fitting import Cell, by_cell, design_of, is_usual, relative_nnls, step_cell, unbiased
+from heliosim.formats.profile import ClockName, CostFit, HoldOut, LoadFit, Profile, shape_columns
 
 from .measure import LoadSample, StepSample
 
@@ -47,7 +47,7 @@ def fit_steps(samples: Sequence[StepSample], clock: str) -> CostFit:
     """Fit one model's step cost on one clock. Cells chosen by hash are kept out of a first fit to score it; the
     published coefficients then use all.
     """
-    x = np.array([s.shape.terms() for s in samples], dtype=float)
+    x = design_of([s.shape for s in samples])
     y = np.array([s.clocks[clock] for s in samples])
     cells = by_cell([cell_of(s) for s in samples])
     sane = is_usual(y, cells)
@@ -74,10 +74,11 @@ def fitted_cells(profile: Profile, clock: ClockName) -> dict[str, list[Any]]:
     """Mean measured and mean predicted seconds of every cell, with its region, from a profile's own table."""
     import pyarrow.parquet as pq
 
-    names = StepShape._fields
+    table = pq.read_table(profile.folder / "steps.parquet")
+    shapes = zip(*shape_columns(table), strict=True)
     cells: dict[Cell, list[tuple[float, float, str]]] = {}
-    for row in pq.read_table(profile.folder / "steps.parquet").to_pylist():
-        shape = StepShape(**{name: row[name] for name in names})
+    for row, values in zip(table.to_pylist(), shapes, strict=True):
+        shape = StepShape(*values)
         sample = StepSample(row["model"], row["mode"], shape, {clock: row[f"{clock}_s"]})
         predicted = profile.step_cost(row["model"], clock).seconds(shape)
         cells.setdefault((row["model"], *cell_of(sample)), []).append(

@@ -69,7 +69,10 @@ Measured on {name}, {device.get("threads")} thread(s) of {device.get("host_cores
 {versions.get("heliosim")}, float32, models tiny-opt-s and tiny-opt-l, {e["requests"]} requests in four consecutive task blocks, {e["repeats"]} live
 repeats, seed {e["seed"]}, profile `{e["profile"]["hash"][:12]}`. Order of work: the profile is calibrated inside the real serving loop,
 then each scenario is simulated, and only then run live. Loads are shares of each system's own capacity, measured with everything waiting
-(`saturated`). Errors are signed: (predicted − measured mean) / measured mean. {where}"""
+(`saturated`). Errors are signed: (predicted − measured mean) / measured mean. {where}
+
+What is composed for GPUs that are not here ([hardware.md](hardware.md)) is held against published runs on a page of its own:
+[validation-composed.md](validation-composed.md)."""
 
 
 def _verdict(e: Mapping[str, Any]) -> str:
@@ -368,4 +371,6 @@ READING = """## How to read this
   simulator predicts *this* machine; it says nothing of an A100. Run the command on yours.
 - On the CPU clock every step really executes and is charged its process CPU time, scheduling and recording included. Idle time is skipped.
 - A miss at one load with small step-time errors points at the workload side (which prompts were drawn); a miss that is equal at all loads
-  points at the cost model, and the region table above says where."""
+  points at the cost model, and the region table above says where.
+- Composed profiles, which rest on published times, have pages of their own: [an operator profile against a real vLLM
+  run](validation-llmservingsim.md)."""

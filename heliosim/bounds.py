@@ -83,13 +83,20 @@ def step_floor(
         # t tokens, the first 16 at a each and the rest at b, cost at least b t - 16 (b - a): a rebate per step
         each = c["layer_token_more"]
         rebate = FEW_TOKENS * max(0.0, each - c["layer_token"])
+        dense, check = 0.0, c["check"]
+        if (curve := costs[name].layer_curve) is not None:
+            rows, most = candidate.batcher.max_batch, candidate.batcher.token_budget
+            dense, more = curve.line_below(max(rows, most), rows)
+            each += more
+        if (curve := costs[name].head_curve) is not None:
+            check += min(curve.seconds)
         floors.append(
             (
-                max(0.0, c["step"] + min(decode, prefill) * (c["layer"] - rebate)),
-                max(0.0, c["step"] + decode * (c["layer"] + c["layer_decode"] - rebate) + c["check"]),
+                max(0.0, c["step"] + min(decode, prefill) * (c["layer"] + dense - rebate)),
+                max(0.0, c["step"] + decode * (c["layer"] + dense + c["layer_decode"] - rebate) + check),
                 c["token"] + prefill * each,
                 c["row"] + c["token"] + decode * (each + c["layer_decode_row"]) + c["check_row"],
-                c["gathered"] + decode * c["layer_decode_kv"],
+                c["gathered"] + decode * (c["layer_decode_kv"] + c["layer_decode_context"]),
                 prefill * c["layer_prefill_kv"],
                 c["started"],
                 c["ended"],

@@ -22,6 +22,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from heliosim.formats.profile import ORIGINS, least_sure
 from heliosim.formats.results import RunResults
 from heliosim.metrics import Slo, SystemResult, metric_spec, request_latencies
 
@@ -72,15 +73,16 @@ def caption_of(systems: Sequence[SystemResult]) -> str:
     if live:
         clocks = "/".join(sorted({run.info.clock for run in live}))
         parts.append(f"{_span(len(s.live) for s in systems if s.live)} measured runs each ({clocks} clock)")
-    if any(run.info.profile_kind == "derived" for run in runs):
-        parts.append("profile derived, not measured")
+    kind = least_sure(run.info.profile_kind for run in runs)
+    if kind != "measured":
+        parts.append(f"profile {ORIGINS[kind]}")
     return " · ".join(parts)
 
 
 def run_caption(run: RunResults) -> str:
     """Sample size, seed and origin of one run."""
     origin = "simulated" if run.info.mode == "simulated" else f"measured, {run.info.clock} clock"
-    origin += ", derived profile" if run.info.profile_kind == "derived" else ""
+    origin += "" if run.info.profile_kind == "measured" else f", {run.info.profile_kind} profile"
     return f"{run.requests.num_rows} requests · {run.tokens.num_rows:,} tokens · seed {run.info.seed} · {origin}"
 
 

@@ -13,13 +13,22 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from heliosim.costs import StepShape
+from heliosim.costs import LATER_TERMS, TERMS, StepShape
 
 Array = npt.NDArray[np.float64]
 Cell = tuple[object, ...]
 ROW_BINS = (0, 1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 UNUSUAL = 4.0
 """Steps that take this many times their cell's median were interrupted by something else."""
+
+
+def design_of(shapes: Sequence[StepShape]) -> Array:
+    """Terms of steps measured on an engine that pads the KV of decode rows to the longest: [n, terms]. What the rows
+    really hold explains nothing there that ``layer_decode_kv`` does not, so its columns are left out (0).
+    """
+    x = np.array([shape.terms() for shape in shapes], dtype=float).reshape(-1, len(TERMS))
+    x[:, [TERMS.index(name) for name in LATER_TERMS]] = 0.0
+    return x
 
 
 def step_cell(mode: str, shape: StepShape) -> Cell:

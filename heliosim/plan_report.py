@@ -163,11 +163,16 @@ def _notes(plan: PlanFile, result: PlanResult, table: PriceTable) -> list[str]:
 
 
 def _derived_notes(profiles: list[str]) -> list[str]:
-    derived = sorted({name for name in profiles if open_profile(name).is_derived})
-    if not derived:
-        return []
-    shown = ", ".join(Path(name).name for name in derived)
-    return [f"derived, not measured ({shown}): published kernel times, synthetic exits; energy from data sheets"]
+    rests_on = {
+        "derived": "published kernel times, synthetic exits; energy from data sheets",
+        "composed": "shapes and a device's efficiency curves; energy from a power model",
+    }
+    found = []
+    for kind, what in rests_on.items():
+        if of_kind := sorted({name for name in profiles if open_profile(name).facts.kind == kind}):
+            shown = ", ".join(Path(name).name for name in of_kind)
+            found.append(f"{kind}, not measured ({shown}): {what}")
+    return found
 
 
 def _short(judgement: Judgement | None) -> list[str]:

@@ -38,7 +38,7 @@ def show_profile(profile: Profile) -> None:
     name = device.get("gpu") or device.get("host_cpu")
     out = console()
     out.print(
-        f"[bold]{profile.folder.name}[/] · {'derived, not measured' if profile.is_derived else facts.kind}, {name}"
+        f"[bold]{profile.folder.name}[/] · {profile.origin}, {name}"
         f"{f' ({threads} thread(s))' if (threads := device.get('threads')) else ''} · seed {facts.seed}"
     )
     _show_derivation(profile)
@@ -48,6 +48,9 @@ def show_profile(profile: Profile) -> None:
         if energy.source == "unavailable"
         else f"{energy.busy_w:g} W while stepping, {energy.source}"
         if energy.busy_w is not None
+        else f"{_watts(energy.idle_w)} idle, {_watts(energy.decode_w)} decoding, {_watts(energy.prefill_w)} reading, "
+        f"on each of {profile.gpus} GPU(s), {energy.source}"
+        if energy.decode_w is not None
         else f"{energy.idle_w} W idle, {energy.joules_per_step_second} W more while stepping"
     )
     out.print(f"energy: {shown} {f'({energy.reason})' if energy.reason else ''}")
@@ -62,8 +65,12 @@ def show_profile(profile: Profile) -> None:
             str(m.kv_bytes_per_token_layer), str(m.max_context),
         )  # fmt: skip
     out.print(sizes)
-    what = "composed steps" if profile.is_derived else "cells"
-    fits = Table(title=f"Step times: fit and error on held-out {what}", title_justify="left")
+    scored = {
+        "measured": "error on held-out cells",
+        "derived": "error on held-out composed steps",
+        "composed": "terms against the operator times they were made of (no error of an engine's steps)",
+    }
+    fits = Table(title=f"Step times: fit and {scored[facts.kind]}", title_justify="left")
     for column in (
         "model",
         "clock",
@@ -87,6 +94,10 @@ def show_profile(profile: Profile) -> None:
             )  # fmt: skip
     out.print(fits)
     show_premises(profile)
+
+
+def _watts(watts: float | None) -> str:
+    return "unknown W" if watts is None else f"{watts:.0f} W"
 
 
 def _show_derivation(profile: Profile) -> None:
@@ -115,7 +126,9 @@ def show_premises(profile: Profile) -> None:
 
     from heliosim.console import console
 
-    origin = "of synthetic exits" if profile.is_derived else "measured"
+    if not profile.facts.premises:
+        return
+    origin = "measured" if profile.is_measured else "of synthetic exits"
     table = Table(title=f"HELIOS premises, {origin}", title_justify="left")
     for column in ("premise", "subject", "value", "holds from", "verdict", "detail"):
         table.add_column(column, justify="right" if column in ("value", "holds from") else "left", overflow="fold")
@@ -138,7 +151,7 @@ def check_profile(profile: Profile) -> int:
     out.print("schema and digests: ok")
     for name, facts in profile.facts.models.items():
         problems += _check_model(name, facts)
-    rows = sum(t.tokens for t in profile.behaviour.texts.values())
+    rows = sum(t.tokens for t in profile.behaviour.texts.values()) if profile.has_behaviour else 0
     if rows != profile.facts.behaviour.rows:
         problems.append(f"behaviour: {rows} rows in the table, {profile.facts.behaviour.rows} in profile.json")
     for problem in problems:

@@ -16,6 +16,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from heliosim.formats.files import write_text
+from heliosim.formats.profile import CAUTIONS, least_sure
 from heliosim.metrics import HEADLINE, ComparisonRow, SystemResult, metric_spec, significant
 from heliosim.tables import inside, percent, spread
 
@@ -252,6 +253,7 @@ def demo_report(
         _glance(systems, rows, premises),
         _headline(systems, rows, metrics, style.colours),
         *_figure_sections(systems, profile_facts, style),
+        *_energy_sections(systems),
         *([_premises_section(premises)] if premises else []),
         Section("Limits", "What these numbers do not say.", [Text([*_limits(systems), *limits])]),
     ]
@@ -489,6 +491,22 @@ def _common_slo(systems: Sequence[SystemResult]) -> Any:
     return found.pop() if len(found) == 1 else None
 
 
+def _energy_sections(systems: Sequence[SystemResult]) -> list[Section]:
+    """Joules and money, where they are known of any system."""
+    from heliosim.costing import ENERGY_COLUMNS, energy_rows
+
+    rows = energy_rows(systems)
+    if not rows:
+        return []
+    first, *numbers, last = ENERGY_COLUMNS
+    columns = [Column(first), *(Column(title, "number") for title in numbers), Column(last, "note")]
+    reading = (
+        "Energy of steps and loads per completed token and prompt, its shares by cause, what the servers drew "
+        "beside it while idle, and what the GPUs cost in the meantime."
+    )
+    return [Section("Energy and cost", reading, [Table(columns, rows)])]
+
+
 def _premises_section(premises: Sequence[Mapping[str, Any]]) -> Section:
     columns = [
         Column("Premise"),
@@ -561,10 +579,9 @@ def _provenance(systems: Sequence[SystemResult], profile_facts: Mapping[str, Any
     runs = [run for s in systems for run in s.runs]
     given = {str(k): _fact(v) for k, v in profile_facts.items() if k != "step_fit"}
     facts = {"Profile": ", ".join(sorted({run.info.profile_hash[:16] for run in runs}))}
-    if any(run.info.profile_kind == "derived" for run in runs):
-        facts["Origin of the profile"] = (
-            "derived, not measured: step times composed of published kernel times, exits synthetic"
-        )
+    kind = least_sure(run.info.profile_kind for run in runs)
+    if kind in CAUTIONS:
+        facts["Origin of the profile"] = CAUTIONS[kind][0].lower() + CAUTIONS[kind][1:].rstrip(".")
     facts["Scenarios"] = ", ".join(
         dict.fromkeys(f"{s.name} {run.info.scenario_hash[:12]}" for s in systems for run in s.runs)
     )

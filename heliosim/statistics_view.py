@@ -24,11 +24,12 @@ SHOWN: tuple[str, ...] = (
     "output_throughput", "request_throughput", "mean_ttft_ms", "median_ttft_ms", "p90_ttft_ms", "p99_ttft_ms",
     "mean_tpot_ms", "median_tpot_ms", "p90_tpot_ms", "p99_tpot_ms", "mean_e2el_ms", "p90_e2el_ms", "p99_e2el_ms",
     "mean_queue_ms", "slo_attainment", "request_goodput", "mean_batch_size", "peak_kv_bytes", "layers_per_token",
-    "low_confidence_share", "perplexity", "agreement", "transitions", "preemptions", "energy_j", "utilisation",
+    "low_confidence_share", "perplexity", "agreement", "transitions", "preemptions", "energy_j",
+    "joules_per_token", "wh_per_prompt", "utilisation",
 )  # fmt: skip
 """Metrics of a summary of replications, in order."""
 _ONLY_WITH_SLO = ("slo_attainment", "request_goodput")
-_QUIET = ("energy_j",)
+_QUIET = ("energy_j", "joules_per_token", "wh_per_prompt")
 
 
 _NAMES_WRAP = 25
@@ -155,7 +156,7 @@ def _why_it_stopped(replicated: Replicated, target: float) -> str:
 
 def print_replicated(replicated: Replicated, first: RunResults, slo: Slo | None) -> None:
     """Table and notes, and what only the first run says (exits, refusals), on standard output."""
-    from heliosim.console import DERIVED, console, print_details, print_refused_first
+    from heliosim.console import console, print_details, print_refused_first, say_kind
     from heliosim.metrics import summarise
 
     out, summary = console(), summarise(first, slo=slo)
@@ -163,8 +164,7 @@ def print_replicated(replicated: Replicated, first: RunResults, slo: Slo | None)
     print_fitted(out, _title(replicated), _REPLICATED, replicated_rows(replicated, has_slo=slo is not None))
     for line in (*reason_lines(replicated, has_slo=slo is not None), *replicated_notes(replicated)):
         out.print(line)
-    if first.info.profile_kind == "derived":
-        out.print(f"[yellow]{DERIVED}[/]")
+    say_kind(first.info.profile_kind)
     out.print(f"of replication 0, seed {first.info.seed}, whose tables are kept:")
     print_details(first, summary)
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from heliosim.fitted import Column, print_tables
+from heliosim.formats.profile import CAUTIONS, least_sure
 from heliosim.metrics import HEADLINE, ComparisonRow, MetricSpec, SystemResult, metric_spec
 
 if TYPE_CHECKING:
@@ -150,11 +151,11 @@ def _caption(systems: Sequence[SystemResult]) -> str:
     def span(values: list[int]) -> str:
         return str(values[0]) if len(values) == 1 else f"{values[0]}–{values[-1]}"
 
-    derived = "\nderived, not measured: the profile rests on published kernel times and synthetic exits"
-    derived = derived if any(run.info.profile_kind == "derived" for s in systems for run in s.runs) else ""
+    kind = least_sure(run.info.profile_kind for s in systems for run in s.runs)
+    caution = f"\n{CAUTIONS[kind]}" if kind in CAUTIONS else ""
     said = [f"{span(requests)} requests per run, seed {span(seeds)}"]
     if clocks:
         said.append(f"measured: mean of {span(live)} repeats ({'/'.join(clocks)} clock)")
     if clocks and any(s.simulated for s in systems):
         said.append("error = (simulated − measured) / measured; repeats: least … greatest")
-    return "; ".join(said) + derived
+    return "; ".join(said) + caution

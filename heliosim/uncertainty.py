@@ -28,7 +28,9 @@ from heliosim.streams import stream
 LARGEST_MISMATCH = 0.01
 """A fit to all steps must predict their total time as the published one does, within this share, for the steps to be
 those behind the published costs."""
-_COLUMNS = ("model", "mode", "visit", *StepShape._fields)
+_SHAPE = StepShape._fields[: StepShape._fields.index("context")]
+"""What the costs of measured steps depend on; tables of older calibrations have no ``context``."""
+_COLUMNS = ("model", "mode", "visit", *_SHAPE)
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def _read(path: Path, clock: ClockName) -> dict[str, list[object]]:
 
 def _of_model(columns: Mapping[str, Sequence[object]], model: str, clock: ClockName, folder: Path) -> MeasuredSteps:
     rows = [i for i, name in enumerate(columns["model"]) if name == model]
-    fields = ([int(str(columns[n][i])) for i in rows] for n in StepShape._fields)
+    fields = ([int(str(columns[n][i])) for i in rows] for n in _SHAPE)
     shapes = [StepShape(*values) for values in zip(*fields, strict=True)]
     modes = [str(columns["mode"][i]) for i in rows]
     seconds = np.array([float(str(columns[f"{clock}_s"][i])) for i in rows], dtype=np.float64)

@@ -27,10 +27,11 @@ from kernel_times import GPUS, LARGE, SMALL, Gpu, Kernels, Shape
 from synthetic_exits import SEED, TASKS, TEXT_TOKENS, TEXTS, THRESHOLD, behaviour_columns
 
 from heliosim import __version__
-from heliosim.costs import TERMS, StepShape
+from heliosim.costs import LATER_TERMS, TERMS, StepShape
 from heliosim.formats.files import new_folder, sha256_of
 from heliosim.formats.profile import (
     PROFILE_FOLDER,
+    SCHEMA_VERSION,
     BehaviourFacts,
     CostFit,
     Derivation,
@@ -135,13 +136,13 @@ def chunks_of(shape: StepShape) -> tuple[tuple[int, int], ...]:
 
 
 def is_held_out(shape: StepShape) -> bool:
-    return hashlib.blake2b(repr(tuple(shape)).encode(), digest_size=4).digest()[0] % 5 == 0
+    return hashlib.blake2b(repr(tuple(shape[:-1])).encode(), digest_size=4).digest()[0] % 5 == 0
 
 
 OWN_FITS = ("check", "check_row", "fill_layer", "fill_layer_token")
 """Terms whose kernels are known apart, so that early exits are charged their own heads and fills."""
-ABSENT = ("row", "token", "gathered")
-"""Host work per row and token, which no kernel table holds."""
+ABSENT = ("row", "token", "gathered", *LATER_TERMS)
+"""Host work per row and token, which no kernel table holds; KV really held, which these fits pad as an engine does."""
 
 
 def fit(shapes: Sequence[StepShape], seconds: Any, model: Shape, kernels: Kernels) -> CostFit:
@@ -204,7 +205,7 @@ def derive(data: Path, gpu: Gpu, out: Path) -> None:
         pq.write_table(pa.Table.from_pylist(rows), folder / "steps.parquet", compression="zstd", compression_level=15)
         write_table(columns, folder / "behaviour.parquet")
         facts = ProfileFile(
-            schema_version=1,
+            schema_version=SCHEMA_VERSION,
             kind="derived",
             derivation=derivation(gpu, checks),
             device={"device": "cuda", "gpu": gpu.name, "gpu_memory_bytes": gpu.memory_bytes},

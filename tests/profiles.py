@@ -17,9 +17,11 @@ from heliosim_calibrate.behaviour import Columns, sources_of, write_table
 from heliosim.costs import TERMS, StepCost, StepShape
 from heliosim.formats.files import sha256_of
 from heliosim.formats.profile import (
+    SCHEMA_VERSION,
     BehaviourFacts,
     ClockName,
     CostFit,
+    Curves,
     Energy,
     HoldOut,
     LargestBatch,
@@ -64,7 +66,24 @@ STEP_SECONDS = {
     "fill_layer_token": 1e-7,
     "started": 1e-5,
     "ended": 1e-5,
+    "layer_mixed_context": 0.0,
+    "layer_decode_context": 0.0,
 }
+CURVES: Mapping[str, Any] = {
+    "layer": [(1, 3e-5), (8, 3.3e-5), (64, 7e-5), (300, 5e-4)],
+    "head": [(1, 4e-5), (5, 4.1e-5), (20, 9.7e-5)],
+}
+CURVED_SECONDS = {
+    "step": 2e-4,
+    "row": 1e-6,
+    "layer_decode_row": 2e-6,
+    "layer_mixed_context": 0.9e-8,
+    "layer_decode_context": 1.37e-8,
+    "layer_prefill_kv": 1.1e-9,
+    "fill_layer": 1e-5,
+    "started": 1e-5,
+}
+"""Of a profile whose layers and heads cost what ``CURVES`` say, and decoding what the rows really hold."""
 LOAD_SECONDS = {"load": 1e-3, "layer": 1e-4, "weights_byte": 1e-8, "kv_byte": 1e-9, "extend_token_layer": 1e-7}
 WALL_FACTOR = 1.5
 """Wall seconds for every CPU second."""
@@ -79,20 +98,26 @@ def write_synthetic_profile(
     max_tokens: int = 256,
     energy: Energy | None = None,
     checkpoints: Mapping[str, str] | None = None,
+    curves: bool = False,
 ) -> Profile:
-    """Write the profile into ``folder`` and load it. ``max_*``: the range its costs claim to be calibrated for."""
+    """Write the profile into ``folder`` and load it. ``max_*``: the range its costs claim to be calibrated for;
+    ``curves``: of its costs, instead of straight lines alone.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     columns = behaviour_columns()
     write_table(columns, folder / "behaviour.parquet")
     pq.write_table(pa.Table.from_pylist(_steps()), folder / "steps.parquet")
     limits = {"max_rows": max_rows, "max_context": max_context, "max_tokens": max_tokens}
     facts = ProfileFile(
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         kind="measured",
         device={"device": "cpu", "host_cpu": "made up", "threads": 1},
         versions={"heliosim": "test"},
         seed=0,
-        models={n: _facts(s, clocks, limits, (checkpoints or {}).get(n, f"elsewhere/{n}")) for n, s in MODELS.items()},
+        models={
+            n: _facts(s, clocks, limits, (checkpoints or {}).get(n, f"elsewhere/{n}"), curves)
+            for n, s in MODELS.items()
+        },
         energy=energy or Energy(source="unavailable", reason="made up"),
         behaviour=BehaviourFacts(
             tasks=dict.fromkeys(TASKS, TEXTS_PER_TASK),
@@ -187,14 +212,18 @@ def _steps() -> list[dict[str, Any]]:
     return found
 
 
-def _facts(model: ModelSpec, clocks: Sequence[ClockName], limits: Mapping[str, int], checkpoint: str) -> ModelFacts:
+def _facts(
+    model: ModelSpec, clocks: Sequence[ClockName], limits: Mapping[str, int], checkpoint: str, curves: bool
+) -> ModelFacts:
     factor = {"cpu": 1.0, "wall": WALL_FACTOR}
+    seconds = dict.fromkeys(STEP_SECONDS, 0.0) | CURVED_SECONDS if curves else STEP_SECONDS
     holdout = HoldOut(
         cells=4, median_abs_error=0.02, p90_abs_error=0.05, mean_signed_error=0.01, by_region={"decode 1": 0.02}
     )
     step: dict[ClockName, CostFit] = {
         clock: CostFit(
-            seconds_per={k: v * factor[clock] for k, v in STEP_SECONDS.items()},
+            seconds_per={k: v * factor[clock] for k, v in seconds.items()},
+            curves=Curves(**CURVES) if curves else None,
             steps=100,
             cell_spread=0.03,
             holdout=holdout,

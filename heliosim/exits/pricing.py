@@ -11,13 +11,13 @@ Under ``recompute`` a row brings along the tokens that wait for a segment, and i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from heliosim.costs import TERMS, StepCost, StepShape
+from heliosim.costs import TERMS, StepCost, StepShape, shape_of
 from heliosim.exits.batching import AtExit, Segment, exit_batcher, segments
 from heliosim.exits.skipped import skipped_kv
-from heliosim.types import BLOCK_TOKENS, ExitRule, ModelSpec, Seconds, blocks_for
+from heliosim.types import BLOCK_TOKENS, ExitRule, ModelSpec, Outcome, RequestId, Run, Seconds, blocks_for
 
 _STEP, _LAYER = TERMS.index("step"), TERMS.index("layer")
 _PLAIN = frozenset({"full", "wait-for-deepest"})
@@ -73,8 +73,8 @@ def break_even(cost: StepCost, rule: ExitRule, context: int) -> float:
     the seconds that a decode row of ``context`` tokens takes in a layer less what filling its KV takes.
     """
     few, many = (
-        cost.seconds(StepShape(0, n, n, n * blocks_for(context) * BLOCK_TOKENS, 0, 0, 1, 0, 0, 0, 0, 0, context))
-        - cost.seconds(StepShape(0, n, n, n * blocks_for(context) * BLOCK_TOKENS, 0, 0, 0, 0, 0, 0, 0, 0, context))
+        cost.seconds(_decode_shape(n, blocks_for(context), n * context, 1))
+        - cost.seconds(_decode_shape(n, blocks_for(context), n * context, 0))
         for n in (8, 9)
     )
     method = skipped_kv(rule.skipped_kv)
@@ -84,10 +84,10 @@ def break_even(cost: StepCost, rule: ExitRule, context: int) -> float:
 
 
 class Row(NamedTuple):
-    """A row of a step: ``count`` tokens behind ``start``, and from where on (``done``, by segment) tokens have no KV."""
+    """A row of a step: its tokens ``start`` to ``end``; ``done``: by segment, how many from the first on have KV."""
 
     start: int
-    count: int
+    end: int
     done: list[int] | None = None
 
 
@@ -122,11 +122,11 @@ def parts_of(
         if shapes and not method.has_gaps and new_starts == starts and len(starts) == len(walking):
             shapes[-1] = shapes[-1]._replace(layers=shapes[-1].layers + end - layer)
         else:
-            spans = [(start, rows[row].start + rows[row].count) for start, row in zip(new_starts, walking, strict=True)]
+            spans = [(start, rows[row].end) for start, row in zip(new_starts, walking, strict=True)]
             shapes.append(_shape(spans, end - layer))
         starts, layer = new_starts, end
         for row in walking:
-            dones[row][i] = rows[row].start + rows[row].count
+            dones[row][i] = rows[row].end
         if exits is None or i + 1 == len(ends):
             continue
         undecided = [row for row in walking if exits[row] > end]
@@ -143,6 +143,24 @@ def parts_of(
     )  # fmt: skip
     stopped.append((layer, len(walking)))
     return StepParts(first, tuple(shapes[1:]), _fills(stopped, ends[-1])), dones
+
+
+def parts_of_run(
+    run: Run, outcome: Outcome, spec: ModelSpec, waiting: Mapping[RequestId, list[int]] | None = None
+) -> tuple[StepParts, list[list[int]]]:
+    """A measured step, as ``costs.shape_of`` of one whose rows go together. ``waiting``: by request and segment, how
+    many tokens have KV, where some wait. Returns what ``parts_of`` does.
+    """
+    shape = shape_of(run, outcome, spec)
+    batch, exits = run.batch, outcome.tokens.exit_layers
+    known = waiting or {}
+    rows = [
+        Row(start, start + count, known.get(request) if start else None)
+        for request, start, count in zip(batch.requests, batch.starts, batch.counts, strict=True)
+    ]
+    counts = Counts(shape.rows, shape.tokens, shape.checks, shape.checked_rows, shape.started, shape.ended)
+    ends = segment_ends(spec, run.placement.depth)
+    return parts_of(run.exits, ends, rows, None if shape.prefill_rows else exits, counts)
 
 
 def _shape(spans: Sequence[tuple[int, int]], layers: int) -> StepShape:
@@ -164,6 +182,7 @@ def _shape(spans: Sequence[tuple[int, int]], layers: int) -> StepShape:
         started=0,
         ended=0,
         longest=max(end for _, end in spans),
+        context=sum(decode),
     )
 
 
@@ -179,10 +198,11 @@ def _fills(stopped: Sequence[tuple[int, int]], depth: int) -> tuple[tuple[int, i
 
 
 def parts_from_counts(
-    rule: ExitRule, ends: Sequence[int], left: Sequence[int], blocks: Sequence[int], ended: int
+    rule: ExitRule, ends: Sequence[int], left: Sequence[int], blocks: Sequence[int], held: Sequence[int], ended: int
 ) -> StepParts:
     """A step of decode rows alone under a rule that needs no single steps. ``left``: rows that have not left in front
-    of each exit, the first all of them; ``blocks``: KV blocks of the longest of those; [exits].
+    of each exit, the first all of them; ``blocks``: KV blocks of the longest of those; ``held``: KV tokens of
+    all of those, 0 where they cost nothing; [exits].
     """
     rows = left[0]
     undecided = left[1:]
@@ -195,7 +215,7 @@ def parts_from_counts(
             stopped.append((segment.first - 1, before - segment.walking))
             before = segment.walking
         for first, last in _passes(rule, ends, segment):
-            shapes.append(_decode_shape(segment.walking, blocks[behind], last - first + 1))
+            shapes.append(_decode_shape(segment.walking, blocks[behind], held[behind], last - first + 1))
     stopped.append((walked[-1].last, before))
     first_shape = shapes[0]._replace(rows=rows, checks=checks, checked_rows=sum(left), ended=ended)
     return StepParts(first_shape, tuple(shapes[1:]), _fills(stopped, ends[-1]))
@@ -213,6 +233,6 @@ def _passes(rule: ExitRule, ends: Sequence[int], segment: Segment) -> list[tuple
     return found
 
 
-def _decode_shape(rows: int, blocks: int, layers: int) -> StepShape:
+def _decode_shape(rows: int, blocks: int, held: int, layers: int) -> StepShape:
     gathered = rows * blocks * BLOCK_TOKENS
-    return StepShape(0, rows, rows, gathered, 0, 0, layers, 0, 0, 0, 0, 0, blocks * BLOCK_TOKENS)
+    return StepShape(0, rows, rows, gathered, 0, 0, layers, 0, 0, 0, 0, 0, blocks * BLOCK_TOKENS, held)

@@ -3,14 +3,15 @@
 ``profile.json`` holds provenance, sizes, fitted costs with their errors, load times and the largest batches: small,
 sorted, made for diffs. ``steps.parquet`` holds every step measured; ``behaviour.parquet`` per-token confidences of
 every exit of every model over the same texts. A profile holds facts, not decisions: any threshold or depth can be asked
-about later. A profile is ``measured`` on the device it names, or ``derived`` from figures that others published; a
-derived one says from which, and everything that shows it says so too.
+about later. A profile is ``measured`` on the device it names, ``derived`` from figures that others published for these
+very models, or ``composed`` of a model's shapes and a device's efficiency curves. One that was not measured says what
+it rests on, and everything that shows it says so too.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -20,15 +21,35 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from heliosim.behaviour import Behaviour, Text
-from heliosim.costs import LOAD_TERMS, TERMS, StepCost, StepShape
+from heliosim.costs import LATER_TERMS, LOAD_TERMS, TERMS, ExitCosts, StepCost, StepShape
+from heliosim.curves import Curve
 from heliosim.errors import InputError, UnknownNameError
 from heliosim.formats.files import FolderKind, Strict, read_json, sha256_of, validate, write_json
 from heliosim.noise import RecordedNoise
-from heliosim.types import ModelSpec
+from heliosim.types import ModelSpec, StepPower
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[2] = 2
+READABLE_VERSIONS = (1, 2)
+"""Schema 1 has no curves, no tensor parallelism and no ``layer_decode_context``; it reads as a profile without them."""
 ClockName = Literal["cpu", "wall"]
-ProfileKind = Literal["measured", "derived"]
+ProfileKind = Literal["measured", "derived", "composed"]
+ORIGINS: Mapping[ProfileKind, str] = {
+    "measured": "measured",
+    "derived": "derived, not measured",
+    "composed": "composed, not measured",
+}
+"""What is said of a profile of each kind wherever its figures show."""
+CAUTIONS: Mapping[ProfileKind, str] = {
+    "derived": "Derived, not measured: step times come from published kernel times, exits are synthetic.",
+    "composed": "Composed, not measured: step times come from shapes and a device's efficiency curves.",
+}
+"""The same as a sentence; nothing need be said of a measured one."""
+
+
+def least_sure(kinds: Iterable[ProfileKind]) -> ProfileKind:
+    """What to say of several profiles at once: that of the one which is farthest from a measurement."""
+    order: tuple[ProfileKind, ...] = ("measured", "derived", "composed")
+    return max(kinds, key=order.index, default="measured")
 
 
 class HoldOut(Strict):
@@ -47,36 +68,79 @@ class HoldOut(Strict):
     by_region: dict[str, float] = Field(description="median absolute relative error by region")
 
 
+class Curves(Strict):
+    """Points (count, seconds) of piecewise-linear times that are added to those of the terms."""
+
+    layer: tuple[tuple[float, float], ...] = Field(description="one layer's dense work against the step's tokens")
+    head: tuple[tuple[float, float], ...] = Field(description="one check or final head against its rows")
+
+    @field_validator("layer", "head")
+    @classmethod
+    def _is_a_curve(cls, value: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+        Curve.of(value)
+        return value
+
+
+class ExitMethodFit(Strict):
+    """Seconds of what only some exit methods do (``costs.ExitCosts``), and how many steps they rest on."""
+
+    regroup: float = Field(ge=0, description="preparing a smaller batch in the middle of a step")
+    copy_layer: float = Field(ge=0, description="copying KV up, per layer")
+    copy_layer_token: float = Field(ge=0, description="copying KV up, per layer and token")
+    steps: int
+
+
 class CostFit(Strict):
     """Seconds per unit of each cost term, how many steps they rest on, and the region they saw."""
 
     seconds_per: dict[str, float]
+    curves: Curves | None = Field(default=None, description="of composed profiles: times that are no straight lines")
     steps: int
     cell_spread: float = Field(description="median over cells of the relative interquartile range of repeats")
     max_rows: int
     max_context: int
     max_tokens: int
     holdout: HoldOut
+    exit_methods: ExitMethodFit | None = None
 
     @field_validator("seconds_per")
     @classmethod
     def _known_terms(cls, value: dict[str, float]) -> dict[str, float]:
-        if set(value) != set(TERMS):
+        if set(value) | LATER_TERMS != set(TERMS):
             raise ValueError(f"cost terms must be exactly {', '.join(TERMS)}")
         if not all(v >= 0 for v in value.values()):
             raise ValueError("cost terms must not be negative")
         return value
 
+    @model_validator(mode="after")
+    def _curves_reach_the_range(self) -> CostFit:
+        if self.curves is not None:
+            for name, most in (("layer", self.max_tokens), ("head", self.max_rows)):
+                if (last := getattr(self.curves, name)[-1][0]) < most:
+                    raise ValueError(f"the {name} curve ends at {last:g}, but the range of these costs at {most}")
+        return self
+
     def cost(self) -> StepCost:
-        return StepCost(tuple(self.seconds_per[t] for t in TERMS), self.max_rows, self.max_context, self.max_tokens)
+        coefficients = tuple(self.seconds_per.get(t, 0.0) for t in TERMS)
+        layer = head = None
+        if self.curves is not None:
+            layer, head = Curve.of(self.curves.layer), Curve.of(self.curves.head)
+        methods = self.exit_methods
+        exits = None if methods is None else ExitCosts(methods.regroup, methods.copy_layer, methods.copy_layer_token)
+        limits = (self.max_rows, self.max_context, self.max_tokens)
+        return StepCost(coefficients, *limits, layer, head, exits)
 
 
 class LoadFit(Strict):
-    """Seconds per unit of each load term. ``loads``: measured loads the fit rests on; 0 and no error if derived."""
+    """Seconds per unit of each load term. ``loads``: measured loads the fit rests on; 0 and no error if derived.
+
+    ``seconds_per_byte``: what a byte of weights takes from other places than those the fit saw to the device.
+    """
 
     seconds_per: dict[str, float]
     loads: int
     median_abs_error: float | None
+    seconds_per_byte: dict[Literal["pageable", "disk"], float] = Field(default_factory=dict)
 
     @field_validator("seconds_per")
     @classmethod
@@ -98,12 +162,16 @@ class LargestBatch(Strict):
 
 
 class ModelFacts(Strict):
-    """One model: identity, sizes in bytes, costs by clock."""
+    """One model: identity, sizes in bytes, costs by clock.
+
+    Sizes are those of one rank, the fullest, where ``tensor_parallel`` GPUs share each layer.
+    """
 
     architecture: Literal["opt", "llama"]
     checkpoint: str
     weights_sha256: str
     dtype: str
+    tensor_parallel: int = Field(default=1, ge=1)
     layers: int
     exits: tuple[int, ...]
     exit_kind: Literal["fixed", "anywhere"]
@@ -134,14 +202,39 @@ class ModelFacts(Strict):
         )
 
 
-class Energy(Strict):
-    """Energy facts. ``source`` is ``unavailable`` where no meter can be read; then nothing else is given."""
+class ModelPower(Strict):
+    """Mean power of one GPU while it works with one model, W, where it differs from others."""
 
-    source: Literal["unavailable", "nvml", "rapl", "data-sheet"]
+    decode_w: float = Field(ge=0)
+    prefill_w: float | None = Field(default=None, ge=0)
+
+
+class Energy(Strict):
+    """Energy facts. ``source`` is ``unavailable`` where no meter can be read; then nothing else is given.
+
+    Watts are those of one GPU (or of the device that a meter reads). A model draws them on every rank of its tensor
+    parallelism; the rest of the ``gpus`` idle.
+    """
+
+    source: Literal["unavailable", "nvml", "rapl", "data-sheet", "published"]
     reason: str = ""
     idle_w: float | None = None
     busy_w: float | None = Field(default=None, description="mean power while stepping where idle power is unknown, W")
     joules_per_step_second: float | None = Field(default=None, description="mean power above idle while stepping, W")
+    decode_w: float | None = Field(default=None, ge=0, description="mean power while decoding, W; else while stepping")
+    prefill_w: float | None = Field(default=None, ge=0, description="mean power while reading, W; else while decoding")
+    load_w: float | None = Field(default=None, ge=0, description="mean power during loads, W; else while decoding")
+    gpus: int = Field(default=1, ge=1, description="GPUs that a server has; at least the ranks of its largest model")
+    models: dict[str, ModelPower] = Field(default_factory=dict, description="power of models that differ from the rest")
+
+    @property
+    def busy_watts(self) -> float | None:
+        """Mean power of one GPU while it steps, idle power included; None where it is not known."""
+        if self.busy_w is not None:
+            return self.busy_w
+        if self.idle_w is None or self.joules_per_step_second is None:
+            return self.decode_w
+        return self.idle_w + self.joules_per_step_second
 
 
 class BehaviourFacts(Strict):
@@ -153,6 +246,10 @@ class BehaviourFacts(Strict):
     threshold: float
     sources: tuple[str, ...]
     rows: int
+
+
+NO_BEHAVIOUR = BehaviourFacts(tasks={}, split="none", tokens_per_text=0, threshold=0.8, sources=(), rows=0)
+"""Of a profile that knows times and sizes alone."""
 
 
 class Source(Strict):
@@ -174,12 +271,25 @@ class Derivation(Strict):
     cross_checks: tuple[str, ...] = ()
 
 
+class Composition(Strict):
+    """What a composed profile was put together from. ``files``: digests of device and architecture files, by name."""
+
+    device: str
+    dtype: str
+    tensor_parallel: dict[str, int] = Field(description="by model")
+    host: str = Field(description="preset of host overhead per step: graph, compiled or eager")
+    behaviour: str = Field(description="synthetic, none, or the profile whose behaviour was taken")
+    files: dict[str, str] = Field(default_factory=dict)
+    extrapolated: tuple[str, ...] = Field(default=(), description="what lies outside the fitted range, as allowed")
+
+
 class ProfileFile(Strict):
     """Schema of profile.json."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[1, 2]
     kind: ProfileKind
-    derivation: Derivation | None = Field(default=None, description="of derived profiles, and only of them")
+    derivation: Derivation | None = Field(default=None, description="of profiles that were not measured")
+    composition: Composition | None = Field(default=None, description="of composed profiles, and only of them")
     device: dict[str, str | int | float | None]
     versions: dict[str, str]
     seed: int
@@ -191,8 +301,10 @@ class ProfileFile(Strict):
 
     @model_validator(mode="after")
     def _says_where_it_comes_from(self) -> ProfileFile:
-        if (self.kind == "derived") != (self.derivation is not None):
-            raise ValueError("a derived profile has a derivation, a measured one has none")
+        if (self.kind != "measured") != (self.derivation is not None):
+            raise ValueError("a derived or composed profile has a derivation, a measured one has none")
+        if (self.kind == "composed") != (self.composition is not None):
+            raise ValueError("a composed profile has a composition, others have none")
         return self
 
 
@@ -224,20 +336,57 @@ class Profile:
         fit: LoadFit = self._on_clock(self.model(name).load, name, clock)
         return fit.seconds_per
 
-    @property
-    def busy_watts(self) -> float | None:
-        """Mean power of the device while it steps, idle power included; None where it is not known."""
-        energy = self.facts.energy
-        if energy.busy_w is not None:
-            return energy.busy_w
-        if energy.idle_w is None or energy.joules_per_step_second is None:
-            return None
-        return energy.idle_w + energy.joules_per_step_second
+    def seconds_per_byte(self, name: str, clock: ClockName, source: Literal["pageable", "disk"]) -> float:
+        """What a byte of weights takes from pageable host memory or disk to the device, s. Raises InputError."""
+        fit: LoadFit = self._on_clock(self.model(name).load, name, clock)
+        if source not in fit.seconds_per_byte:
+            where = f"{self.folder}: load.{clock}.seconds_per_byte of {name}"
+            problem = f"the profile does not say what a byte from {source} takes"
+            needs = "host_bytes" if source == "disk" else "host"
+            remedy = f"Add it to profile.json, or leave memory.{needs} out."
+            raise InputError(where, source, problem, remedy)
+        return fit.seconds_per_byte[source]
 
     @property
-    def is_derived(self) -> bool:
-        """Whether its figures come from publications instead of a calibration."""
-        return self.facts.kind == "derived"
+    def busy_watts(self) -> float | None:
+        """Mean power of one GPU while it steps, idle power included; None where it is not known."""
+        return self.facts.energy.busy_watts
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of one server."""
+        return max(self.facts.energy.gpus, *(m.tensor_parallel for m in self.facts.models.values()))
+
+    def step_power(self, name: str) -> StepPower | None:
+        """Power of a server's GPUs while it works with a model: its ranks busy, the others idle. None: not known, or
+        some GPUs idle and what they draw is not known.
+        """
+        energy, ranks = self.facts.energy, self.model(name).tensor_parallel
+        own, idle = energy.models.get(name), self.gpus - ranks
+        decode_w = energy.busy_watts if energy.decode_w is None else energy.decode_w
+        prefill_w = energy.prefill_w
+        if own is not None:
+            decode_w, prefill_w = own.decode_w, own.prefill_w
+        if decode_w is None or (idle and energy.idle_w is None):
+            return None
+        rest_w = idle * (energy.idle_w or 0.0)
+        each = (decode_w, *(decode_w if w is None else w for w in (prefill_w, energy.load_w)))
+        return StepPower(*(ranks * w + rest_w for w in each))
+
+    @property
+    def idle_watts(self) -> float | None:
+        """Power of a server's GPUs while none of them works; None: not known."""
+        return None if self.facts.energy.idle_w is None else self.gpus * self.facts.energy.idle_w
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether its figures come from a calibration; else they were derived or composed."""
+        return self.facts.kind == "measured"
+
+    @property
+    def origin(self) -> str:
+        """What is said of it wherever it shows."""
+        return ORIGINS[self.facts.kind]
 
     def clock(self) -> ClockName:
         """The clock a scenario over this profile should use: ``cpu`` where it was measured, else ``wall``."""
@@ -255,11 +404,12 @@ class Profile:
 
     def noise(self, clock: ClockName) -> RecordedNoise:
         """The step-time noise of the calibration, in the order it was measured. Raises InputError for a bad table, and
-        for a derived profile, whose ratios are errors of a fit and no noise.
+        for a profile that was not measured, whose ratios (if any) are errors of a fit and no noise.
         """
-        if self.is_derived:
+        if not self.is_measured:
             remedy = "Leave step_noise out, or use a measured profile."
-            raise InputError(f"{self.folder}: step_noise", clock, "a derived profile has no measured noise", remedy)
+            problem = f"a {self.facts.kind} profile has no measured noise"
+            raise InputError(f"{self.folder}: step_noise", clock, problem, remedy)
         if clock not in self._noise:
             self._noise[clock] = self._read_noise(clock)
         return self._noise[clock]
@@ -276,7 +426,7 @@ class Profile:
         try:
             table = pq.read_table(path)
             measured = table[f"{clock}_s"].to_pylist()
-            shapes = [table[name].to_pylist() for name in StepShape._fields]
+            shapes = shape_columns(table)
             models = table["model"].to_pylist()
         except (OSError, KeyError, pa.ArrowInvalid) as error:
             raise InputError(str(path), path.name, f"no step times to replay: {error}", "Calibrate again.") from None
@@ -298,8 +448,20 @@ class Profile:
         vars(changed).update(behaviour=self.behaviour, _noise=self._noise)
         return changed
 
+    @property
+    def has_behaviour(self) -> bool:
+        """Whether it knows exits; without, only time can be simulated."""
+        return self.facts.behaviour.rows > 0
+
+    def require_behaviour(self) -> None:
+        """Raise InputError if it knows no exits."""
+        if not self.has_behaviour:
+            remedy = "Serve vanilla or at a fixed depth, or compose the profile again with --behaviour."
+            raise InputError(f"{self.folder}: behaviour", "none", "the profile knows no exits", remedy)
+
     @cached_property
     def behaviour(self) -> Behaviour:
+        self.require_behaviour()
         return load_behaviour(self.folder / "behaviour.parquet", {n: m.exits for n, m in self.facts.models.items()})
 
 
@@ -317,10 +479,9 @@ def load_profile(folder: Path, *, verify: bool = True) -> Profile:
         raise InputError(str(folder), folder.name, "no profile here", "Make one with: heliosim calibrate --out FOLDER")
     raw = read_json(path)
     version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if version != SCHEMA_VERSION:
-        raise InputError(
-            f"{path}, field schema_version", version, f"this version reads {SCHEMA_VERSION}", "Calibrate again."
-        )
+    if version not in READABLE_VERSIONS:
+        reads = " and ".join(map(str, READABLE_VERSIONS))
+        raise InputError(f"{path}, field schema_version", version, f"this version reads {reads}", "Calibrate again.")
     facts = validate(ProfileFile, raw, str(path))
     for name, digest in facts.files.items() if verify else ():
         table = folder / name
@@ -329,6 +490,15 @@ def load_profile(folder: Path, *, verify: bool = True) -> Profile:
         if sha256_of(table) != digest:
             raise InputError(f"{path}, field files.{name}", digest, "the table was changed since", "Calibrate again.")
     return Profile(folder, facts)
+
+
+def shape_columns(table: Any) -> list[list[int]]:
+    """The columns of ``StepShape`` in a table of steps. Tables of schema 1 have no ``context``: 0, which nothing there
+    costs. Raises KeyError for another column that is missing.
+    """
+    absent = [0] * table.num_rows if "context" not in table.column_names else None
+    columns = ((name, absent if name == "context" else None) for name in StepShape._fields)
+    return [table[name].to_pylist() if zeros is None else zeros for name, zeros in columns]
 
 
 PROFILE_FOLDER = FolderKind(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from heliosim.costs import LOAD_TERMS, TERMS, StepCost, StepShape, load_seconds, load_terms, shape_of
+from heliosim.curves import Curve
 from heliosim.types import Batch, ExitRule, Load, Outcome, Placement, Run, Tokens
 from tests.helpers import spec
 
@@ -46,6 +49,7 @@ def test_decode() -> None:
         started=0,
         ended=0,
         longest=41,
+        context=11 + 41 + 16,
     )
 
 
@@ -71,7 +75,7 @@ def test_mixed() -> None:
         outcome((6, 6, 6), 6, (True, False, True)),
     )
     assert (got.rows, got.tokens, got.decode_rows, got.prefill_rows) == (4, 14, 2, 2)
-    assert got.gathered == 2 * 32
+    assert (got.gathered, got.context) == (2 * 32, 31 + 6)
     assert got.prefill_products == 8 * 8 + 4 * 12
     assert (got.started, got.ended, got.longest, got.checked_rows) == (1, 2, 31, 3)
 
@@ -113,6 +117,8 @@ def test_terms_are_what_the_shape_says() -> None:
         "fill_layer_token": 0,
         "started": 1,
         "ended": 1,
+        "layer_mixed_context": 6 * 31,
+        "layer_decode_context": 6 * 31,
     }
 
 
@@ -142,6 +148,18 @@ def test_seconds_are_the_product_of_coefficients_and_terms(seed: int) -> None:
         if not got.prefill_rows:
             got = got._replace(prefill_products=0)
         assert cost.seconds(got) == pytest.approx(float(np.dot(cost.coefficients, got.terms())), rel=1e-12)
+
+
+def test_curves_are_added_per_layer_and_per_check() -> None:
+    """Two checks of 3 rows in all cost twice what one of 1.5 rows does."""
+    layer, head = Curve.of([(1, 1.0), (11, 6.0)]), Curve.of([(1, 0.1), (2, 0.3)])
+    plain = StepCost((0.0,) * len(TERMS), 8, 64, 64)
+    cost = dataclasses.replace(plain, layer_curve=layer, head_curve=head)
+    got = shape(batch((30, 1, True), (0, 8, True)), THRESHOLD, outcome((2, 4), 6, (False, True)))
+    assert (got.tokens, got.layers, got.checks, got.checked_rows) == (9, 6, 2, 3)
+    assert cost.seconds(got) == pytest.approx(6 * (1.0 + 8 * 0.5) + 2 * 0.2)
+    nothing = shape(batch((0, 20, False)), GREEDY, outcome((), 6))  # no check: no head; beyond the last point
+    assert cost.seconds(nothing) == pytest.approx(6 * (1.0 + 19 * 0.5))
 
 
 @pytest.mark.parametrize(

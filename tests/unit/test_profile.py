@@ -145,11 +145,11 @@ def test_broken_json_names_the_line(folder: Path) -> None:
     assert "not valid JSON" in complaint(folder)
 
 
-@pytest.mark.parametrize("version", [2, "1", None])
+@pytest.mark.parametrize("version", [3, "1", None])
 def test_another_schema_version(folder: Path, version: Any) -> None:
     edit(folder, lambda v: v.update(schema_version=version))
     text = complaint(folder)
-    assert f"field schema_version: this version reads 1 (value: {version!r})" in text
+    assert f"field schema_version: this version reads 1 and 2 (value: {version!r})" in text
 
 
 def test_a_profile_that_is_no_object(folder: Path) -> None:
@@ -209,6 +209,46 @@ def test_cost_terms_must_be_known_and_not_negative(folder: Path, kind: str) -> N
     assert "must not be negative" in text
     edit(folder, lambda v: v["models"]["small"][kind]["cpu"]["seconds_per"].pop(term))
     assert "must be exactly" in complaint(folder)
+
+
+def test_schema_1_reads_as_a_profile_without_what_came_later(folder: Path) -> None:
+    def older(values: dict[str, Any]) -> None:
+        values["schema_version"] = 1
+        del values["composition"]
+        for model in values["models"].values():
+            del model["tensor_parallel"]
+            for fit in model["step"].values():
+                del fit["curves"], fit["seconds_per"]["layer_decode_context"], fit["seconds_per"]["layer_mixed_context"]
+
+    now = load_profile(folder)
+    edit(folder, older)
+    before = load_profile(folder)
+    assert before.step_cost("small", "cpu") == now.step_cost("small", "cpu")
+    assert before.model("small").tensor_parallel == 1
+    assert before.noise("cpu").ratios == now.noise("cpu").ratios
+
+
+def test_curves_that_end_before_the_range(folder: Path) -> None:
+    points = {"layer": [[1, 1e-4], [100, 2e-4]], "head": [[1, 1e-4], [100, 2e-4]]}
+    edit(folder, lambda v: v["models"]["small"]["step"]["cpu"].update(curves=points))
+    assert "the layer curve ends at 100, but the range of these costs at 256" in complaint(folder)
+    points["layer"][1][0] = 50
+    points["layer"].append([300, 1e-4])
+    edit(folder, lambda v: v["models"]["small"]["step"]["cpu"].update(curves=points))
+    assert "must not fall" in complaint(folder)
+
+
+def test_composed_profiles_say_of_what(folder: Path) -> None:
+    derivation = {
+        "method": "m", "sources": [{"name": "n", "used_for": "u", "url": "l", "licence": "MIT"}],
+        "assumptions": [], "synthetic": [],
+    }  # fmt: skip
+    edit(folder, lambda v: v.update(kind="composed", derivation=derivation))
+    assert "a composed profile has a composition" in complaint(folder)
+    parts = {"device": "d", "dtype": "float16", "tensor_parallel": {"small": 2}, "host": "graph", "behaviour": "none"}
+    edit(folder, lambda v: v.update(composition=parts))
+    assert load_profile(folder).origin == "composed, not measured"
+    assert not load_profile(folder).is_measured
 
 
 def test_an_unknown_model_says_the_nearest(original: Profile) -> None:
