@@ -25,6 +25,7 @@ from heliosim.formats.profile import (
     LargestBatch,
     LoadFit,
     ModelFacts,
+    ModelPower,
     Profile,
     ProfileFile,
     Source,
@@ -111,10 +112,16 @@ def compose_profile(
     )
     power = device.power
     energy = Energy(
-        source="data-sheet",
-        reason=f"{power.decode_share:.0%} of {power.limit_w:g} W on each of {gpus} GPU(s) while stepping",
-        idle_w=gpus * power.idle_w,
-        busy_w=gpus * power.decode_share * power.limit_w,
+        source="published",
+        reason=f"{power.origin.source}; {power.origin.derivation}",
+        idle_w=power.idle_w,
+        decode_w=power.decode_w,
+        prefill_w=power.prefill_w,
+        gpus=gpus,
+        models={
+            name: ModelPower(decode_w=model.watts["decode"], prefill_w=model.watts["prefill"])
+            for name, model in made.items()
+        },
     )
     return write_composed(
         out, models, composition, derivation, energy, device.name, device.memory_bytes, seed, overwrite=overwrite
@@ -180,7 +187,14 @@ def model_facts(model: ComposedModel, budget_bytes: int) -> ModelFacts:
         max_context=model.max_context,
         vocabulary=model.vocabulary,
         step={"wall": step},
-        load={"wall": LoadFit(seconds_per=dict(model.load_seconds_per), loads=0, median_abs_error=None)},
+        load={
+            "wall": LoadFit(
+                seconds_per=dict(model.load_seconds_per),
+                loads=0,
+                median_abs_error=None,
+                seconds_per_byte={"disk": model.disk_seconds_per_byte},
+            )
+        },
         largest_batch=(),
     )
     return facts.model_copy(update={"largest_batch": largest_batches(facts, budget_bytes)})

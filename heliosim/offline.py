@@ -14,8 +14,20 @@ from collections.abc import Mapping, Sequence
 from heliosim.behaviour import ANY_SOURCE, Behaviour, source_name
 from heliosim.costs import StepCost, layers_run, load_seconds, load_terms, shape_of
 from heliosim.formats.profile import ClockName, Profile
-from heliosim.serving.repository import Candidate, Performance, Repository
-from heliosim.types import Batch, ExitBatching, ExitRule, Load, ModelSpec, Outcome, Placement, Run, Tokens, blocks_for
+from heliosim.serving.repository import Candidate, Limits, Performance, Repository
+from heliosim.types import (
+    Batch,
+    ExitBatching,
+    ExitRule,
+    Load,
+    ModelSpec,
+    Outcome,
+    Placement,
+    Run,
+    StepPower,
+    Tokens,
+    blocks_for,
+)
 
 
 def build_repository(
@@ -29,6 +41,7 @@ def build_repository(
     *,
     loads: Mapping[str, Mapping[str, float]] | None = None,
     overlaps: bool = False,
+    limits: Limits | None = None,
 ) -> Repository:
     """Candidates with offline figures, and the expected cost of changing placement.
 
@@ -57,11 +70,11 @@ def build_repository(
             budget_bytes,
             max_batch,
             ExitRule("threshold", threshold, batching),
-            profile.busy_watts,
+            profile.step_power(name),
         )
         for name in names
     }
-    return Repository(candidates, budget_bytes, expected_load)
+    return Repository(candidates, budget_bytes, expected_load, limits or Limits())
 
 
 def _candidate(
@@ -71,7 +84,7 @@ def _candidate(
     budget: int,
     max_batch: int,
     full_rule: ExitRule,
-    watts: float | None,
+    power: StepPower | None,
 ) -> Candidate:
     threshold = full_rule.threshold
     full_source = source_name(Placement(spec.name, spec.layers), full_rule, spec.layers)
@@ -89,22 +102,28 @@ def _candidate(
         rows = max(1, min(rows, max_batch, cost.max_rows))
         rule = full_rule if is_full else ExitRule("greedy", threshold)
         source = source_name(Placement(spec.name, depth), rule, spec.layers)
-        decode = _decode_seconds(spec, cost, depth, rule, shares, rows, context)
-        prefill = _prefill_seconds(spec, cost, depth, rule, prompt)
+        decode = decode_seconds(spec, cost, depth, rule, shares, rows, context)
+        prefill = prefill_seconds(spec, cost, depth, rule, prompt)
         offline[depth] = Performance(
             throughput_tok_per_s=rows / decode,
             ttft_s=prefill,
             perplexity=behaviour.perplexity(spec.name, depth, source, threshold if is_full else None),
-            energy_j=None if watts is None else watts * (prefill + output * decode / rows),
+            energy_j=None if power is None else _request_j(power, prefill, output * decode / rows),
+            tpot_s=decode,
         )
     return Candidate(spec, offline, shares)
+
+
+def _request_j(power: StepPower, prefill_s: float, decode_s: float) -> float:
+    """Energy of a request that is read alone and decoded in a full batch, of which it bears its share."""
+    return power.decode_w * (prefill_s + decode_s) + (power.prefill_w - power.decode_w) * prefill_s
 
 
 def _mean(values: list[int]) -> int:
     return max(1, round(math.fsum(values) / max(1, len(values))))
 
 
-def _decode_seconds(
+def decode_seconds(
     spec: ModelSpec, cost: StepCost, depth: int, rule: ExitRule, shares: dict[int, float], rows: int, context: int
 ) -> float:
     """Expected seconds of one decode step; under a threshold, over the distribution of the batch's deepest exit."""
@@ -129,7 +148,7 @@ def _typical_exits(shares: dict[int, float], deepest: int, rows: int) -> list[in
     return exits + [deepest] * (rows - len(exits))
 
 
-def _prefill_seconds(spec: ModelSpec, cost: StepCost, depth: int, rule: ExitRule, prompt: int) -> float:
+def prefill_seconds(spec: ModelSpec, cost: StepCost, depth: int, rule: ExitRule, prompt: int) -> float:
     return _step_seconds(spec, cost, depth, rule, [depth], [0], [prompt])
 
 
