@@ -371,4 +371,6 @@ READING = """## How to read this
   simulator predicts *this* machine; it says nothing of an A100. Run the command on yours.
 - On the CPU clock every step really executes and is charged its process CPU time, scheduling and recording included. Idle time is skipped.
 - A miss at one load with small step-time errors points at the workload side (which prompts were drawn); a miss that is equal at all loads
-  points at the cost model, and the region table above says where."""
+  points at the cost model, and the region table above says where.
+- Composed profiles, which rest on published times, have pages of their own: [an operator profile against a real vLLM
+  run](validation-llmservingsim.md)."""

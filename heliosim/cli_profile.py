@@ -11,8 +11,9 @@ from heliosim.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
     from heliosim.composing import Wanted
+    from heliosim.operators.tables import OperatorTables
 
-FORMS = ("llmservingsim",)
+FORMS = ("llmservingsim", "vidur")
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the profile to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of synthetic exits.")]
@@ -76,6 +77,10 @@ def import_tables(
         int | None, typer.Option(min=1, help="Longest context to fit; default: the tables'.")
     ] = None,
     link_gb_per_s: Annotated[float, typer.Option(min=0.1, help="Pinned host memory to the GPU, GB/s.")] = 25.0,
+    kernels: Annotated[
+        str | None, typer.Option(help="vidur: device whose curves stand for what its tables lack (head, attention).")
+    ] = None,
+    all_reduce: Annotated[Path | None, typer.Option(help="vidur: all_reduce.csv, for more than one GPU.")] = None,
     behaviour: Behaviour = "none",
     seed: Seed = 0,
     overwrite: Overwrite = False,
@@ -85,11 +90,10 @@ def import_tables(
         raise UnknownNameError("form", form, FORMS)
     from heliosim.composing import MEMORY_SHARE, operator_profile
     from heliosim.operators.fit import fit_operators
-    from heliosim.operators.llmservingsim import FILES, read_llmservingsim
     from heliosim.profile_view import show_profile
 
     (wanted,) = wanted_models([model], tp, [exits] if exits else [], "anywhere")
-    tables = read_llmservingsim(folder)
+    tables, read = _tables(form, folder, wanted, dtype, kernels, all_reduce)
     a, memory = wanted.architecture, int(memory_gib * 2**30)
     room = MEMORY_SHARE * memory - a.weights_bytes(dtype, tp=wanted.tp)
     kv_tokens = int(room / (a.layers * a.kv_bytes(dtype, wanted.tp)))
@@ -109,14 +113,52 @@ def import_tables(
         assumptions=(
             f"the host adds {step_ms:g} ms per step and {row_us:g} us per row: given, not measured",
             f"weights come from pinned host memory at {link_gb_per_s:g} GB/s: given, not measured",
+            *([f"what the tables lack (output head, and attention if absent) is that of {kernels}"] if kernels else []),
         ),
         behaviour=behaviour,
         seed=seed,
-        files=digests(model, *(str(folder / name) for name in FILES)),
+        files=digests(model, *map(str, read)),
         overwrite=overwrite,
     )
     show_profile(profile)
     typer.echo(f"\nComposed profile written to {out}")
+
+
+def _tables(
+    form: str, folder: Path, wanted: Wanted, dtype: str, kernels: str | None, all_reduce: Path | None
+) -> tuple[OperatorTables, list[Path]]:
+    """The tables, and the files they were read from."""
+    if form == "llmservingsim":
+        from heliosim.operators.llmservingsim import FILES, read_llmservingsim
+
+        for option, value in (("--kernels", kernels), ("--all-reduce", all_reduce)):
+            if value is not None:
+                raise InputError(option, str(value), f"has no effect on {form}", "Leave it out.")
+        return read_llmservingsim(folder), [folder / name for name in FILES]
+    from heliosim.hardware.device import open_device
+    from heliosim.hardware.steps import StepTimes
+    from heliosim.operators.vidur import read_vidur
+
+    if kernels is None:
+        remedy = "Name a device whose curves stand in, such as A100-80GB."
+        raise InputError("--kernels", "", "Vidur's tables hold no output head", remedy)
+    times = StepTimes.of(wanted.architecture, open_device(kernels), dtype=dtype, tp=wanted.tp)
+    read = [folder / "mlp.csv", folder / "attention.csv", *([all_reduce] if all_reduce is not None else [])]
+    return read_vidur(folder, times, all_reduce), [path for path in read if path.is_file()]
+
+
+def diff(
+    a: Annotated[str, typer.Argument(help="Profile folder, or the name of a shipped one.")],
+    b: Annotated[str, typer.Argument(help="The one to compare with it.")],
+) -> None:
+    """Compare two profiles: sizes, step times, loads, energy, exits. Exit code 0 if they are the same, 1 if not."""
+    from heliosim.profile_diff import compare_profiles, print_diff
+    from heliosim.profile_view import open_profile
+
+    one, other = open_profile(a), open_profile(b)
+    found = compare_profiles(one, other)
+    print_diff(one, other, found)
+    raise typer.Exit(0 if found.is_same else 1)
 
 
 def digests(*given: str) -> dict[str, str]:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from heliosim.energy_metrics import energy_figures
 from heliosim.fleet_metrics import held_until, load_rows, peak_together, replica_codes
 from heliosim.types import Seconds
 
@@ -82,7 +83,11 @@ class Summary:
     going on, mean over replicas (time down counts as idle). ``recomputed_tokens``: tokens whose KV preempted requests
     gave up, to be computed again. ``prediction_tau`` and ``prediction_mae_tokens``: how right the predicted lengths of
     finished requests were: Kendall's tau-b with the true ones, and the mean absolute error; None: nobody predicted.
-    ``by_class``: of each class of requests, if there are several, counts and latencies (``CLASS_METRICS``).
+    ``prefill_energy_j``, ``decode_energy_j``, ``load_energy_j``, ``probe_energy_j`` share ``energy_j`` out by cause
+    (``energy_metrics``); ``idle_energy_j`` is drawn beside it while servers do nothing. ``joules_per_token``,
+    ``joules_per_prompt`` and ``wh_per_prompt``: of ``energy_j``, by completed tokens and prompts; ``..._with_idle``:
+    with idle energy. ``by_class``: of each class of requests, if there are several, counts and latencies
+    (``CLASS_METRICS``).
     """
 
     offered: int
@@ -143,6 +148,16 @@ class Summary:
     recomputed_tokens: int | None = None
     prediction_tau: float | None = None
     prediction_mae_tokens: float | None = None
+    prefill_energy_j: float | None = None
+    decode_energy_j: float | None = None
+    load_energy_j: float | None = None
+    probe_energy_j: float | None = None
+    idle_energy_j: float | None = None
+    joules_per_token: float | None = None
+    joules_per_prompt: float | None = None
+    wh_per_prompt: float | None = None
+    joules_per_token_with_idle: float | None = None
+    wh_per_prompt_with_idle: float | None = None
     by_class: Mapping[int, Mapping[str, float | None]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -250,6 +265,16 @@ def _specs() -> dict[str, MetricSpec]:
         MetricSpec("duration", "Duration", "s"),
         MetricSpec("transitions", "Transitions", "", is_count=True),
         MetricSpec("preemptions", "Preemptions", "", is_count=True),
+        MetricSpec("prefill_energy_j", "Energy, reading", "J", better="lower"),
+        MetricSpec("decode_energy_j", "Energy, decoding", "J", better="lower"),
+        MetricSpec("load_energy_j", "Energy, loads", "J", better="lower"),
+        MetricSpec("probe_energy_j", "Energy, evaluations", "J", better="lower"),
+        MetricSpec("idle_energy_j", "Energy, idle", "J", better="lower"),
+        MetricSpec("joules_per_token", "Energy per token", "J", better="lower"),
+        MetricSpec("joules_per_prompt", "Energy per prompt", "J", better="lower"),
+        MetricSpec("wh_per_prompt", "Energy per prompt, in Wh", "Wh", better="lower"),
+        MetricSpec("joules_per_token_with_idle", "Energy per token, idle included", "J", better="lower"),
+        MetricSpec("wh_per_prompt_with_idle", "Energy per prompt, idle included", "Wh", better="lower"),
         MetricSpec("recomputed_tokens", "Recomputed tokens", "tokens", better="lower", is_count=True),
         MetricSpec("prediction_tau", "Predicted lengths, Kendall tau", ""),
         MetricSpec("prediction_mae_tokens", "Predicted lengths, mean absolute error", "tokens"),
@@ -308,11 +333,13 @@ def summarise(
     kept = np.isin(_column(tokens, "request_id", np.int64), requests.ids)
     window = requests.window
     limit = _thresholds(results, kept) if threshold is None else threshold
+    counts, did = _counts_and_rates(requests), _steps(steps, window, after_s)
     return Summary(
-        **_counts_and_rates(requests),
+        **counts,
         **_slo(requests, slo),
         **_latencies(requests, _gaps_ms(tokens, kept)),
-        **_steps(steps, window, after_s),
+        **did,
+        **energy_figures(steps, window, after_s, results.info.deployed, counts | did),
         **_tokens(tokens, steps, kept, limit, is_quality_known=not results.info.quality_unknown),
         **_transitions(steps, results.events, after_s),
         probe_request_share=_mean(requests.is_probe[requests.finished]),

@@ -15,7 +15,19 @@ from heliosim.behaviour import ANY_SOURCE, Behaviour, source_name
 from heliosim.costs import StepCost, layers_run, load_seconds, load_terms, shape_of
 from heliosim.formats.profile import ClockName, Profile
 from heliosim.serving.repository import Candidate, Limits, Performance, Repository
-from heliosim.types import Batch, ExitBatching, ExitRule, Load, ModelSpec, Outcome, Placement, Run, Tokens, blocks_for
+from heliosim.types import (
+    Batch,
+    ExitBatching,
+    ExitRule,
+    Load,
+    ModelSpec,
+    Outcome,
+    Placement,
+    Run,
+    StepPower,
+    Tokens,
+    blocks_for,
+)
 
 
 def build_repository(
@@ -58,7 +70,7 @@ def build_repository(
             budget_bytes,
             max_batch,
             ExitRule("threshold", threshold, batching),
-            profile.busy_watts,
+            profile.step_power(name),
         )
         for name in names
     }
@@ -72,7 +84,7 @@ def _candidate(
     budget: int,
     max_batch: int,
     full_rule: ExitRule,
-    watts: float | None,
+    power: StepPower | None,
 ) -> Candidate:
     threshold = full_rule.threshold
     full_source = source_name(Placement(spec.name, spec.layers), full_rule, spec.layers)
@@ -96,10 +108,15 @@ def _candidate(
             throughput_tok_per_s=rows / decode,
             ttft_s=prefill,
             perplexity=behaviour.perplexity(spec.name, depth, source, threshold if is_full else None),
-            energy_j=None if watts is None else watts * (prefill + output * decode / rows),
+            energy_j=None if power is None else request_j(power, prefill, output * decode / rows),
             tpot_s=decode,
         )
     return Candidate(spec, offline, shares)
+
+
+def request_j(power: StepPower, prefill_s: float, decode_s: float) -> float:
+    """Energy of a request that is read alone and decoded in a full batch, of which it bears its share."""
+    return power.decode_w * (prefill_s + decode_s) + (power.prefill_w - power.decode_w) * prefill_s
 
 
 def _mean(values: list[int]) -> int:

@@ -16,13 +16,13 @@ from heliosim.engines.base import Engine
 from heliosim.engines.sim import SimEngine
 from heliosim.errors import InputError
 from heliosim.formats.profile import Profile, ProfileKind
-from heliosim.formats.results import RunClock, RunInfo, RunResults, save_run
+from heliosim.formats.results import Deployed, RunClock, RunInfo, RunResults, save_run
 from heliosim.noise import NoisePlayer
 from heliosim.profile_view import open_profile
 from heliosim.recorder import NullRecorder, TableRecorder
 from heliosim.scenario import Scenario
 from heliosim.streams import stream
-from heliosim.types import Arrival, Content, ExitRule, Placement, Request
+from heliosim.types import Arrival, Content, ExitRule, Placement, Request, StepPower
 from heliosim.workload import OpenLoop, build, build_arrivals, contents
 
 if TYPE_CHECKING:
@@ -59,10 +59,17 @@ def sim_engine(
         behaviour=behaviour or _behaviour_of(scenario, profile),
         seed=scenario.seed,
         allow_extrapolation=scenario.allow_extrapolation,
-        watts=profile.busy_watts,
+        watts=powers(scenario, profile),
         noise=_noise(scenario, profile, noise_of),
         strides=strides,
     )
+
+
+def powers(scenario: Scenario, profile: Profile) -> dict[str, StepPower] | None:
+    """Power of each model of a scenario; None unless all are known."""
+    found = {name: profile.step_power(name) for name in scenario.models}
+    known = {name: power for name, power in found.items() if power is not None}
+    return known if len(known) == len(found) else None
 
 
 def _behaviour_of(scenario: Scenario, profile: Profile) -> Behaviour | None:
@@ -127,7 +134,12 @@ def _run_fleet(
     tables = done.tables(_tasks(scenario))
     return RunResults(
         _info(
-            scenario, done.profile_hash, done.profile_kind, "simulated", "" if behaviour else unknown_quality(scenario)
+            scenario,
+            done.profile_hash,
+            done.profile_kind,
+            "simulated",
+            "" if behaviour else unknown_quality(scenario),
+            {group: deployment(one, count) for group, (one, count) in done.profiles.items()},
         ),
         scenario.to_yaml(),
         tables.requests,
@@ -270,7 +282,7 @@ def _results(
     host: dict[str, Any],
     quality_unknown: str = "",
 ) -> RunResults:
-    info = _info(scenario, profile.hash, profile.facts.kind, clock, quality_unknown)
+    info = _info(scenario, profile.hash, profile.facts.kind, clock, quality_unknown, {"replica": deployment(profile)})
     return RunResults.of(recorder, info, scenario.to_yaml(), tasks=_tasks(scenario), host=host)
 
 
@@ -294,7 +306,20 @@ def unknown_quality(scenario: Scenario, opened: Mapping[str, Profile] | None = N
     return ", ".join(sorted(found))
 
 
-def _info(scenario: Scenario, profile_hash: str, kind: ProfileKind, clock: str, quality_unknown: str = "") -> RunInfo:
+def deployment(profile: Profile, count: int = 1) -> Deployed:
+    """What servers of a profile run on."""
+    gpu = profile.facts.device.get("gpu")
+    return Deployed(count=count, gpu=None if gpu is None else str(gpu), gpus=profile.gpus, idle_w=profile.idle_watts)
+
+
+def _info(
+    scenario: Scenario,
+    profile_hash: str,
+    kind: ProfileKind,
+    clock: str,
+    quality_unknown: str,
+    deployed: dict[str, Deployed],
+) -> RunInfo:
     is_live = clock != "simulated"
     named: RunClock = "simulated" if not is_live else scenario.clock
     return RunInfo(
@@ -307,6 +332,7 @@ def _info(scenario: Scenario, profile_hash: str, kind: ProfileKind, clock: str, 
         profile_kind=kind,
         quality_unknown=quality_unknown,
         versions={"heliosim": __version__},
+        deployed=deployed,
     )
 
 

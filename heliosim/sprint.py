@@ -479,12 +479,13 @@ class Sprint:
         server._started += begun
         if not steps:
             return None
-        stride = Stride(steps, ended, engine.watts)
+        power = engine.power_of(placement.model)
+        stride = Stride(steps, ended, power)
         agrees = None
         if has_tokens:
             block = stride.tokens = engine._table.read(first_tick, len(steps))
             agrees = block.agrees
-        energy = None if engine.watts is None else sum(engine.watts * step[0] for step in steps)
+        energy = None if power is None else sum(power.of(step) for step in steps)
         outcome = Outcome(now - start_s, _NO_TOKENS, steps[-1][1], energy, stride, None, agrees)
         server.tell(run, outcome, served, now, waiting, running, blocks)
         engine.ticks = tick

@@ -410,17 +410,39 @@ class StrideStep(NamedTuple):
     tokens_out: int
 
 
+class StepPower(NamedTuple):
+    """Mean power of all GPUs of a server while it does something with a model, W.
+
+    A step that reads and decodes draws the two powers in the proportion of its tokens.
+    """
+
+    decode_w: float
+    prefill_w: float
+    load_w: float
+
+    def joules(self, seconds: Seconds, decode_rows: int, prefill_tokens: int) -> float:
+        """Energy of a step."""
+        if not prefill_tokens:
+            return self.decode_w * seconds
+        share = prefill_tokens / (prefill_tokens + decode_rows)
+        return (self.decode_w + (self.prefill_w - self.decode_w) * share) * seconds
+
+    def of(self, step: StrideStep) -> float:
+        """Energy of a stride's step, J."""
+        return self.joules(step[0], step[3], step[4])
+
+
 @dataclass(slots=True, eq=False)
 class Stride:
     """Several steps done in one go.
 
-    ``ended``: (step, request, sum of its tokens' natural-log probabilities), in order of time. ``watts``: mean power
+    ``ended``: (step, request, sum of its tokens' natural-log probabilities), in order of time. ``watts``: the power
     during the steps; None: unknown. ``tokens``: None from an engine that knows of no behaviour.
     """
 
     steps: list[StrideStep]
     ended: list[tuple[int, RequestId, float]]
-    watts: float | None = None
+    watts: StepPower | None = None
     tokens: StrideTokens | None = None
 
     def __len__(self) -> int:

@@ -53,6 +53,7 @@ from heliosim.types import (
     RequestId,
     Run,
     Seconds,
+    StepPower,
     Stride,
     StrideStep,
     Tokens,
@@ -118,7 +119,8 @@ class SimEngine:
     studies of time alone (tokens then have no exits, and no figure of quality can be had).
 
     ``allow_extrapolation``: answer outside the calibrated batch, context or chunk range instead of refusing;
-    ``extrapolated_steps`` counts such steps. ``watts``: mean power while busy; None: energy is unavailable.
+    ``extrapolated_steps`` counts such steps. ``watts``: mean power while busy, or by model what it does;
+    None: energy is unavailable.
     ``noise``: scales each step's expected time; None: every step takes it exactly. ``strides``: whether it may be
     hurried over many arrivals (``sprint.py``).
     """
@@ -131,7 +133,7 @@ class SimEngine:
         behaviour: Behaviour | None,
         seed: int,
         allow_extrapolation: bool = False,
-        watts: float | None = None,
+        watts: float | Mapping[str, StepPower] | None = None,
         noise: NoisePlayer | None = None,
         strides: bool = False,
     ) -> None:
@@ -254,7 +256,7 @@ class SimEngine:
         arrives_s = None
         if load.part == "begin" or load.is_pipelined:
             arrives_s = tick(transfer_seconds(costs, load, spec, resident))
-        return Outcome(seconds=seconds, energy_j=self._energy_j(seconds), arrives_s=arrives_s)
+        return Outcome(seconds=seconds, energy_j=self._load_j(spec.name, seconds), arrives_s=arrives_s)
 
     # -- who decodes ----------------------------------------------------------------------------------------------
 
@@ -431,7 +433,10 @@ class SimEngine:
             self._stop(going)
             del self._going[going.request.id]
         sums = {going.request.id: going.logprob_sum for going in ending}
-        return Outcome(seconds, tokens, layers, self._energy_j(seconds), logprob_sums=sums, stalled_s=stalled_s)
+        power = self.power_of(run.placement.model)
+        read = asked.tokens - asked.decode_rows
+        energy_j = None if power is None else power.joules(seconds, asked.decode_rows, read)
+        return Outcome(seconds, tokens, layers, energy_j, logprob_sums=sums, stalled_s=stalled_s)
 
     def _context(self, at: int) -> int:
         """KV tokens that decoding requests hold behind a step from tick ``at`` on, summed."""
@@ -548,7 +553,7 @@ class SimEngine:
 
     def _stride(self, run: Run) -> Outcome:
         """Steps until enough requests ended, an arrival is due or the guard trips, from counters and whole arrays."""
-        stride = Stride([], [], self.watts)
+        stride = Stride([], [], self.power_of(run.placement.model))
         plan = self._plan = _Plan(stride)
         self._plan_steps(run, plan)
         if self.behaviour is None:
@@ -755,8 +760,16 @@ class SimEngine:
     def _noisy(self, seconds: Seconds) -> Seconds:
         return seconds if self.noise is None else tick(seconds * self.noise.factor(seconds))
 
-    def _energy_j(self, seconds: float) -> float | None:
-        return None if self.watts is None else self.watts * seconds
+    def _load_j(self, model: str, seconds: Seconds) -> float | None:
+        power = self.power_of(model)
+        return None if power is None else power.load_w * seconds
+
+    def power_of(self, model: str) -> StepPower | None:
+        """Power while it works with a model; None: unknown."""
+        watts = self.watts
+        if watts is None or isinstance(watts, Mapping):
+            return None if watts is None else watts.get(model)
+        return StepPower(watts, watts, watts)
 
     def _is_calibrated(self, cost: StepCost, rows: int, context: int, tokens: int, may_refuse: bool = True) -> bool:
         """Whether a step lies inside what was calibrated. Raises OutOfRangeError if not, unless that is allowed or
@@ -873,6 +886,6 @@ def _outcome_of(stride: Stride) -> Outcome:
     seconds = 0.0
     for step in stride.steps:
         seconds += step[0]
-    energy = None if stride.watts is None else sum(stride.watts * step.seconds for step in stride.steps)
+    energy = None if stride.watts is None else sum(stride.watts.of(step) for step in stride.steps)
     agrees = None if stride.tokens is None else stride.tokens.agrees  # type: ignore[attr-defined]
     return _tuple_new(Outcome, (seconds, _NO_TOKENS, stride.steps[-1][1], energy, stride, None, agrees, None, 0.0))

@@ -26,7 +26,7 @@ from heliosim.curves import Curve
 from heliosim.errors import InputError, UnknownNameError
 from heliosim.formats.files import FolderKind, Strict, read_json, sha256_of, validate, write_json
 from heliosim.noise import RecordedNoise
-from heliosim.types import ModelSpec
+from heliosim.types import ModelSpec, StepPower
 
 SCHEMA_VERSION: Literal[2] = 2
 READABLE_VERSIONS = (1, 2)
@@ -202,14 +202,39 @@ class ModelFacts(Strict):
         )
 
 
-class Energy(Strict):
-    """Energy facts. ``source`` is ``unavailable`` where no meter can be read; then nothing else is given."""
+class ModelPower(Strict):
+    """Mean power of one GPU while it works with one model, W, where it differs from others."""
 
-    source: Literal["unavailable", "nvml", "rapl", "data-sheet"]
+    decode_w: float = Field(ge=0)
+    prefill_w: float | None = Field(default=None, ge=0)
+
+
+class Energy(Strict):
+    """Energy facts. ``source`` is ``unavailable`` where no meter can be read; then nothing else is given.
+
+    Watts are those of one GPU (or of the device that a meter reads). A model draws them on every rank of its tensor
+    parallelism; the rest of the ``gpus`` idle.
+    """
+
+    source: Literal["unavailable", "nvml", "rapl", "data-sheet", "published"]
     reason: str = ""
     idle_w: float | None = None
     busy_w: float | None = Field(default=None, description="mean power while stepping where idle power is unknown, W")
     joules_per_step_second: float | None = Field(default=None, description="mean power above idle while stepping, W")
+    decode_w: float | None = Field(default=None, ge=0, description="mean power while decoding, W; else while stepping")
+    prefill_w: float | None = Field(default=None, ge=0, description="mean power while reading, W; else while decoding")
+    load_w: float | None = Field(default=None, ge=0, description="mean power during loads, W; else while decoding")
+    gpus: int = Field(default=1, ge=1, description="GPUs that a server has; at least the ranks of its largest model")
+    models: dict[str, ModelPower] = Field(default_factory=dict, description="power of models that differ from the rest")
+
+    @property
+    def busy_watts(self) -> float | None:
+        """Mean power of one GPU while it steps, idle power included; None where it is not known."""
+        if self.busy_w is not None:
+            return self.busy_w
+        if self.idle_w is None or self.joules_per_step_second is None:
+            return self.decode_w
+        return self.idle_w + self.joules_per_step_second
 
 
 class BehaviourFacts(Strict):
@@ -324,13 +349,34 @@ class Profile:
 
     @property
     def busy_watts(self) -> float | None:
-        """Mean power of the device while it steps, idle power included; None where it is not known."""
-        energy = self.facts.energy
-        if energy.busy_w is not None:
-            return energy.busy_w
-        if energy.idle_w is None or energy.joules_per_step_second is None:
+        """Mean power of one GPU while it steps, idle power included; None where it is not known."""
+        return self.facts.energy.busy_watts
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of one server."""
+        return max(self.facts.energy.gpus, *(m.tensor_parallel for m in self.facts.models.values()))
+
+    def step_power(self, name: str) -> StepPower | None:
+        """Power of a server's GPUs while it works with a model: its ranks busy, the others idle. None: not known, or
+        some GPUs idle and what they draw is not known.
+        """
+        energy, ranks = self.facts.energy, self.model(name).tensor_parallel
+        own, idle = energy.models.get(name), self.gpus - ranks
+        decode_w = energy.busy_watts if energy.decode_w is None else energy.decode_w
+        prefill_w = energy.prefill_w
+        if own is not None:
+            decode_w, prefill_w = own.decode_w, own.prefill_w
+        if decode_w is None or (idle and energy.idle_w is None):
             return None
-        return energy.idle_w + energy.joules_per_step_second
+        rest_w = idle * (energy.idle_w or 0.0)
+        each = (decode_w, *(decode_w if w is None else w for w in (prefill_w, energy.load_w)))
+        return StepPower(*(ranks * w + rest_w for w in each))
+
+    @property
+    def idle_watts(self) -> float | None:
+        """Power of a server's GPUs while none of them works; None: not known."""
+        return None if self.facts.energy.idle_w is None else self.gpus * self.facts.energy.idle_w
 
     @property
     def is_measured(self) -> bool:

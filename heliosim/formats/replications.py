@@ -17,7 +17,21 @@ from heliosim.stats import StoppingRule
 TABLE, SUMMARY = "replications.parquet", "replications.json"
 _REMEDY = "Run the scenario again, or remove both files of the replications; they are optional."
 _FACTS = ("index", "seed", "requests", "after_s", "drift", "is_saturated")
-_LATER = {"recomputed_tokens", "prediction_tau", "prediction_mae_tokens"}
+_LATER = {
+    "recomputed_tokens",
+    "prediction_tau",
+    "prediction_mae_tokens",
+    "prefill_energy_j",
+    "decode_energy_j",
+    "load_energy_j",
+    "probe_energy_j",
+    "idle_energy_j",
+    "joules_per_token",
+    "joules_per_prompt",
+    "wh_per_prompt",
+    "joules_per_token_with_idle",
+    "wh_per_prompt_with_idle",
+}
 """Metrics that tables of older versions lack."""
 
 

@@ -15,6 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field
+
 from heliosim.errors import InputError
 from heliosim.formats.files import (
     FolderKind,
@@ -56,6 +58,18 @@ RunClock = Literal["simulated", "cpu", "wall"]
 _REMEDY = "Run the scenario again."
 
 
+class Deployed(Strict):
+    """What a server runs on: ``count`` alike, each with so many GPUs of a kind, which idle at ``idle_w`` W together.
+
+    None: no GPU, or not known.
+    """
+
+    count: int = 1
+    gpu: str | None = None
+    gpus: int = 1
+    idle_w: float | None = None
+
+
 class RunInfo(Strict):
     """What a run is: nothing in it depends on the machine's load or on the time of day.
 
@@ -63,7 +77,8 @@ class RunInfo(Strict):
     ``wall``. ``profile_kind``: whether the profile was ``measured``, ``derived`` from published figures or ``composed``
     of shapes and a device's efficiency curves.
     ``quality_unknown``: exit methods of a simulated run that the profile has no texts of; its figures of quality would
-    be those of other methods, and are not given.
+    be those of other methods, and are not given. ``deployed``: what serves, by group of a fleet (``replica`` without
+    one); empty in folders of older versions.
     """
 
     schema_version: Literal[2] = 2
@@ -76,6 +91,7 @@ class RunInfo(Strict):
     profile_kind: ProfileKind = "measured"
     quality_unknown: str = ""
     versions: dict[str, str]
+    deployed: dict[str, Deployed] = Field(default_factory=dict)
 
 
 class RunFile(RunInfo):

@@ -185,6 +185,11 @@ class Power(Strict):
     decode_w: float = Field(gt=0)
     prefill_w: float = Field(gt=0)
 
+    @property
+    def decode_share(self) -> float:
+        """Share of the limit while the kernels of decode steps run."""
+        return self.decode_w / self.limit_w
+
 
 class Device(Strict):
     """One GPU model, as a file holds it."""

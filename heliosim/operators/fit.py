@@ -16,7 +16,7 @@ from heliosim.costs import TERMS
 from heliosim.curves import Curve
 from heliosim.errors import InputError
 from heliosim.formats.profile import CostFit, Curves, HoldOut
-from heliosim.operators.tables import AttentionTime, OperatorTables, thinned
+from heliosim.operators.tables import AttentionTime, OperatorTables, rising_at_the_end, thinned
 from heliosim.types import Seconds
 
 Array = npt.NDArray[np.float64]
@@ -40,7 +40,8 @@ def fit_operators(
     table of kernels holds. ``max_rows``, ``max_context``: the range to be fitted, default that of the tables;
     ``kv_tokens``: KV tokens that fit into memory beside the weights, more of which no step can read.
     """
-    layer, head = Curve.of(tables.layer), Curve.of(tables.head)
+    layers, heads = rising_at_the_end(tables.layer), rising_at_the_end(tables.head)
+    layer, head = Curve.of(layers), Curve.of(heads)
     used = [a for a in tables.attention if _is_in_range(a, max_rows, max_context, kv_tokens, layer.last)]
     if len(used) < 2 * HOLD_OUT_SHARE:
         remedy = "Give a wider range, or a larger table."
@@ -59,7 +60,7 @@ def fit_operators(
     rows = min(int(head.last), int(max(a.rows for a in used)))
     return CostFit(
         seconds_per=seconds,
-        curves=Curves(layer=thinned(tables.layer), head=thinned(tables.head)),
+        curves=Curves(layer=thinned(layers), head=thinned(heads)),
         steps=len(used),
         cell_spread=0.0,
         max_rows=min(rows, max_rows or rows),

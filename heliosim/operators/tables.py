@@ -108,6 +108,13 @@ def summed(times: Mapping[str, Mapping[float, Seconds]], names: Mapping[str, flo
     return tuple((count, sum(often * times[name][count] for name, often in names.items())) for count in counts)
 
 
+def rising_at_the_end(points: Points) -> Points:
+    """Without last points that lie below the one before them, as measured times may: a curve goes on behind its end."""
+    while len(points) > 2 and points[-1][1] < points[-2][1]:
+        points = points[:-1]
+    return points
+
+
 def thinned(points: Sequence[tuple[float, Seconds]], error: float = 0.002) -> Points:
     """The fewest first points between which straight lines miss no other by more than ``error`` (a share)."""
     kept = [points[0]]

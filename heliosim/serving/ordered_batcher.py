@@ -5,6 +5,10 @@ that ranks last gives way. And if the order preempts, a waiting request that can
 takes the place of running ones that rank behind it, the last of them first, if that is enough to let it start. They
 give their KV up, wait by their rank, and are read again from the beginning, prompt and generated tokens: that is what
 preemption costs. Prompts that are being read keep their turn in the token budget.
+
+If the order keeps KV, who is interrupted while decoding holds its blocks while it waits and goes on from there.
+It loses them, the last in order first, when running requests grow, when somebody who ranks before it starts, and with a
+load.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from typing import SupportsIndex
 from heliosim.serving.batcher import ContinuousBatcher, Planned, Sequence
 from heliosim.serving.memory import MemoryPool
 from heliosim.serving.ordering import Order
-from heliosim.types import Chunk, RequestId, Seconds, blocks_for
+from heliosim.types import BLOCK_TOKENS, Chunk, RequestId, Seconds, blocks_for
 
 _Place = tuple[float, Seconds, RequestId]
 
@@ -77,6 +81,7 @@ class OrderedBatcher(ContinuousBatcher):
         self._queue = Ranked(order)
         self._waiting = self._queue
         self._set_aside: list[Sequence] | None = None
+        self._keepers: list[Sequence] = []  # interrupted with their KV
 
     @property
     def interrupted(self) -> int:
@@ -97,7 +102,7 @@ class OrderedBatcher(ContinuousBatcher):
         budget = self.token_budget - len(self._ids)
         if self._reading:
             budget = self._read_on(chunks, budget)
-        is_blocked = not plan.evicted
+        is_blocked = not plan.evicted and not self._set_aside
         if self._queue and not (is_short and (self._ids or chunks)):
             is_blocked &= self._start_waiting(pool, chunks, budget, plan, now=now, admit=admit, is_probe=is_probe)
         set_aside, self._set_aside = self._set_aside, None
@@ -140,13 +145,19 @@ class OrderedBatcher(ContinuousBatcher):
             if is_too_large(seq, total):
                 plan.refused += ((queue.pop(at), "larger than the memory pool"),)
                 continue
+            is_kept = seq.computed > 0
             need = blocks_for(seq.known)
-            if need + (watermark if running else 0) > total - pool.used_blocks:
+            if not is_kept and not self._clear(pool, plan, need + (watermark if running else 0), seq):
                 return True
-            pool.take(request.id, need)
             queue.pop(at)
-            self._reading.append(seq)
             running += 1
+            if is_kept:
+                self._keepers.remove(seq)
+                self._join(seq)
+                budget -= 1
+                continue
+            pool.take(request.id, need)
+            self._reading.append(seq)
             if is_new:
                 seq.admitted_s, seq.is_probe = now, is_probe
                 plan.started += 1
@@ -183,15 +194,17 @@ class OrderedBatcher(ContinuousBatcher):
         watermark = int(pool.total_blocks * self.watermark)
         unread = sum(seq.known - seq.computed for seq in self._reading)
         room = _Room(self.running, pool.free_blocks, self.token_budget - len(self._ids) - unread)
-        started = 0
+        started = promised = 0
         for seq in self._queue:
             is_new = seq.admitted_s is None
             if is_new and admit is not None and started >= admit:
                 continue
             if is_too_large(seq, pool.total_blocks):
                 continue
-            place, need, gone = place_of(self.order, seq), blocks_for(seq.known), 0
-            while not self._fits(room, need, watermark):
+            place, gone = place_of(self.order, seq), 0
+            need = 0 if seq.computed else blocks_for(seq.known)
+            room.blocks = pool.free_blocks - promised + self._kept_behind(pool, seq)
+            while not self._fits(room, need if need else -watermark, watermark):  # who kept its KV asks for no room
                 victim = candidates[-1 - gone] if gone < len(candidates) else None
                 if victim is None or place_of(self.order, victim) <= place:
                     return
@@ -201,15 +214,64 @@ class OrderedBatcher(ContinuousBatcher):
                 gone += 1
             for _ in range(gone):
                 victim = candidates.pop()
+                if self.order.keep_kv and victim.since is not None:
+                    self._interrupt(victim, pool)
+                    continue
                 blocks = self._held_blocks(victim, pool) if victim.since is not None else None
                 plan.evicted += (self._give_up(victim, pool, blocks),)
             room.rows += 1
-            room.blocks -= need
-            room.tokens -= min(seq.known, room.tokens)
+            promised += need
+            room.tokens -= 1 if seq.computed else min(seq.known, room.tokens)
             started += is_new
 
     def _fits(self, room: _Room, need: int, watermark: int) -> bool:
         return room.rows < self.max_batch and room.tokens > 0 and need + (watermark if room.rows else 0) <= room.blocks
+
+    # -- who keeps KV ---------------------------------------------------------------------------------------------
+
+    def _interrupt(self, seq: Sequence, pool: MemoryPool) -> None:
+        """A decoding request waits with its KV, the block of the token to come included."""
+        self._drop(self._decoding.index(seq))
+        pool.attribute(seq.request.id, blocks_for(seq.computed + 1))
+        seq.preemptions += 1
+        self._keepers.append(seq)
+        self._put_back(seq)
+
+    def _forget(self, seq: Sequence, pool: MemoryPool) -> RequestId:
+        """A waiting request gives up the KV it kept."""
+        self._keepers.remove(seq)
+        pool.release(seq.request.id)
+        seq.recomputed += seq.computed
+        seq.computed = 0
+        return seq.request.id
+
+    def _keepers_by_place(self) -> list[Sequence]:
+        return sorted(self._keepers, key=lambda seq: place_of(self.order, seq))
+
+    def _kept_behind(self, pool: MemoryPool, seq: Sequence) -> int:
+        """Blocks kept by requests that rank behind this one."""
+        if not self._keepers:
+            return 0
+        place = place_of(self.order, seq)
+        return sum(pool.holds(k.request.id) for k in self._keepers if place_of(self.order, k) > place)
+
+    def _clear(self, pool: MemoryPool, plan: Planned, blocks: int, seq: Sequence) -> bool:
+        """Have so many blocks free for a request, if those kept behind it suffice."""
+        if blocks > pool.free_blocks + self._kept_behind(pool, seq):
+            return False
+        while blocks > pool.free_blocks:
+            plan.evicted += (self._forget(self._keepers_by_place()[-1], pool),)
+        return True
+
+    def _take_due_blocks(self, pool: MemoryPool, plan: Planned) -> None:
+        due = self._block_due[self.ticks % BLOCK_TOKENS]
+        while self._keepers and due > pool.free_blocks:
+            plan.evicted += (self._forget(self._keepers_by_place()[-1], pool),)
+        super()._take_due_blocks(pool, plan)
+
+    def preempt(self, pool: MemoryPool, keep: int = 0) -> list[RequestId]:
+        forgotten = [self._forget(seq, pool) for seq in self._keepers_by_place()]
+        return forgotten + super().preempt(pool, keep)
 
     def _held_blocks(self, seq: Sequence, pool: MemoryPool) -> int:
         """KV blocks of a running request; who decodes holds that of the token to come."""

@@ -30,6 +30,8 @@ class Order:
     """
 
     needs_prediction: ClassVar[bool] = False
+    keep_kv: bool = False
+    """Whether who is interrupted while decoding keeps its KV as long as nobody before it needs the room."""
 
     @property
     def preempts(self) -> bool:
@@ -78,12 +80,13 @@ class ShortestRemaining(Order):
     """``srpt``: the fewest predicted tokens left first.
 
     ``preempt``: ``always`` interrupts whoever has more left than one who waits; ``limited`` only those who have less
-    than the share ``c`` of their predicted tokens; ``never`` only orders the queue.
+    than the share ``c`` of their predicted tokens; ``never`` only orders the queue. ``keep_kv``: as in ``Order``.
     """
 
     needs_prediction: ClassVar[bool] = True
     preempt: Preempt = "limited"
     c: float = 0.8
+    keep_kv: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.c <= 1:  # NaN fails too
@@ -116,6 +119,7 @@ class PriorityClasses(Order):
 
     ageing_s: Seconds | None = None
     preempt: Literal["never", "always"] = "never"
+    keep_kv: bool = False
 
     def __post_init__(self) -> None:
         _check_ageing(self.ageing_s)
@@ -145,6 +149,7 @@ class Feedback(Order):
     speculative: bool = False
     ageing_s: Seconds | None = None
     preempt: Literal["never", "always"] = "always"
+    keep_kv: bool = False
 
     def __post_init__(self) -> None:
         for name, value in (("quantum_tokens", self.quantum_tokens), ("levels", self.levels)):

@@ -85,6 +85,28 @@ def test_preemption_is_paid_for(name: str, profile: Profile) -> None:
     assert sum(found.requests["preemptions"].to_pylist()) > 0
 
 
+@pytest.mark.parametrize("name", ["srpt, always", "feedback", "priority, preempting"])
+def test_kept_kv_is_not_paid_for_while_memory_lasts(name: str, profile: Profile) -> None:
+    """With ample memory nothing is read again but prompts that were interrupted half read; with little, more is."""
+    order = ORDERS[name] | {"keep_kv": True}
+    plain, found = crowded(profile, None), crowded(profile, order)
+    assert sum(found.requests["preemptions"].to_pylist()) > 0
+    again, without = summarise(found).recomputed_tokens, summarise(crowded(profile, ORDERS[name])).recomputed_tokens
+    assert again is not None
+    assert without is not None
+    assert again < 0.1 * without
+    computed = [
+        sum(run.steps["prefill_tokens"].to_pylist()) + sum(run.steps["decode_rows"].to_pylist())
+        for run in (plain, found)
+    ]
+    assert computed[1] == computed[0] + again
+    tight = crowded(profile, order, memory={"budget_bytes": 9_000})
+    given_up = summarise(tight).recomputed_tokens
+    assert given_up is not None
+    assert given_up > again
+    assert set(tight.requests["status"].to_pylist()) == {"finished"}
+
+
 def test_ageing_bounds_how_many_go_first(profile: Profile) -> None:
     """Under ageing nobody of class 1 starts behind one of class 0 who came more than an ageing time later; without
     it, some do.
@@ -161,7 +183,13 @@ def test_shortest_job_first_waits_as_theory_says(
 
 @pytest.mark.parametrize(
     "order",
-    [ShortestJob(), ShortestRemaining("always"), PriorityClasses(0.05, "always"), Feedback(4)],
+    [
+        ShortestJob(),
+        ShortestRemaining("always"),
+        ShortestRemaining("always", keep_kv=True),
+        PriorityClasses(0.05, "always"),
+        Feedback(4),
+    ],
     ids=lambda order: type(order).__name__,
 )
 def test_a_live_log_drives_the_simulated_server_through_the_same_run(order: Order) -> None:
@@ -184,7 +212,8 @@ def test_a_live_log_drives_the_simulated_server_through_the_same_run(order: Orde
 
     live, again = TableRecorder(), TableRecorder()
     done = serve_live(made(live), BusyEngine(1), OpenLoop(arrivals()), "cpu")
-    assert any(not isinstance(a, Load) and a.evicted for a, _ in done.log) == order.preempts
+    assert (sum(live.tables().requests["preemptions"].to_pylist()) > 0) == order.preempts
+    assert order.keep_kv or any(not isinstance(a, Load) and a.evicted for a, _ in done.log) == order.preempts
     engine = ReplayEngine(done.log)
     simulate_server(made(again), engine, OpenLoop(arrivals()))
     assert engine.position == len(done.log)

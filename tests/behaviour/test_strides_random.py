@@ -97,14 +97,26 @@ def drawn_workload(r: Random) -> dict[str, Any]:
 
 def drawn_order(r: Random) -> dict[str, Any]:
     kind = r.choice(["sjf", "srpt", "srpt", "priority", "feedback"])
+    keeps = {"keep_kv": r.random() < 0.5}
     ageing_s = r.choice([None, 0.001, 0.02, 1.0])
     if kind == "srpt":
-        return {"kind": kind, "preempt": r.choice(["never", "limited", "always"]), "c": r.choice([0.0, 0.5, 0.8, 1.0])}
+        return {
+            "kind": kind,
+            "preempt": r.choice(["never", "limited", "always"]),
+            "c": r.choice([0.0, 0.5, 0.8, 1.0]),
+            **keeps,
+        }
     if kind == "priority":
-        return {"kind": kind, "ageing_s": ageing_s, "preempt": r.choice(["never", "always"])}
+        return {"kind": kind, "ageing_s": ageing_s, "preempt": r.choice(["never", "always"]), **keeps}
     if kind == "feedback":
         speculative = r.random() < 0.5
-        return {"kind": kind, "ageing_s": ageing_s, "quantum_tokens": r.choice([1, 4, 16]), "speculative": speculative}
+        return {
+            "kind": kind,
+            "ageing_s": ageing_s,
+            "quantum_tokens": r.choice([1, 4, 16]),
+            "speculative": speculative,
+            **keeps,
+        }
     return {"kind": kind}
 
 

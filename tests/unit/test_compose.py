@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from heliosim.costs import StepShape
 from heliosim.errors import InputError, OutOfRangeError, UnknownNameError
 from heliosim.hardware.architecture import ExitHead, open_architecture
 from heliosim.hardware.compose import ComposedModel, Exits, compose_model
 from heliosim.hardware.device import open_device
-from heliosim.hardware.facts import energy_of, model_facts, sources_of
 from heliosim.hardware.steps import StepTimes
 
 
@@ -147,37 +145,3 @@ def test_a_gpu_that_waits_for_its_host_draws_less() -> None:
     assert busy["idle"] == waiting["idle"] < waiting["decode"] < busy["decode"]
     power = open_device("A100-80GB").power
     assert power.idle_w < busy["decode"] <= power.decode_w
-
-
-def test_a_profile_says_the_same_as_the_composed_model() -> None:
-    model = composed("llama2-70b", tp=4, exits=(40,), host="vllm-2024")
-    facts = model_facts(model)
-    cost = facts.step["wall"].cost()
-    decode = shape(rows=8, tokens=8, decode_rows=8, context=8 * 700, checked_rows=8, longest=700)
-    assert cost.seconds(decode) == pytest.approx(model.step_seconds(decode_rows=8, context=700))
-    prefill = shape(
-        rows=2, tokens=1024, prefill_rows=2, prefill_products=2 * 512**2, checked_rows=2, started=2, longest=512
-    )
-    assert cost.seconds(prefill) == pytest.approx(model.step_seconds(prompts=[(512, 512)] * 2))
-    spec = facts.spec("llama2-70b")
-    assert spec.weights_bytes(40) == model.base_bytes + 40 * model.layer_bytes
-    assert facts.tensor_parallel == 4
-    assert facts.load["wall"].seconds_per_byte == {"disk": pytest.approx(1 / 12.6e9)}
-    assert (cost.max_rows, cost.max_context, cost.max_tokens) == (512, 4096, 8192)
-
-
-def test_a_profile_names_the_sources_it_rests_on() -> None:
-    device = open_device("H100-80GB")
-    names = " ".join(source.name for source in sources_of(device, "graph"))
-    assert "aiconfigurator" in names
-    assert "optimum-benchmark" not in names
-    assert "optimum-benchmark" in " ".join(source.name for source in sources_of(device, "eager"))
-    energy = energy_of(composed(device="H100-80GB"))
-    assert energy.idle_w == device.power.idle_w
-    assert energy.joules_per_step_second is not None
-    assert 0 < energy.joules_per_step_second <= device.power.decode_w - device.power.idle_w
-
-
-def shape(**changes: int) -> StepShape:
-    values = dict.fromkeys(StepShape._fields, 0) | {"layers": 80, "checks": 1}
-    return StepShape(**(values | changes))

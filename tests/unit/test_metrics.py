@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from heliosim.formats.results import RunInfo, RunResults
+from heliosim.formats.results import Deployed, RunInfo, RunResults
 from heliosim.metrics import (
     METRICS,
     SCALARS,
@@ -30,6 +30,7 @@ INFO = RunInfo(
     scenario_hash="s",
     profile_hash="p",
     versions={"x": "1"},
+    deployed={"replica": Deployed(idle_w=3.0)},
 )
 M4, N2 = Placement("m", 4), Placement("n", 2)
 
@@ -159,6 +160,16 @@ EXPECTED: dict[str, float | None] = {
     "recomputed_tokens": 7,
     "prediction_tau": -1.0,
     "prediction_mae_tokens": (1 + 2.5) / 2,
+    "prefill_energy_j": 0.0,
+    "decode_energy_j": 4.0,
+    "load_energy_j": 4.0,
+    "probe_energy_j": 2.0,
+    "idle_energy_j": 3 * 0.5,
+    "joules_per_token": 10 / 5,
+    "joules_per_prompt": 10 / 2,
+    "wh_per_prompt": 10 / 2 / 3600,
+    "joules_per_token_with_idle": 11.5 / 5,
+    "wh_per_prompt_with_idle": 11.5 / 2 / 3600,
 }
 
 
