@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -137,6 +138,7 @@ def _outside(wanted: Sequence[Wanted], device: Device, allow_extrapolation: bool
         for matrix in (*w.architecture.matrices(w.tp), w.architecture.head_matrix(w.tp)):
             for axis, value in (("n", matrix.n), ("k", matrix.k)):
                 low, high = ranges.get(axis, (value, value))
+                high = math.inf if axis == "n" else high  # wider ones are several products, see Kernels.gemm
                 if not low <= value <= high:
                     found.append(f"{w.name}, {matrix.name}: {axis} = {value}, curves from {low:g} to {high:g}")
         if w.tp > 1 and not min(gpus) <= w.tp <= max(gpus):
