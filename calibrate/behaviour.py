@@ -23,7 +23,7 @@ from heliosim.serving.server import Server
 from heliosim.types import Arrival, Content, ExitRule, ModelSpec, Placement, Request
 from heliosim.workload import OpenLoop
 
-from .plan import modes_of
+from .plan import method_modes, modes_of
 
 Columns = dict[str, list[Any]]
 
@@ -37,12 +37,13 @@ class Prompt:
     ids: tuple[int, ...]
 
 
-def sources_of(spec: ModelSpec, threshold: float) -> dict[str, tuple[Placement, ExitRule]]:
-    """The policies a server may run a model under, by source name."""
+def sources_of(spec: ModelSpec, threshold: float, methods: Sequence[str] = ()) -> dict[str, tuple[Placement, ExitRule]]:
+    """The policies a server may run a model under, by source name. ``methods``: further exit methods to record."""
     found: dict[str, tuple[Placement, ExitRule]] = {}
-    for mode in modes_of(spec, threshold):
+    for mode in [*modes_of(spec, threshold), *method_modes(spec, threshold, methods)]:
         placement = Placement(spec.name, mode.depth)
-        found.setdefault(source_name(placement, mode.exits, spec.layers), (placement, mode.exits))
+        name = source_name(placement, mode.exits, spec.layers, is_exact=True)
+        found.setdefault(name, (placement, mode.exits))
     return found
 
 
@@ -79,10 +80,12 @@ def observe(
     rows: int,
     end_ids: frozenset[int],
     on_progress: Callable[[str, float], None],
+    methods: Sequence[str] = (),
 ) -> Columns:
     """The whole behaviour table as columns; see ``table_of`` for its rows."""
     columns: Columns = {}
-    work = [(spec, *policy, name) for spec in specs.values() for name, policy in sources_of(spec, threshold).items()]
+    policies = {name: sources_of(spec, threshold, methods) for name, spec in specs.items()}
+    work = [(specs[model], *policy, name) for model, found in policies.items() for name, policy in found.items()]
     for done, (spec, placement, exits, name) in enumerate(work):
         on_progress(name, done / len(work))
         outputs = generate(engine, spec, placement, exits, prompts, tokens, rows)

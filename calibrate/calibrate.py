@@ -32,6 +32,7 @@ from heliosim.types import ModelSpec, blocks_for
 from .behaviour import Prompt, observe, prompts_from_tasks, sources_of, write_table
 from .device import device_facts, resolve_device, version_facts
 from .energy import energy_facts, find_meter, idle_watts
+from .exit_costs import MethodSample, fit_methods, measure_methods
 from .fit import fit_loads, fit_steps
 from .measure import LoadSample, StepSample, measure_loads, measure_steps
 from .plan import points
@@ -43,7 +44,7 @@ Progress = Callable[[str, float], None]
 @dataclass(frozen=True)
 class Request:
     """What to calibrate. ``pool_bytes``: memory for weights and KV while measuring; None: enough for the largest batch
-    asked for.
+    asked for. ``exit_methods``: exit methods, each ``batching+skipped_kv``, whose texts to record as well.
     """
 
     models: Sequence[str]
@@ -59,6 +60,7 @@ class Request:
     prompts_per_task: int = 24
     tokens_per_text: int = 48
     threshold: float = 0.8
+    exit_methods: Sequence[str] = ()
     budgets_bytes: Sequence[int] = ()
     seed: int = 0
     overwrite: bool = False
@@ -96,6 +98,7 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
         steps = _measure_steps(request, engine, specs, text, max_context, progress)
         busy_j, busy_s = (meter.read_j() - joules if meter else 0.0), time.perf_counter() - started
         energy = energy_facts(meter, reason, idle, busy_j, busy_s)
+        methods = _measure_methods(request, engine, specs, text, max_context, progress)
         loads = _measure_loads(request, engine, specs, progress)
         batches = {n: _largest_batches(engine, s, _budgets(request, specs), max_context) for n, s in specs.items()}
 
@@ -109,12 +112,14 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
             min(16, request.max_batch),
             frozenset(t for info in infos.values() for t in info.eos_ids),
             lambda what, share: progress(f"behaviour {what}", 0.6 + 0.38 * share),
+            request.exit_methods,
         )
         write_table(columns, folder / "behaviour.parquet")
         _write_steps(steps, folder / "steps.parquet")
         progress("fit", 0.98)
         models = {
-            name: _facts(name, info, specs[name], steps, loads, batches[name], clocks) for name, info in infos.items()
+            name: _facts(name, info, specs[name], steps, methods, loads, batches[name], clocks)
+            for name, info in infos.items()
         }
         facts = ProfileFile(
             schema_version=SCHEMA_VERSION,
@@ -192,6 +197,24 @@ def _measure_steps(
     return samples
 
 
+def _measure_methods(
+    request: Request,
+    engine: Any,
+    specs: Mapping[str, ModelSpec],
+    text: list[int],
+    max_context: int,
+    progress: Progress,
+) -> list[MethodSample]:
+    """Steps whose rows part ways, and steps that copy KV."""
+    progress("exit methods", 0.49)
+    rows, blocks = request.max_batch + 1, blocks_for(max_context) + 1
+    samples: list[MethodSample] = []
+    for spec in specs.values():
+        pool = spec.weights_bytes(spec.layers) + rows * blocks * spec.block_bytes(spec.layers)
+        samples += measure_methods(engine, spec, request.threshold, request.max_batch, text, pool, request.rounds)
+    return samples
+
+
 def _measure_loads(
     request: Request, engine: Any, specs: Mapping[str, ModelSpec], progress: Progress
 ) -> list[LoadSample]:
@@ -251,6 +274,7 @@ def _facts(
     info: CheckpointInfo,
     spec: ModelSpec,
     steps: Sequence[StepSample],
+    methods: Sequence[MethodSample],
     loads: Sequence[LoadSample],
     batches: list[LargestBatch],
     clocks: tuple[ClockName, ...],
@@ -258,6 +282,9 @@ def _facts(
     mine = [s for s in steps if s.model == spec.name]
     my_loads = [s for s in loads if s.model == spec.name]
     step_fits: dict[ClockName, CostFit] = {c: fit_steps(mine, c) for c in clocks}
+    my_methods = [s for s in methods if s.model == spec.name]
+    for c, fit in step_fits.items():
+        step_fits[c] = fit.model_copy(update={"exit_methods": fit_methods(my_methods, fit.cost(), c)})
     load_fits: dict[ClockName, LoadFit] = {c: fit_loads(my_loads, c) for c in clocks}
     return ModelFacts(
         architecture=info.architecture,
@@ -286,7 +313,7 @@ def _behaviour_facts(
     tasks: dict[str, int] = {}
     for prompt in prompts:
         tasks[prompt.task] = tasks.get(prompt.task, 0) + 1
-    sources = tuple(n for s in specs.values() for n in sources_of(s, request.threshold))
+    sources = tuple(n for s in specs.values() for n in sources_of(s, request.threshold, request.exit_methods))
     return BehaviourFacts(
         tasks=tasks,
         split="calibration",

@@ -19,7 +19,20 @@ from heliosim.serving.controller import FixedPlacement
 from heliosim.serving.memory import MemoryPool
 from heliosim.serving.server import Server
 from heliosim.streams import stream
-from heliosim.types import Arrival, Batch, Content, ExitRule, Load, ModelSpec, Placement, Request, Run, blocks_for, tick
+from heliosim.types import (
+    Arrival,
+    Batch,
+    Content,
+    ExitRule,
+    Load,
+    ModelSpec,
+    Outcome,
+    Placement,
+    Request,
+    Run,
+    blocks_for,
+    tick,
+)
 from heliosim.workload import OpenLoop
 
 from .plan import Point
@@ -64,6 +77,17 @@ def measure_steps(
     engine: object, spec: ModelSpec, point: Point, text: Sequence[int], pool_bytes: int, visit: int = 0
 ) -> list[StepSample]:
     """Run one point through the live loop and return its steps."""
+    return [
+        StepSample(spec.name, point.mode.name, shape_of(action, outcome, spec), clocks, visit)
+        for action, outcome, clocks in run_point(engine, spec, point, text, pool_bytes)
+        if isinstance(action, Run)
+    ]
+
+
+def run_point(
+    engine: object, spec: ModelSpec, point: Point, text: Sequence[int], pool_bytes: int
+) -> list[tuple[Run | Load, Outcome, Clocks]]:
+    """Run one point through the live loop; its actions behind the first load, and their seconds by clock."""
     controller = FixedPlacement(spec, point.mode.exits, point.mode.depth)
     batcher = ContinuousBatcher(point.rows, point.token_budget)
     server = Server(controller, batcher, MemoryPool(pool_bytes), {spec.name: spec}, TableRecorder())
@@ -75,13 +99,11 @@ def measure_steps(
         "cpu",
         on_progress=lambda _now: walls.append(time.perf_counter()),
     )
-    samples = []
+    found: list[tuple[Run | Load, Outcome, Clocks]] = []
     for k in range(1, len(done.log)):  # the first action is the load
         action, outcome = done.log[k]
-        if isinstance(action, Run):
-            clocks = {"cpu": outcome.seconds, "wall": walls[k] - walls[k - 1]}
-            samples.append(StepSample(spec.name, point.mode.name, shape_of(action, outcome, spec), clocks, visit))
-    return samples
+        found.append((action, outcome, {"cpu": outcome.seconds, "wall": walls[k] - walls[k - 1]}))
+    return found
 
 
 def measure_loads(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from heliosim.errors import InputError
+from heliosim.exits.batching import exit_batcher
+from heliosim.exits.skipped import skipped_kv
 from heliosim.streams import stream
 from heliosim.types import ExitRule, ModelSpec
 
@@ -34,6 +37,19 @@ class Point:
     prompts: tuple[int, ...]
     outputs: tuple[int, ...]
     arrives_at_once: bool
+
+
+def method_modes(spec: ModelSpec, threshold: float, methods: Sequence[str]) -> list[Mode]:
+    """Early exit under further exit methods, each ``batching+skipped_kv``. Raises InputError or UnknownNameError."""
+    found = []
+    for name in methods:
+        batching, plus, method = name.partition("+")
+        if not plus:
+            raise InputError("--exit-methods", name, "not of the form batching+skipped_kv", "Example: eager+propagate.")
+        exit_batcher(batching)
+        skipped_kv(method)
+        found.append(Mode(name, spec.layers, ExitRule("threshold", threshold, batching, method)))
+    return found
 
 
 def modes_of(spec: ModelSpec, threshold: float) -> list[Mode]:

@@ -69,7 +69,10 @@ Measured on {name}, {device.get("threads")} thread(s) of {device.get("host_cores
 {versions.get("heliosim")}, float32, models tiny-opt-s and tiny-opt-l, {e["requests"]} requests in four consecutive task blocks, {e["repeats"]} live
 repeats, seed {e["seed"]}, profile `{e["profile"]["hash"][:12]}`. Order of work: the profile is calibrated inside the real serving loop,
 then each scenario is simulated, and only then run live. Loads are shares of each system's own capacity, measured with everything waiting
-(`saturated`). Errors are signed: (predicted − measured mean) / measured mean. {where}"""
+(`saturated`). Errors are signed: (predicted − measured mean) / measured mean. {where}
+
+What is composed for GPUs that are not here ([hardware.md](hardware.md)) is held against published runs on a page of its own:
+[validation-composed.md](validation-composed.md)."""
 
 
 def _verdict(e: Mapping[str, Any]) -> str:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 
+from heliosim.costs import DISK_BYTE
+from heliosim.errors import InputError
 from heliosim.exits.pricing import break_even
 from heliosim.formats.profile import Profile
 from heliosim.offline import build_repository
 from heliosim.recorder import Recorder
-from heliosim.scenario import Scenario
+from heliosim.scenario import Memory, Scenario
 from heliosim.serving.batcher import ContinuousBatcher
 from heliosim.serving.kinds import Context
+from heliosim.serving.loading import HostTier, Loading
 from heliosim.serving.memory import MemoryPool
+from heliosim.serving.ordered_batcher import OrderedBatcher
+from heliosim.serving.ordering import Fcfs
 from heliosim.serving.repository import Repository
 from heliosim.serving.server import Server, require_placeable
-from heliosim.types import ExitBatching, ExitRule
+from heliosim.types import ExitBatching, ExitRule, ModelSpec
 
 Repositories = Callable[[float, ExitBatching], Repository]
 """Offline figures of a scenario's models at a threshold and batch rule."""
@@ -41,8 +46,43 @@ def build_server(
         require_placeable(spec, min(spec.exits), scenario.memory.budget_bytes)
     context = Context(models, known or repositories(scenario, profile), _break_evens(scenario, profile))
     controller = scenario.controller_kind().build(context)
-    batcher = ContinuousBatcher(scenario.batcher.max_batch, scenario.batcher.token_budget, scenario.batcher.watermark)
-    return Server(controller, batcher, MemoryPool(scenario.memory.budget_bytes), models, recorder, max_stride)
+    batcher = build_batcher(scenario)
+    pool = MemoryPool(scenario.memory.budget_bytes)
+    return Server(controller, batcher, pool, models, recorder, max_stride, loading_of(scenario.memory, models))
+
+
+def loading_of(memory: Memory, models: Mapping[str, ModelSpec]) -> Loading:
+    """How weights come to a server's device."""
+    host = None if memory.host_bytes is None else HostTier(memory.host_bytes, models)
+    return Loading(memory.loads == "overlapped", memory.is_pipelined, host)
+
+
+def load_costs(scenario: Scenario, profile: Profile) -> dict[str, Mapping[str, float]]:
+    """Load coefficients of a scenario's models on its clock, bytes priced by where they wait.
+
+    Raises InputError if the profile does not say what a byte from there takes.
+    """
+    memory = scenario.memory
+    found: dict[str, Mapping[str, float]] = {}
+    for name in scenario.models:
+        costs = dict(profile.load_cost(name, scenario.clock))
+        if memory.host != "pinned":
+            costs["weights_byte"] = profile.seconds_per_byte(name, scenario.clock, memory.host)
+        if memory.host_bytes is not None:
+            costs[DISK_BYTE] = profile.seconds_per_byte(name, scenario.clock, "disk")
+        found[name] = costs
+    return found
+
+
+def build_batcher(scenario: Scenario) -> ContinuousBatcher:
+    """The batcher of a scenario. Raises InputError for an order that needs predictions where none are made."""
+    spec, order = scenario.batcher, scenario.batcher.the_order()
+    if isinstance(order, Fcfs):
+        return ContinuousBatcher(spec.max_batch, spec.token_budget, spec.watermark)
+    if order.needs_prediction and scenario.workload.predictor is None:
+        remedy = "Give workload.predictor a kind; kind none takes max_tokens for the length."
+        raise InputError("batcher.order", (spec.order or {})["kind"], "needs predicted lengths", remedy)
+    return OrderedBatcher(order, spec.max_batch, spec.token_budget, spec.watermark)
 
 
 def _break_evens(scenario: Scenario, profile: Profile) -> Callable[[str, ExitRule], float]:
@@ -61,6 +101,16 @@ def repositories(scenario: Scenario, profile: Profile) -> Repositories:
     @cache
     def at(threshold: float, batching: ExitBatching) -> Repository:
         budget, max_batch = scenario.memory.budget_bytes, scenario.batcher.max_batch
-        return build_repository(profile, scenario.models, scenario.clock, budget, max_batch, threshold, batching)
+        return build_repository(
+            profile,
+            scenario.models,
+            scenario.clock,
+            budget,
+            max_batch,
+            threshold,
+            batching,
+            loads=load_costs(scenario, profile),
+            overlaps=scenario.memory.loads == "overlapped",
+        )
 
     return at

@@ -10,6 +10,7 @@ import typer
 
 from heliosim import __version__, cli_profile
 from heliosim.cli_behaviour import behaviour_app
+from heliosim.cli_exits import exits_app
 from heliosim.cli_plan import max_rate, plan
 from heliosim.cli_statistics import Asked, HalfWidth, Jobs, ProfileUncertainty, Replications, add_statistics
 from heliosim.cli_sweep import sweep
@@ -34,6 +35,7 @@ profile_app.command("import")(cli_profile.import_tables)
 app.command()(sweep)
 app.command()(tune)
 app.add_typer(trace_app, name="trace", help="Make, import and describe request traces.")
+app.add_typer(exits_app, name="exits", help="Exit batching and skipped-KV methods: speed beside quality.")
 app.add_typer(behaviour_app, name="behaviour", help="Exits without weights: synthesize, import and show behaviour.")
 
 GO_ON = (["sweep"], ["tune"], ["plan"], ["max-rate"], ["statistics", "coverage"])
@@ -69,7 +71,7 @@ def demo(
     seed: Seed = 0,
 ) -> None:
     """Calibrate the shipped models, simulate five systems, run them live, compare: the whole idea in one command."""
-    _need_live()
+    need_live()
     from heliosim_calibrate.demo import run_demo
 
     run_demo(out, pair=pair, requests=requests, repeats=repeats, device=device, seed=seed)
@@ -90,11 +92,14 @@ def calibrate(
     threshold: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Confidence threshold of recorded policies.")
     ] = 0.8,
+    exit_methods: Annotated[
+        str, typer.Option(help="Further exit methods to record texts of: batching+skipped_kv, separated by commas.")
+    ] = "",
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Measure models on this machine, inside the real serving loop, and write a profile."""
-    _need_live()
+    need_live()
     if dtype not in ("float32", "float16", "bfloat16"):
         from heliosim.errors import UnknownNameError
 
@@ -117,6 +122,7 @@ def calibrate(
         rounds=rounds,
         prompts_per_task=prompts,
         threshold=threshold,
+        exit_methods=[m.strip() for m in exit_methods.split(",") if m.strip()],
         seed=seed,
         overwrite=overwrite,
     )
@@ -169,7 +175,7 @@ def run(
 
     if live:
         refuse_live_fleet(loaded)
-        _need_live()
+        need_live()
     elif replications != 1:
         with about(scenario):
             asked.require_drawable(loaded)
@@ -224,7 +230,7 @@ def validate(
     seed: Seed = 0,
 ) -> None:
     """Predict, then measure: the published fidelity figures, regenerated on this machine."""
-    _need_live()
+    need_live()
     from heliosim_calibrate.validate import run_validation
 
     run_validation(out, doc, repeats=repeats, requests=requests, device=device, seed=seed)
@@ -287,7 +293,8 @@ def profile_check(
 add_statistics(app)  # behind the commands above in the list of help
 
 
-def _need_live() -> None:
+def need_live() -> None:
+    """Raise HelioSimError unless what the live engine needs is installed."""
     from importlib.util import find_spec
 
     missing = [m for m in ("torch", "transformers", "safetensors", "tokenizers") if find_spec(m) is None]

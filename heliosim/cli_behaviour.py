@@ -55,7 +55,7 @@ def import_exits(
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Read exits that others measured: GREEN-CODE's tokens to replay, or the early-exit Llama's sweep as an exit spec."""
+    """Read exits that others measured: GREEN-CODE's tokens to replay, or the early-exit Llama's sweep as a spec."""
     if kind not in KINDS:
         raise UnknownNameError("kind", kind, KINDS)
     if kind == "ee-llama":

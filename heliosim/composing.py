@@ -27,6 +27,7 @@ from heliosim.formats.profile import (
     LoadFit,
     MemoryFacts,
     ModelFacts,
+    ModelPower,
     Profile,
     ProfileFile,
     Source,
@@ -115,10 +116,16 @@ def compose_profile(
     )
     power = device.power
     energy = Energy(
-        source="data-sheet",
-        reason=f"{power.decode_share:.0%} of {power.limit_w:g} W on each of {gpus} GPU(s) while stepping",
-        idle_w=gpus * power.idle_w,
-        busy_w=gpus * power.decode_share * power.limit_w,
+        source="published",
+        reason=f"{power.origin.source}; {power.origin.derivation}",
+        idle_w=power.idle_w,
+        decode_w=power.decode_w,
+        prefill_w=power.prefill_w,
+        gpus=gpus,
+        models={
+            name: ModelPower(decode_w=model.watts["decode"], prefill_w=model.watts["prefill"])
+            for name, model in made.items()
+        },
     )
     return write_composed(
         out, models, composition, derivation, energy, device.name, device.memory_bytes, seed, overwrite=overwrite

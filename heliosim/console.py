@@ -153,7 +153,8 @@ def print_summary(run: RunResults | LiveRun, slo: Slo | None) -> None:
         "mean_ttft_ms", "p99_ttft_ms", "mean_tpot_ms", "p99_tpot_ms", "mean_itl_ms", "mean_e2el_ms", "p99_e2el_ms",
         "mean_queue_ms", "slo_attainment", "request_goodput", "mean_batch_size", "max_batch_size", "peak_weights_bytes",
         "peak_kv_bytes", "layers_per_token", "low_confidence_share", "perplexity", "agreement", "transitions",
-        "probe_request_share", "preemptions", "energy_j", "utilisation",
+        "probe_request_share", "preemptions", "recomputed_tokens", "energy_j", "joules_per_token",
+        "wh_per_prompt", "utilisation",
     ):  # fmt: skip
         spec, value = metric_spec(name), summary.value(name)
         if name in ("slo_attainment", "request_goodput") and slo is None:
@@ -164,7 +165,17 @@ def print_summary(run: RunResults | LiveRun, slo: Slo | None) -> None:
     if (line := growth_line(results)) is not None:
         console().print(line)
     say_kind(results.info.profile_kind)
+    if results.info.quality_unknown:
+        console().print(f"[yellow]{quality_line(results.info.quality_unknown)}[/]")
     print_details(results, summary)
+
+
+def quality_line(methods: str) -> str:
+    """What to say of a run whose profile has no texts generated under its exit methods."""
+    return (
+        f"Quality unknown under {methods}: the profile holds no texts generated so. "
+        "Record them with heliosim calibrate --exit-methods, or see heliosim exits compare."
+    )
 
 
 def growth_line(results: RunResults) -> str | None:
@@ -195,11 +206,32 @@ def print_refused_first(results: RunResults, summary: Summary) -> None:
 
 def print_details(results: RunResults, summary: Summary) -> None:
     """What no table of one-number metrics says of a run: exits, refusals, steps outside the calibrated range."""
+    from heliosim.costing import token_cost
+    from heliosim.metrics import CLASS_METRICS, metric_spec
+
     out = console()
     for model, mix in summary.exit_mix.items():
         out.print(
             f"tokens by exit, {model}: " + "  ".join(f"layer {e}: {percent(s, signed=False)}" for e, s in mix.items())
         )
+    for number, of in summary.by_class.items():
+        values = [(metric_spec(name), of[name]) for name in CLASS_METRICS[1:]]
+        said = ", ".join(f"{spec.label} {spec.text(value)} {spec.unit}" for spec, value in values if value is not None)
+        out.print(f"class {number}, {counted(int(of['requests'] or 0), 'request')}: {said}")
+    if summary.prediction_mae_tokens is not None:
+        tau, error = metric_spec("prediction_tau"), metric_spec("prediction_mae_tokens")
+        right = tau.text(summary.prediction_tau)
+        missed = error.text(summary.prediction_mae_tokens)
+        out.print(f"predicted lengths: Kendall tau {right}, mean absolute error {missed} tokens")
+    if summary.energy_j:
+        parts = {"reading": summary.prefill_energy_j, "decoding": summary.decode_energy_j}
+        parts |= {"loads": summary.load_energy_j, "evaluations": summary.probe_energy_j}
+        shares = ", ".join(f"{k} {percent((j or 0.0) / summary.energy_j, signed=False)}" for k, j in parts.items())
+        idle, joules = summary.idle_energy_j, metric_spec("energy_j")
+        beside = "what idle time draws is not known" if idle is None else f"beside it {joules.text(idle)} J idle"
+        out.print(f"energy by cause: {shares}; {beside}")
+    if results.info.deployed:
+        out.print(f"cost: {token_cost(results, summary).text}")
     for reason, count in sorted(_refusals(results).items()):
         were = "was" if count == 1 else "were"
         out.print(f"[yellow]{count:,} of {counted(summary.offered, 'request')} {were} refused: {reason}.[/]")
@@ -225,6 +257,7 @@ def print_comparison(folders: Sequence[Path], report: Path | None) -> None:
     """Compare run folders and optionally write a report. Runs of one scenario name are one system: simulated beside its
     live repeats.
     """
+    from heliosim.costing import ENERGY_COLUMNS, energy_rows
     from heliosim.formats.results import load_run
     from heliosim.metrics import SystemResult
     from heliosim.tables import print_comparison as print_table
@@ -250,6 +283,9 @@ def print_comparison(folders: Sequence[Path], report: Path | None) -> None:
         clock = clocks.pop() if clocks else "cpu"
         systems.append(SystemResult(name, simulated[0] if simulated else None, live, clock=clock))
     print_table(systems)
+    for row in energy_rows(systems):
+        cells = zip(ENERGY_COLUMNS[1:], row[1:], strict=True)
+        console().print(f"{row[0]}: " + ", ".join(f"{title} {cell}" for title, cell in cells if cell is not None))
     for line in _replicated_lines(folders):
         console().print(line)
     if report is not None:

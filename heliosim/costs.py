@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from heliosim.curves import Curve
 from heliosim.exits.batching import exit_batcher
-from heliosim.types import BLOCK_TOKENS, Load, ModelSpec, Outcome, Run, Seconds, Tokens, blocks_for
+from heliosim.types import BLOCK_TOKENS, Arriving, Load, ModelSpec, Outcome, Run, Seconds, Tokens, blocks_for
 
 TERMS: tuple[str, ...] = (
     "step",  # once per step: host loop, scheduling
@@ -262,3 +262,60 @@ def load_terms(load: Load, spec: ModelSpec, resident: int, kv_bytes: int) -> tup
 
 def load_seconds(coefficients: Mapping[str, float], terms: tuple[float, ...]) -> Seconds:
     return sum(coefficients[name] * value for name, value in zip(LOAD_TERMS, terms, strict=True))
+
+
+DISK_BYTE = "disk_byte"
+"""Key of the seconds per byte that comes from disk, beside ``LOAD_TERMS`` where a run's host memory is bounded."""
+
+
+def action_seconds(
+    coefficients: Mapping[str, float], load: Load, spec: ModelSpec, resident: int, kv_bytes: int
+) -> Seconds:
+    """What a load takes while no step runs, but for what is waited for (``left_s``).
+
+    A ``whole`` load: everything; if pipelined, all but the transfer of its layers. A ``finish``: all but the transfer.
+    The ``begin`` or ``drop`` of a transfer: KV storage allocated anew in its other size.
+    """
+    once, layers, moved, kv, extended = load_terms(load, spec, resident, kv_bytes)
+    if load.part in ("begin", "drop"):
+        return coefficients["kv_byte"] * kv
+    if load.part == "whole" and not load.is_pipelined:
+        terms = (once, layers, moved, kv, extended)
+        return load_seconds(coefficients, terms) + _from_disk(coefficients, load)
+    seconds = load_seconds(coefficients, (once, 0, 0, kv, extended))
+    if load.is_pipelined and not resident:  # no step begins without the embeddings
+        seconds += coefficients["weights_byte"] * spec.base_bytes
+    return seconds
+
+
+def transfer_seconds(coefficients: Mapping[str, float], load: Load, spec: ModelSpec, resident: int) -> Seconds:
+    """How long the weights of a load are under way; of a pipelined one, those of its layers."""
+    _, layers, moved, _, _ = load_terms(load, spec, resident, 0)
+    seconds = load_seconds(coefficients, (0, layers, moved, 0, 0)) + _from_disk(coefficients, load)
+    if load.is_pipelined and not resident:
+        seconds -= coefficients["weights_byte"] * spec.base_bytes
+    return max(0.0, seconds)
+
+
+def _from_disk(coefficients: Mapping[str, float], load: Load) -> Seconds:
+    """What bytes cost more because they come from disk; 0 where host memory holds them."""
+    if not load.disk_bytes:
+        return 0.0
+    return load.disk_bytes * max(0.0, coefficients[DISK_BYTE] - coefficients["weights_byte"])
+
+
+def stall_seconds(whole_s: Seconds, tail_s: Seconds, depth: int, arriving: Arriving) -> Seconds:
+    """How much longer a step takes because layers are still arriving, one by one, evenly.
+
+    ``whole_s``: what the step takes with all of them there; ``tail_s``: the part that no layer takes (heads, host),
+    which comes last. A layer begins when it is there and the one before it is done. Every resident layer is needed,
+    also where tokens leave earlier: skipped layers get their KV. With m layers missing, the step ends c behind the last
+    of them or m * c behind the first, whichever is later, where c is what a layer takes.
+    """
+    missing = depth - arriving.present
+    left_s = arriving.left_s
+    if not missing or not left_s:
+        return 0.0
+    per_layer = (whole_s - tail_s) / depth
+    last = max(left_s + per_layer, left_s / missing + missing * per_layer) + tail_s
+    return max(0.0, last - whole_s)

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from heliosim.engines.base import Engine
 from heliosim.serving.server import Server
 from heliosim.types import Load, Outcome, Run, Seconds, Served
 from heliosim.workload import Source
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Keep Python's garbage collector out of a simulation: what it makes is freed when nobody refers to it any more,
+    and looking for cycles among everything that is going on takes a seventh of the time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
 
 Log = list[tuple[Run | Load, Outcome]]
 

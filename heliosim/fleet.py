@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 
 import simpy
 
+from heliosim.drive import without_collector
+from heliosim.engines.sim import SimEngine
 from heliosim.errors import InputError
+from heliosim.herd import Herd
 from heliosim.recorder import TableRecorder
 from heliosim.replica import MOST_REPLICAS, Life, Moment, Replica, Seen, Turn, by_arrival
 from heliosim.serving.routing import Router
@@ -47,7 +50,7 @@ class FleetRun:
     on_progress: Callable[[float], None] = lambda now: None
     recorder: TableRecorder = field(default_factory=TableRecorder)
     gaps: float = 1.0
-    may_run_apart: bool = True
+    may_hurry: bool = True
 
     def __post_init__(self) -> None:
         if len(self.members) > MOST_REPLICAS:
@@ -64,10 +67,11 @@ class FleetRun:
 
     def run(self) -> None:
         """To the end of the source. Checks every server's books."""
-        looks = getattr(self.router, "looks_at_load", None)  # a router that does not say is shown what there is
-        is_blind = looks is False or (looks is True and len(self.replicas) == 1)
-        if self.may_run_apart and is_blind and not self.outages and isinstance(self.source, OpenLoop):
-            self._run_apart(self.source)
+        if self.may_hurry and not self.outages and isinstance(self.source, OpenLoop):
+            looks = getattr(self.router, "looks_at_load", None)  # a router that does not say is shown what there is
+            is_blind = looks is False or (looks is True and len(self.replicas) == 1)
+            with without_collector():
+                self._run_apart(self.source) if is_blind else self._run_herd(self.source)
             return
         for outage in self.outages:
             self._expect(outage)
@@ -86,19 +90,38 @@ class FleetRun:
 
     def _run_apart(self, source: OpenLoop) -> None:
         """Each replica alone, with the requests that the router gives it."""
+        lives = self._begin_all()
+        for life, share in zip(lives, self._shares(source), strict=True):
+            simulate_server(life.server, life.engine, share, self.on_progress)
+
+    def _shares(self, source: OpenLoop) -> list[OpenLoop]:
+        """The requests of each replica, where the router does not look at any."""
+        if len(self.replicas) == 1:
+            return [source]
+        arrivals, deal = source.take(float("inf")), getattr(self.router, "deal", None)
+        if deal is not None:
+            return [OpenLoop.of_sorted(arrivals[share]) for share in deal(len(arrivals), len(self.replicas))]
         everybody = [_Unseen(replica.name) for replica in self.replicas]
         shares: list[list[Arrival]] = [[] for _ in self.replicas]
-        for arrival in source.take(float("inf")):
+        for arrival in arrivals:
             shares[self.router.choose(arrival.request, everybody)].append(arrival)
-        for replica, share in zip(self.replicas, shares, strict=True):
-            life = replica.begin()
-            simulate_server(life.server, life.engine, OpenLoop(share), self.on_progress)
+        return [OpenLoop.of_sorted(share) for share in shares]
+
+    def _begin_all(self) -> list[Life]:
+        """A life for every replica; engines that are alike work out a step once."""
+        lives = [replica.begin() for replica in self.replicas]
+        kinds: list[SimEngine] = []
+        for engine in (life.engine for life in lives if isinstance(life.engine, SimEngine)):
+            if not any(kind.share(engine) for kind in kinds):
+                kinds.append(engine)
+        return lives
+
+    def _run_herd(self, source: OpenLoop) -> None:
+        """Each replica alone from one arrival to the next."""
+        names = [replica.name for replica in self.replicas]
+        Herd(names, self._begin_all(), self.router, self.gaps, self.on_progress).run(source.take(float("inf")))
 
     # -- what replicas need -----------------------------------------------------------------------------------------
-
-    @property
-    def may_sprint(self) -> bool:
-        return not self.outages and isinstance(self.source, OpenLoop)
 
     @property
     def max_ends(self) -> int | None:
@@ -238,6 +261,8 @@ def _refused(arrival: Arrival, now: Seconds) -> Served:
         output_tokens=0,
         status="refused",
         refusal=NO_REPLICA,
+        priority=request.priority,
+        predicted_tokens=request.predicted_tokens,
     )
 
 

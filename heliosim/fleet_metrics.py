@@ -38,14 +38,22 @@ def replica_codes(table: pa.Table) -> tuple[Ints, list[str]]:
     return codes, encoded.dictionary.to_pylist()
 
 
+def by_owner(codes: Ints) -> Ints:
+    """Places of rows, those of one replica one behind the other, in their old order."""
+    if len(codes) and codes.min() >= -1 and codes.max() < 2**15:
+        return np.argsort(codes.astype(np.int16), kind="stable")  # small numbers are sorted without comparing them
+    return np.argsort(codes, kind="stable")
+
+
 def held_until(start: Floats, end: Floats, codes: Ints, run_end: Seconds) -> Floats:
     """When the next row of the same replica starts; behind its last one: the end of the run, or its own if later."""
     if not codes.any():
         return np.append(start[1:], np.maximum(run_end, end[-1:]))
-    order = np.argsort(codes, kind="stable")
+    order = by_owner(codes)
     until = np.empty_like(start)
     until[order[:-1]] = start[order[1:]]
-    is_last = np.append(codes[order][1:] != codes[order][:-1], True)[: len(order)]
+    owners = codes[order]
+    is_last = np.append(owners[1:] != owners[:-1], True)[: len(order)]
     last = order[is_last]
     until[last] = np.maximum(run_end, end[last])
     return until
@@ -53,18 +61,17 @@ def held_until(start: Floats, end: Floats, codes: Ints, run_end: Seconds) -> Flo
 
 def peak_together(start: Floats, end: Floats, value: Ints, is_over: Bools, codes: Ints, window: Window) -> int | None:
     """The most all replicas hold at one time. ``value`` of a row holds from its start to the next row of its replica,
-    or to its end where ``is_over``. None: nothing is known of the window.
+    or to its end where ``is_over``. None: nothing is known of the window. Rows of one replica come in order of time.
     """
     value = np.where(is_over & (end <= start), 0, value)
+    order = by_owner(codes)
+    owners, left = codes[order], np.where(is_over, 0, value)[order]
+    before = np.zeros(len(order), np.int64)  # what the replica held until its row starts
+    before[order[1:]] = np.where(owners[1:] == owners[:-1], left[:-1], 0)
     time = np.concatenate((start, end[is_over]))
-    level = np.concatenate((value, np.zeros(int(is_over.sum()), np.int64)))
-    whose = np.concatenate((codes, codes[is_over]))
-    is_start = np.concatenate((np.ones(len(start)), np.zeros(int(is_over.sum()))))
-    order = np.lexsort((is_start, time, whose))
-    time, level, whose = time[order], level[order], whose[order]
-    before = np.where(np.append(-2, whose[:-1]) == whose, np.append(0, level[:-1]), 0)
-    order = np.argsort(time, kind="stable")
-    time, total = time[order], np.cumsum((level - before)[order])
+    change = np.concatenate((value - before, -value[is_over]))
+    order = np.argsort(time, kind="stable")  # rows come by time: nearly sorted
+    time, total = time[order], np.cumsum(change[order])
     settled = np.append(time[1:] != time[:-1], True)[: len(time)]  # rows of one moment count together
     time, total = time[settled], total[settled]
     lasting = np.minimum(np.append(time[1:], np.inf)[: len(time)], window[1]) - np.maximum(time, window[0])
@@ -80,6 +87,8 @@ def load_rows(steps: pa.Table) -> list[dict[str, Any]]:
     cold: set[str] = set()
     for row in steps.filter(pc.not_equal(steps["kind"], "run")).to_pylist():
         name = row["replica"]
+        if row["kind"] == "fetch":
+            continue
         if row["kind"] == "lost":
             cold.add(name)
         else:

@@ -97,7 +97,7 @@ def _of(begin: Callable[[str, int, int], Life], name: str, index: int) -> Callab
 class FleetOutcome:
     """What a fleet's run leaves: its recorders in order of replicas and lives, retries by request, figures of the host.
 
-    The last recorder is the dispatcher's.
+    The last recorder is the dispatcher's. ``profiles``: by group, with how many replicas it has.
     """
 
     recorders: tuple[TableRecorder, ...]
@@ -105,6 +105,7 @@ class FleetOutcome:
     profile_hash: str
     profile_kind: ProfileKind
     extrapolated_steps: int
+    profiles: dict[str, tuple[Profile, int]]
 
     def tables(self, tasks: dict[int, str]) -> Tables:
         """The tables of the whole fleet. ``tasks`` names the task of each request."""
@@ -135,9 +136,12 @@ def run_fleet(
         sorted(outages, key=lambda o: (o.at_s, o.index)),
         on_progress or (lambda now: None),
         TableRecorder(replica=None),
-        may_run_apart=max_stride > 1,
+        may_hurry=max_stride > 1,
     )
     run.run()
     lives = [life.recorder for replica in run.replicas for life in replica.lives]
     extrapolated = sum(engine.extrapolated_steps for engine in builder.engines)
-    return FleetOutcome((*lives, run.recorder), run.retries, builder.profile_hash, builder.profile_kind, extrapolated)
+    profiles = {group.name: (builder.profile_of(group), group.count) for group in fleet.replicas}
+    return FleetOutcome(
+        (*lives, run.recorder), run.retries, builder.profile_hash, builder.profile_kind, extrapolated, profiles
+    )

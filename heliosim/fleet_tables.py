@@ -25,7 +25,8 @@ def merged(
     """Tables of all recorders, those of one replica one behind the other. ``retries``: of requests that had any."""
     import pyarrow as pa
 
-    parts = [recorder.tables(tasks) for recorder in recorders]
+    said = [recorder for recorder in recorders if not recorder.is_empty] or recorders[:1]
+    parts = [recorder.tables(tasks) for recorder in said]
     if retries:
         parts = [_of_requests_that_left(part) for part in parts]
     requests = _by_time([part.requests for part in parts], "finish_s")[0]

@@ -10,7 +10,6 @@ from bisect import bisect_left, bisect_right
 from itertools import accumulate
 
 from heliosim.serving.memory import MemoryPool
-from heliosim.sprint import Stretch
 from heliosim.types import Load, Outcome, Run, Seconds, blocks_for
 
 
@@ -83,38 +82,3 @@ class Flight:
                     if chunk.request not in gone:
                         blocks += blocks_for(read + done - step - 1 + next_is_planned)
         return blocks
-
-
-class StretchFlight:
-    """A stretch of a sprint under way from ``start_s`` to ``end_s``: requests end with its last step alone."""
-
-    __slots__ = ("_ends_s", "end_s", "start_s", "stretch")
-
-    def __init__(self, stretch: Stretch, start_s: Seconds) -> None:
-        self.stretch, self.start_s = stretch, start_s
-        steps = stretch.steps
-        if len(steps) == 1:
-            self.end_s: Seconds = start_s + steps[0][0]
-            self._ends_s: list[Seconds] = []
-        else:
-            self._ends_s = list(accumulate((step[0] for step in steps), initial=start_s))[1:]
-            self.end_s = self._ends_s[-1]
-
-    def cut_to(self, steps: int) -> StretchFlight:
-        """The same with fewer steps."""
-        return StretchFlight(Stretch(self.stretch.steps[:steps], self.stretch.kv_blocks[:steps]), self.start_s)
-
-    def is_in_last_step(self, now: Seconds) -> bool:
-        return not self._ends_s or self._ends_s[-2] < now
-
-    def steps_begun(self, now: Seconds) -> int:
-        """Steps up to the one under way, or up to the one that ends now."""
-        return bisect_left(self._ends_s, now) + 1
-
-    def ended(self, now: Seconds) -> int:
-        """Requests that have ended by ``now``: their replica has landed by then."""
-        return 0
-
-    def kv_blocks(self, pool: MemoryPool, now: Seconds) -> int:
-        """KV blocks in use by the step under way; when a step ends now, by that one."""
-        return self.stretch.kv_blocks[bisect_left(self._ends_s, now) if self._ends_s else 0]

@@ -18,7 +18,7 @@ def lost_step(server: Server, flight: Flight, done: int, kv_used: Bytes, now: Se
     action, stride = flight.action, flight.outcome.stride
     energy, share = flight.outcome.energy_j, (now - start_s) / (flight.ends_s[done] - start_s)
     if stride is not None:
-        energy = None if stride.watts is None else stride.watts * stride.steps[done].seconds
+        energy = None if stride.watts is None else stride.watts.of(stride.steps[done])
     row = idle_loss(server, start_s)._replace(
         seconds=now - start_s,
         model=action.placement.model,

@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from heliosim.energy_metrics import energy_figures
 from heliosim.fleet_metrics import held_until, load_rows, peak_together, replica_codes
 from heliosim.types import Seconds
 
@@ -74,11 +75,19 @@ class Summary:
     tokens by model and exit layer. ``low_confidence_share``: share of tokens whose confidence at their exit
     is below the threshold TH (under a threshold rule such a token left at the deepest resident layer: a
     breach). ``transitions``: changes of placement after a replica's first load, evaluations included and loads
-    after a restart not; ``transition_sequence`` lists every load. ``load_s``: seconds steps waited for loads, each
-    replica's first one excluded; ``initial_load_s`` is the longest of those. ``agreement``: share of tokens
+    after a restart not; ``transition_sequence`` lists every load. ``load_s``: seconds that loads took, each
+    replica's first one excluded; ``initial_load_s`` is the longest of those; ``exposed_load_s``: the part in which no
+    step could run because of them (all of it, unless loads overlap). ``agreement``: share of tokens
     equal to what the full model would have emitted there, over tokens where that is known. ``energy_j``: joules
     of all steps; None is "unavailable". ``utilisation``: share of the duration in which a step or a load was
-    going on, mean over replicas (time down counts as idle).
+    going on, mean over replicas (time down counts as idle). ``recomputed_tokens``: tokens whose KV preempted requests
+    gave up, to be computed again. ``prediction_tau`` and ``prediction_mae_tokens``: how right the predicted lengths of
+    finished requests were: Kendall's tau-b with the true ones, and the mean absolute error; None: nobody predicted.
+    ``prefill_energy_j``, ``decode_energy_j``, ``load_energy_j``, ``probe_energy_j`` share ``energy_j`` out by cause
+    (``energy_metrics``); ``idle_energy_j`` is drawn beside it while servers do nothing. ``joules_per_token``,
+    ``joules_per_prompt`` and ``wh_per_prompt``: of ``energy_j``, by completed tokens and prompts; ``..._with_idle``:
+    with idle energy. ``by_class``: of each class of requests, if there are several, counts and latencies
+    (``CLASS_METRICS``).
     """
 
     offered: int
@@ -130,17 +139,33 @@ class Summary:
     transition_sequence: tuple[str, ...]
     initial_load_s: float | None
     load_s: float | None
+    exposed_load_s: float | None
     probe_request_share: float | None
     probe_token_share: float | None
     preemptions: int
     energy_j: float | None
     utilisation: float | None
+    recomputed_tokens: int | None = None
+    prediction_tau: float | None = None
+    prediction_mae_tokens: float | None = None
+    prefill_energy_j: float | None = None
+    decode_energy_j: float | None = None
+    load_energy_j: float | None = None
+    probe_energy_j: float | None = None
+    idle_energy_j: float | None = None
+    joules_per_token: float | None = None
+    joules_per_prompt: float | None = None
+    wh_per_prompt: float | None = None
+    joules_per_token_with_idle: float | None = None
+    wh_per_prompt_with_idle: float | None = None
+    by_class: Mapping[int, Mapping[str, float | None]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: exit layers become text keys, tuples lists."""
         value = asdict(self)
         value["exit_mix"] = {m: {str(e): s for e, s in mix.items()} for m, mix in self.exit_mix.items()}
         value["transition_sequence"] = list(self.transition_sequence)
+        value["by_class"] = {str(k): dict(found) for k, found in self.by_class.items()}
         return value
 
     def value(self, metric: str) -> float | None:
@@ -151,8 +176,12 @@ class Summary:
         return None if found is None else float(found)
 
 
-SCALARS: tuple[str, ...] = tuple(f.name for f in fields(Summary) if f.name not in {"exit_mix", "transition_sequence"})
+SCALARS: tuple[str, ...] = tuple(
+    f.name for f in fields(Summary) if f.name not in {"exit_mix", "transition_sequence", "by_class"}
+)
 """Names of all metrics that are one number."""
+CLASS_METRICS = ("requests", "mean_ttft_ms", "p99_ttft_ms", "mean_e2el_ms", "p99_e2el_ms", "mean_queue_ms")
+"""What is said of each class of requests; latencies are those of finished ones."""
 
 
 @dataclass(frozen=True)
@@ -230,11 +259,25 @@ def _specs() -> dict[str, MetricSpec]:
         MetricSpec("perplexity", "Perplexity", "", better="lower", digits=4),
         MetricSpec("agreement", "Agreement with full model", "%", 100, "higher"),
         MetricSpec("load_s", "Loading, after the first", "s", better="lower"),
+        MetricSpec("exposed_load_s", "Loading, exposed", "s", better="lower"),
         MetricSpec("energy_j", "Energy", "J", better="lower"),
         MetricSpec("utilisation", "Utilisation", "%", 100),
         MetricSpec("duration", "Duration", "s"),
         MetricSpec("transitions", "Transitions", "", is_count=True),
         MetricSpec("preemptions", "Preemptions", "", is_count=True),
+        MetricSpec("prefill_energy_j", "Energy, reading", "J", better="lower"),
+        MetricSpec("decode_energy_j", "Energy, decoding", "J", better="lower"),
+        MetricSpec("load_energy_j", "Energy, loads", "J", better="lower"),
+        MetricSpec("probe_energy_j", "Energy, evaluations", "J", better="lower"),
+        MetricSpec("idle_energy_j", "Energy, idle", "J", better="lower"),
+        MetricSpec("joules_per_token", "Energy per token", "J", better="lower"),
+        MetricSpec("joules_per_prompt", "Energy per prompt", "J", better="lower"),
+        MetricSpec("wh_per_prompt", "Energy per prompt, in Wh", "Wh", better="lower"),
+        MetricSpec("joules_per_token_with_idle", "Energy per token, idle included", "J", better="lower"),
+        MetricSpec("wh_per_prompt_with_idle", "Energy per prompt, idle included", "Wh", better="lower"),
+        MetricSpec("recomputed_tokens", "Recomputed tokens", "tokens", better="lower", is_count=True),
+        MetricSpec("prediction_tau", "Predicted lengths, Kendall tau", ""),
+        MetricSpec("prediction_mae_tokens", "Predicted lengths, mean absolute error", "tokens"),
         MetricSpec("completed", "Completed", "requests", is_count=True),
         MetricSpec("refused", "Refused", "requests", better="lower", is_count=True),
         MetricSpec("offered", "Offered", "requests", is_count=True),
@@ -290,15 +333,18 @@ def summarise(
     kept = np.isin(_column(tokens, "request_id", np.int64), requests.ids)
     window = requests.window
     limit = _thresholds(results, kept) if threshold is None else threshold
+    counts, did = _counts_and_rates(requests), _steps(steps, window, after_s)
     return Summary(
-        **_counts_and_rates(requests),
+        **counts,
         **_slo(requests, slo),
         **_latencies(requests, _gaps_ms(tokens, kept)),
-        **_steps(steps, window, after_s),
-        **_tokens(tokens, steps, kept, limit),
-        **_transitions(steps, after_s),
+        **did,
+        **energy_figures(steps, window, after_s, results.info.deployed, counts | did),
+        **_tokens(tokens, steps, kept, limit, is_quality_known=not results.info.quality_unknown),
+        **_transitions(steps, results.events, after_s),
         probe_request_share=_mean(requests.is_probe[requests.finished]),
         preemptions=int(requests.preemptions.sum()),
+        **_scheduling(requests),
     )
 
 
@@ -328,6 +374,9 @@ class _Requests:
         self.output: Ints = _column(table, "output_tokens", np.int64)[keep]
         self.preemptions: Ints = _column(table, "preemptions", np.int64)[keep]
         self.is_probe: Bools = _column(table, "is_probe", np.bool_)[keep]
+        self.priority: Ints = _column(table, "priority", np.int64)[keep]
+        self.predicted: Floats = _column(table, "predicted_tokens", np.float64)[keep]
+        self.recomputed: Floats = _column(table, "recomputed_tokens", np.float64)[keep]
         self.finished: Bools = (_texts(table, "status") == "finished")[keep]
 
     @property
@@ -409,6 +458,43 @@ def _latencies(r: _Requests, itl_ms: Floats) -> dict[str, Any]:
     return found
 
 
+def _scheduling(r: _Requests) -> dict[str, Any]:
+    """What an order of service may want to know: cost of preemption, rightness of predictions, classes."""
+    is_known = not np.isnan(r.recomputed).any()
+    told = r.finished & ~np.isnan(r.predicted)
+    predicted, true = r.predicted[told], r.output[told].astype(float)
+    found: dict[str, Any] = {
+        "recomputed_tokens": int(r.recomputed.sum()) if is_known else None,
+        "prediction_tau": kendall_tau(predicted, true),
+        "prediction_mae_tokens": _mean(np.abs(predicted - true)),
+        "by_class": {},
+    }
+    classes = sorted(set(r.priority.tolist()))
+    if len(classes) > 1:
+        found["by_class"] = {k: _of_class(r, r.priority == k) for k in classes}
+    return found
+
+
+def kendall_tau(a: Floats, b: Floats) -> float | None:
+    """Kendall's tau-b of two columns; None for fewer than two rows, or where one column is all the same."""
+    if len(a) < 2:
+        return None
+    from scipy.stats import kendalltau
+
+    tau = float(kendalltau(a, b).statistic)
+    return None if math.isnan(tau) else tau
+
+
+def _of_class(r: _Requests, own: Bools) -> dict[str, float | None]:
+    done = own[r.finished]
+    times = {"ttft": r.ttft_ms[done], "e2el": r.e2el_ms[done], "queue": r.queue_ms[done]}
+    found: dict[str, float | None] = {"requests": int(own.sum())}
+    for name in CLASS_METRICS[1:]:
+        point, family, _ = name.split("_")
+        found[name] = _mean(times[family]) if point == "mean" else _percentile(times[family], 99)
+    return found
+
+
 def _gaps_ms(tokens: pa.Table, kept: Bools) -> Floats:
     """Times between successive tokens of each request, ms."""
     request = _column(tokens, "request_id", np.int64)[kept]
@@ -481,7 +567,9 @@ def _is(table: pa.Table, name: str, value: str | int) -> Bools:
     return same
 
 
-def _tokens(tokens: pa.Table, steps: pa.Table, kept: Bools, threshold: float | Floats) -> dict[str, Any]:
+def _tokens(
+    tokens: pa.Table, steps: pa.Table, kept: Bools, threshold: float | Floats, *, is_quality_known: bool
+) -> dict[str, Any]:
     """Where tokens left, how sure and how right they were."""
     step = _column(tokens, "step", np.int64)[kept]
     confidence = _column(tokens, "confidence", np.float64)[kept]
@@ -496,8 +584,8 @@ def _tokens(tokens: pa.Table, steps: pa.Table, kept: Bools, threshold: float | F
         "mean_exit_layer": _mean(exits),
         "exit_mix": _exit_mix(tokens, kept, exits),
         "low_confidence_share": _mean(confidence < threshold),
-        "perplexity": None if logprob is None else math.exp(-logprob),
-        "agreement": _mean(agrees[~np.isnan(agrees)]),
+        "perplexity": None if logprob is None or not is_quality_known else math.exp(-logprob),
+        "agreement": _mean(agrees[~np.isnan(agrees)]) if is_quality_known else None,
         "probe_token_share": _mean(_column(tokens, "is_probe", np.bool_)[kept]),
     }
 
@@ -512,19 +600,43 @@ def _exit_mix(tokens: pa.Table, kept: Bools, exits: Ints) -> dict[str, dict[int,
     return mix
 
 
-def _transitions(steps: pa.Table, after_s: Seconds) -> dict[str, Any]:
-    """Loads that started at or after ``after_s``, in order; what loads a cold replica is no transition."""
+def _transitions(steps: pa.Table, events: pa.Table, after_s: Seconds) -> dict[str, Any]:
+    """Loads that started at or after ``after_s``, in order; what loads a cold replica is no transition.
+
+    What passed beside steps, and what steps waited for layers, is in the events.
+    """
     loads = load_rows(steps)
+    is_fetch = _is(steps, "kind", "fetch")
+    fetches = _column(steps, "seconds", np.float64)[is_fetch & (_column(steps, "start_s", np.float64) >= after_s)]
+    hidden, stalled = _of_events(events, after_s)
     first = [load["seconds"] for load in loads if load["is_first"]]
     shown = [load for load in loads if load["start_s"] >= after_s]
     later = [load for load in shown if not load["is_first"]]
     names = {load["replica"] for load in loads}
+    exposed = math.fsum(load["seconds"] for load in later) + math.fsum(fetches) + math.fsum(stalled)
     return {
         "transitions": sum(not load["is_cold"] for load in later),
         "transition_sequence": tuple(_load_text(load, len(names) > 1) for load in shown),
         "initial_load_s": max(first, default=None),
-        "load_s": math.fsum(load["seconds"] for load in later) if steps.num_rows else None,
+        "load_s": exposed + math.fsum(hidden) if steps.num_rows else None,
+        "exposed_load_s": exposed if steps.num_rows else None,
     }
+
+
+def _of_events(events: pa.Table, after_s: Seconds) -> tuple[list[Seconds], list[Seconds]]:
+    """Seconds of transfers that passed beside steps, and seconds that steps waited for layers to arrive."""
+    import json
+
+    hidden, stalled = [], []
+    wanted = _is(events, "kind", "fetched") | _is(events, "kind", "fetch abandoned") | _is(events, "kind", "stalled")
+    rows = events.filter(wanted & (_column(events, "time_s", np.float64) >= after_s))
+    for kind, text in zip(rows["kind"].to_pylist(), rows["detail"].to_pylist(), strict=True):
+        detail = json.loads(text)
+        if kind == "stalled":
+            stalled.append(float(detail["seconds"]))
+        else:
+            hidden.append(float(detail["hidden_s"]))
+    return hidden, stalled
 
 
 def _load_text(load: Mapping[str, Any], says_replica: bool) -> str:

@@ -9,13 +9,25 @@ measurement.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from heliosim.behaviour import ANY_SOURCE, Behaviour, source_name
 from heliosim.costs import StepCost, layers_run, load_seconds, load_terms, shape_of
 from heliosim.formats.profile import ClockName, Profile
 from heliosim.serving.repository import Candidate, Performance, Repository
-from heliosim.types import Batch, ExitBatching, ExitRule, Load, ModelSpec, Outcome, Placement, Run, Tokens, blocks_for
+from heliosim.types import (
+    Batch,
+    ExitBatching,
+    ExitRule,
+    Load,
+    ModelSpec,
+    Outcome,
+    Placement,
+    Run,
+    StepPower,
+    Tokens,
+    blocks_for,
+)
 
 
 def build_repository(
@@ -26,16 +38,28 @@ def build_repository(
     max_batch: int,
     threshold: float,
     batching: ExitBatching = "wait-for-deepest",
+    *,
+    loads: Mapping[str, Mapping[str, float]] | None = None,
+    overlaps: bool = False,
 ) -> Repository:
-    """Candidates with offline figures, and the expected cost of changing placement."""
+    """Candidates with offline figures, and the expected cost of changing placement.
+
+    ``loads``: load coefficients by model, those of the profile by default. ``overlaps``: a load costs only what of it
+    is exposed where the weights of both placements fit; what is on disk is not foreseen.
+    """
     specs = {name: profile.spec(name) for name in names}
-    loads = {name: profile.load_cost(name, clock) for name in names}
+    known = loads or {name: profile.load_cost(name, clock) for name in names}
 
     def expected_load(old: Placement | None, new: Placement) -> float:
         spec = specs[new.model]
         resident = old.depth if old is not None and old.model == new.model else 0
         kv = max(0, budget_bytes - spec.weights_bytes(new.depth))
-        return load_seconds(loads[new.model], load_terms(Load(new, 0, ""), spec, resident, kv))
+        once, layers, moved, kv_bytes, extended = load_terms(Load(new, 0, ""), spec, resident, kv)
+        if overlaps and old is not None:
+            here = specs[old.model]
+            if here.weights_bytes(old.depth) + moved + here.block_bytes(old.depth) <= budget_bytes:
+                layers = moved = 0
+        return load_seconds(known[new.model], (once, layers, moved, kv_bytes, extended))
 
     candidates = {
         name: _candidate(
@@ -45,7 +69,7 @@ def build_repository(
             budget_bytes,
             max_batch,
             ExitRule("threshold", threshold, batching),
-            profile.busy_watts,
+            profile.step_power(name),
         )
         for name in names
     }
@@ -59,7 +83,7 @@ def _candidate(
     budget: int,
     max_batch: int,
     full_rule: ExitRule,
-    watts: float | None,
+    power: StepPower | None,
 ) -> Candidate:
     threshold = full_rule.threshold
     full_source = source_name(Placement(spec.name, spec.layers), full_rule, spec.layers)
@@ -83,9 +107,14 @@ def _candidate(
             throughput_tok_per_s=rows / decode,
             ttft_s=prefill,
             perplexity=behaviour.perplexity(spec.name, depth, source, threshold if is_full else None),
-            energy_j=None if watts is None else watts * (prefill + output * decode / rows),
+            energy_j=None if power is None else _request_j(power, prefill, output * decode / rows),
         )
     return Candidate(spec, offline, shares)
+
+
+def _request_j(power: StepPower, prefill_s: float, decode_s: float) -> float:
+    """Energy of a request that is read alone and decoded in a full batch, of which it bears its share."""
+    return power.decode_w * (prefill_s + decode_s) + (power.prefill_w - power.decode_w) * prefill_s
 
 
 def _mean(values: list[int]) -> int:

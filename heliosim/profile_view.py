@@ -48,6 +48,9 @@ def show_profile(profile: Profile) -> None:
         if energy.source == "unavailable"
         else f"{energy.busy_w:g} W while stepping, {energy.source}"
         if energy.busy_w is not None
+        else f"{_watts(energy.idle_w)} idle, {_watts(energy.decode_w)} decoding, {_watts(energy.prefill_w)} reading, "
+        f"on each of {profile.gpus} GPU(s), {energy.source}"
+        if energy.decode_w is not None
         else f"{energy.idle_w} W idle, {energy.joules_per_step_second} W more while stepping"
     )
     out.print(f"energy: {shown} {f'({energy.reason})' if energy.reason else ''}")
@@ -91,6 +94,10 @@ def show_profile(profile: Profile) -> None:
             )  # fmt: skip
     out.print(fits)
     show_premises(profile)
+
+
+def _watts(watts: float | None) -> str:
+    return "unknown W" if watts is None else f"{watts:.0f} W"
 
 
 def _show_derivation(profile: Profile) -> None:

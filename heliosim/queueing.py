@@ -19,13 +19,29 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from heliosim.predictors import Predictor
 from heliosim.recorder import NullRecorder
 from heliosim.serving.batcher import ContinuousBatcher
 from heliosim.serving.controller import FixedPlacement
 from heliosim.serving.memory import MemoryPool
+from heliosim.serving.ordered_batcher import OrderedBatcher
+from heliosim.serving.ordering import Order
 from heliosim.serving.server import Server
 from heliosim.streams import stream
-from heliosim.types import Arrival, Content, ExitRule, Load, ModelSpec, Outcome, Request, Run, Served, Tokens, tick
+from heliosim.types import (
+    Arrival,
+    Content,
+    ExitRule,
+    Load,
+    ModelSpec,
+    Outcome,
+    Prediction,
+    Request,
+    Run,
+    Served,
+    Tokens,
+    tick,
+)
 from heliosim.workload import OpenLoop
 
 Floats = npt.NDArray[np.float64]
@@ -124,10 +140,34 @@ def _me21_tail(load: float) -> list[tuple[float, float]]:
     return found
 
 
-def simulate_waits(case: QueueCase, customers: int, seed: int, *names: str | int) -> Floats:
+def shortest_first_mean_wait(case: QueueCase) -> float:
+    """Mean waiting time of M/G/1 when the waiting customer with the shortest service goes first and nobody is
+    interrupted (Phipps 1956): the mean over service times x of w / (1 - load(x))^2, w = rate E[S^2] / 2 the work found
+    in service, load(x) that of customers no longer than x. By quadrature over quantiles; exponential and Erlang-2.
+    """
+    from scipy.special import gammainc, gammaincinv
+
+    if case.servers > 1 or case.service == "constant":
+        raise ValueError("known here for one server of exponential or Erlang-2 service")
+    shape = 1 if case.service == "exponential" else 2
+    found_s = case.load * (1 + 1 / shape) / 2
+    quantiles = (np.arange(200_000) + 0.5) / 200_000
+    times = gammaincinv(shape, quantiles) / shape
+    return float(np.mean(found_s / (1 - case.load * gammainc(shape + 1, shape * times)) ** 2))
+
+
+def simulate_waits(
+    case: QueueCase,
+    customers: int,
+    seed: int,
+    *names: str | int,
+    order: Order | None = None,
+    predictor: Predictor | None = None,
+) -> Floats:
     """Waiting times of a queue that starts empty, in order of arrival, in mean service times; [customers].
 
-    ``names``: name the streams of this run beside the seed.
+    ``names``: name the streams of this run beside the seed. ``order``: of service; None: first come, first served.
+    ``predictor``: tells it service times, in thousandths of the mean.
     """
     from heliosim.simulate import simulate_server
 
@@ -144,12 +184,20 @@ def simulate_waits(case: QueueCase, customers: int, seed: int, *names: str | int
     recorder = _Waits(customers)
     tokens = 1 if case.servers == 1 else _LONGEST
     content = Content("", None, None)
-    arrivals = [Arrival(Request(k, at, 1, tokens), content) for k, at in enumerate(times)]
-    simulate_server(_server(case.servers, recorder), engine, OpenLoop(arrivals))
+    told: list[Prediction] | None = None
+    if predictor is not None:
+        lengths = [max(1, round(1000 * s)) for s in service.tolist()]
+        told = predictor.predictions(lengths, lengths, int(stream(seed, "queue predictions", *names).integers(2**62)))
+    hints: list[Prediction | None] = list(told) if told is not None else [None] * customers
+    arrivals = [
+        Arrival(Request(k, at, 1, tokens, 0, hint), content)
+        for k, (at, hint) in enumerate(zip(times, hints, strict=True))
+    ]
+    simulate_server(_server(case.servers, recorder, order), engine, OpenLoop(arrivals))
     return recorder.waits / _UNIT_S
 
 
-def _server(rows: int, recorder: NullRecorder) -> Server:
+def _server(rows: int, recorder: NullRecorder, order: Order | None = None) -> Server:
     """A server with ``rows`` rows and more memory than they can need."""
     model = ModelSpec(
         name="queue",
@@ -165,7 +213,7 @@ def _server(rows: int, recorder: NullRecorder) -> Server:
     )
     return Server(
         FixedPlacement(model, ExitRule("none")),
-        ContinuousBatcher(rows, max(2, rows)),
+        ContinuousBatcher(rows, max(2, rows)) if order is None else OrderedBatcher(order, rows, max(2, rows)),
         MemoryPool(4 * rows * _LONGEST),
         {model.name: model},
         recorder,

@@ -148,6 +148,11 @@ class TableRecorder:
     def event(self, now: Seconds, kind: str, detail: dict[str, Any]) -> None:
         self._events.append((now, kind, json.dumps(_plain(detail), sort_keys=True, allow_nan=False)))
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it was told nothing."""
+        return not (self._log.count or self._served or self._requests or self._events)
+
     def tables(self, tasks: Mapping[RequestId, str] | None = None) -> Tables:
         """The run so far as pyarrow tables. ``tasks`` names the task of each request; '' where unknown."""
         schema = schemas()
@@ -305,8 +310,9 @@ def schemas() -> Schemas:
                 "preemptions": i,
                 "retries": i,
             }
-            | {"logprob_sum": f, "is_probe": b, "model": s, "depth": i},
-            {"replica", "admitted_s", "first_token_s", "model", "depth"},
+            | {"logprob_sum": f, "is_probe": b, "model": s, "depth": i}
+            | {"priority": i, "predicted_tokens": f, "recomputed_tokens": n},
+            {"replica", "admitted_s", "first_token_s", "model", "depth", "predicted_tokens", "recomputed_tokens"},
         ),
         steps=schema(
             {

@@ -79,3 +79,15 @@ SKIPPED_KV = Registry(
         "recompute": "heliosim.exits.skipped:Recompute",
     },
 )
+
+ORDERS = Registry(
+    "batcher.order.kind",
+    "heliosim.orders",
+    {
+        "fcfs": "heliosim.serving.ordering:Fcfs",
+        "sjf": "heliosim.serving.ordering:ShortestJob",
+        "srpt": "heliosim.serving.ordering:ShortestRemaining",
+        "priority": "heliosim.serving.ordering:PriorityClasses",
+        "feedback": "heliosim.serving.ordering:Feedback",
+    },
+)

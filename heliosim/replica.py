@@ -11,21 +11,19 @@ what is true at that time, wherever in such a stride it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property
 from typing import Protocol
 
 import simpy
 
 from heliosim.engines.base import Engine
 from heliosim.engines.sim import SimEngine
-from heliosim.flight import Flight, StretchFlight
+from heliosim.flight import Flight
 from heliosim.lost_work import idle_loss, lost_step
 from heliosim.recorder import TableRecorder
 from heliosim.serving.server import Server
-from heliosim.sprint import Sprint, Stretch
 from heliosim.types import Arrival, Bytes, Directive, Idle, RequestId, Run, Seconds, Served
 
 MOST_REPLICAS = 2**20
@@ -60,21 +58,11 @@ class Life:
     engine: Engine
     recorder: TableRecorder
 
-    @cached_property
-    def sprint(self) -> Sprint | None:
-        """What does many steps in a hurry; None where that is not possible."""
-        return Sprint.of(self.server, self.engine, None)
-
 
 class Surroundings(Protocol):
     """What a replica needs of its fleet."""
 
     env: simpy.Environment
-
-    @property
-    def may_sprint(self) -> bool:
-        """Whether replicas may act in a hurry: nobody fails or answers."""
-        ...
 
     @property
     def max_ends(self) -> int | None:
@@ -104,12 +92,11 @@ class Replica:
         self.fleet, self.index, self.name, self._begin = fleet, index, name, begin
         self.lives: list[Life] = []
         self.life: Life | None = None
-        self.flight: Flight | StretchFlight | None = None
+        self.flight: Flight | None = None
         self.held: dict[RequestId, Arrival] = {}
         self._inbox: list[Arrival] = []
         self._will_act = False
         self._received, self._since_s = 0, 0.0
-        self._steps: Generator[Stretch | None, int | None, Seconds | None] | None = None
 
     def start(self) -> None:
         """Come up, cold."""
@@ -142,7 +129,6 @@ class Replica:
         if flight is None:
             step = idle_loss(server, now)
         else:
-            assert isinstance(flight, Flight), "fleets in which replicas fail do not sprint"
             kv_used, done = self.kv_used_bytes, flight.steps_done(now)
             self._keep_steps(life, flight, done)
             step = lost_step(server, flight, done, kv_used, now)
@@ -168,28 +154,10 @@ class Replica:
             return  # it failed meanwhile
         self._will_act = False
         now = self.fleet.env.now
-        directive: Directive | None = None
-        while True:
-            if self._steps is None:
-                self._take_inbox(life)
-                directive = life.server.ask(now)
-                if directive is None:
-                    return
-                if life.sprint is None or not self.fleet.may_sprint:
-                    break
-                self._steps = life.sprint.steps(directive, now, Told(self, life))
-            try:
-                stretch = next(self._steps)
-            except StopIteration as end:
-                self._steps = None
-                if end.value is None:
-                    break  # it could do nothing
-                continue
-            assert stretch is not None
-            self._take_off(life, StretchFlight(stretch, now))
-            return
-        assert directive is not None
-        self._perform(life, directive, now)
+        self._take_inbox(life)
+        directive = life.server.ask(now)
+        if directive is not None:
+            self._perform(life, directive, now)
 
     def _perform(self, life: Life, directive: Directive, now: Seconds) -> None:
         fleet = self.fleet
@@ -198,43 +166,35 @@ class Replica:
         if not isinstance(action, Idle):
             self._take_off(life, Flight(action, life.engine.perform(action), now))
 
-    def _take_off(self, life: Life, flight: Flight | StretchFlight) -> None:
+    def _take_off(self, life: Life, flight: Flight) -> None:
         self.flight = flight
         env = self.fleet.env
         Moment(env, flight.end_s - env.now, Turn.FINISH, lambda: self._land(life, flight), self.index)
 
-    def _land(self, life: Life, flight: Flight | StretchFlight) -> None:
+    def _land(self, life: Life, flight: Flight) -> None:
         if flight is not self.flight:
             return  # it ended earlier
         self.flight = None
         env = self.fleet.env
-        if isinstance(flight, StretchFlight):
-            assert self._steps is not None
-            self._steps.send(len(flight.stretch.steps))
-        else:
-            self._leave(life.server.complete(flight.action, flight.outcome, env.now))
+        self._leave(life.server.complete(flight.action, flight.outcome, env.now))
         self.fleet.on_progress(env.now)
         if env.peek() > env.now:
             self._act(life)  # nothing else is due at this moment
         else:
             self._act_next(life)
 
-    def _end_stride(self, life: Life, flight: Flight | StretchFlight) -> None:
+    def _end_stride(self, life: Life, flight: Flight) -> None:
         """Have a stride end with the step under way."""
         now = self.fleet.env.now
         if flight.is_in_last_step(now):
             return
-        steps = flight.steps_begun(now)
-        if isinstance(flight, StretchFlight):
-            self._take_off(life, flight.cut_to(steps))
-        else:
-            self._take_off(life, flight.cut_to(_as_cutter(life.engine).cut(steps)))
+        self._take_off(life, flight.cut_to(as_cutter(life.engine).cut(flight.steps_begun(now))))
 
     def _keep_steps(self, life: Life, flight: Flight, steps: int) -> None:
         """Book the first steps of a stride, those that ended before a failure."""
         if steps:
             assert isinstance(flight.action, Run)
-            kept = flight.cut_to(_as_cutter(life.engine).cut(steps))
+            kept = flight.cut_to(as_cutter(life.engine).cut(steps))
             self._leave(life.server.complete(flight.action, kept.outcome, kept.end_s))
 
     def _take_inbox(self, life: Life) -> None:
@@ -274,24 +234,9 @@ class Replica:
         return pool.kv_used_bytes if flight is None else flight.kv_blocks(pool, self.fleet.env.now) * pool.block_bytes
 
 
-def _as_cutter(engine: Engine) -> SimEngine:
+def as_cutter(engine: Engine) -> SimEngine:
     assert isinstance(engine, SimEngine), "only a simulated engine does several steps at once"
     return engine
-
-
-class Told:
-    """What a replica's sprint asks and tells on the way."""
-
-    __slots__ = ("_life", "_replica")
-
-    def __init__(self, replica: Replica, life: Life) -> None:
-        self._replica, self._life = replica, life
-
-    def take_in(self, now: Seconds) -> None:
-        self._replica._take_inbox(self._life)
-
-    def left(self, record: Served) -> None:
-        self._replica._leave((record,))
 
 
 class Seen:

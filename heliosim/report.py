@@ -253,6 +253,7 @@ def demo_report(
         _glance(systems, rows, premises),
         _headline(systems, rows, metrics, style.colours),
         *_figure_sections(systems, profile_facts, style),
+        *_energy_sections(systems),
         *([_premises_section(premises)] if premises else []),
         Section("Limits", "What these numbers do not say.", [Text([*_limits(systems), *limits])]),
     ]
@@ -488,6 +489,22 @@ def _timeline_section(focus: SystemResult) -> Section:
 def _common_slo(systems: Sequence[SystemResult]) -> Any:
     found = {s.slo for s in systems}
     return found.pop() if len(found) == 1 else None
+
+
+def _energy_sections(systems: Sequence[SystemResult]) -> list[Section]:
+    """Joules and money, where they are known of any system."""
+    from heliosim.costing import ENERGY_COLUMNS, energy_rows
+
+    rows = energy_rows(systems)
+    if not rows:
+        return []
+    first, *numbers, last = ENERGY_COLUMNS
+    columns = [Column(first), *(Column(title, "number") for title in numbers), Column(last, "note")]
+    reading = (
+        "Energy of steps and loads per completed token and prompt, its shares by cause, what the servers drew "
+        "beside it while idle, and what the GPUs cost in the meantime."
+    )
+    return [Section("Energy and cost", reading, [Table(columns, rows)])]
 
 
 def _premises_section(premises: Sequence[Mapping[str, Any]]) -> Section:

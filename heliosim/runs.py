@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heliosim import __version__
-from heliosim.assembly import build_server
-from heliosim.behaviour import Behaviour
+from heliosim.assembly import build_server, load_costs
+from heliosim.behaviour import Behaviour, is_usual_method, source_name
 from heliosim.drive import Log
 from heliosim.engines.base import Engine
 from heliosim.engines.sim import SimEngine
 from heliosim.errors import InputError
 from heliosim.formats.profile import Profile, ProfileKind
-from heliosim.formats.results import RunClock, RunInfo, RunResults, save_run
+from heliosim.formats.results import Deployed, RunClock, RunInfo, RunResults, save_run
 from heliosim.noise import NoisePlayer
 from heliosim.profile_view import open_profile
 from heliosim.recorder import NullRecorder, TableRecorder
 from heliosim.scenario import Scenario
 from heliosim.streams import stream
-from heliosim.types import Arrival, Content, Request
+from heliosim.types import Arrival, Content, ExitRule, Placement, Request, StepPower
 from heliosim.workload import OpenLoop, build, build_arrivals, contents
 
 if TYPE_CHECKING:
@@ -55,14 +55,21 @@ def sim_engine(
     return SimEngine(
         models={n: profile.spec(n) for n in scenario.models},
         costs={n: profile.step_cost(n, scenario.clock) for n in scenario.models},
-        loads={n: profile.load_cost(n, scenario.clock) for n in scenario.models},
+        loads=load_costs(scenario, profile),
         behaviour=behaviour or _behaviour_of(scenario, profile),
         seed=scenario.seed,
         allow_extrapolation=scenario.allow_extrapolation,
-        watts=profile.busy_watts,
+        watts=powers(scenario, profile),
         noise=_noise(scenario, profile, noise_of),
         strides=strides,
     )
+
+
+def powers(scenario: Scenario, profile: Profile) -> dict[str, StepPower] | None:
+    """Power of each model of a scenario; None unless all are known."""
+    found = {name: profile.step_power(name) for name in scenario.models}
+    known = {name: power for name, power in found.items() if power is not None}
+    return known if len(known) == len(found) else None
 
 
 def _behaviour_of(scenario: Scenario, profile: Profile) -> Behaviour | None:
@@ -107,7 +114,9 @@ def run_simulated(
     host = {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
     if isinstance(engine, SimEngine):
         host["extrapolated_steps"] = engine.extrapolated_steps
-    return _results(scenario, profile, recorder, "simulated", host)
+    is_own = isinstance(engine, SimEngine) and behaviour is None
+    unknown = unknown_quality(scenario, {scenario.profile: profile}) if is_own else ""
+    return _results(scenario, profile, recorder, "simulated", host, unknown)
 
 
 def _run_fleet(
@@ -124,7 +133,14 @@ def _run_fleet(
     host = {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
     tables = done.tables(_tasks(scenario))
     return RunResults(
-        _info(scenario, done.profile_hash, done.profile_kind, "simulated"),
+        _info(
+            scenario,
+            done.profile_hash,
+            done.profile_kind,
+            "simulated",
+            "" if behaviour else unknown_quality(scenario),
+            {group: deployment(one, count) for group, (one, count) in done.profiles.items()},
+        ),
         scenario.to_yaml(),
         tables.requests,
         tables.steps,
@@ -258,13 +274,51 @@ def with_agreement(
 
 
 def _results(
-    scenario: Scenario, profile: Profile, recorder: TableRecorder, clock: str, host: dict[str, Any]
+    scenario: Scenario,
+    profile: Profile,
+    recorder: TableRecorder,
+    clock: str,
+    host: dict[str, Any],
+    quality_unknown: str = "",
 ) -> RunResults:
-    info = _info(scenario, profile.hash, profile.facts.kind, clock)
+    info = _info(scenario, profile.hash, profile.facts.kind, clock, quality_unknown, {"replica": deployment(profile)})
     return RunResults.of(recorder, info, scenario.to_yaml(), tasks=_tasks(scenario), host=host)
 
 
-def _info(scenario: Scenario, profile_hash: str, kind: ProfileKind, clock: str) -> RunInfo:
+def unknown_quality(scenario: Scenario, opened: Mapping[str, Profile] | None = None) -> str:
+    """Exit methods of a scenario, or of a fleet's groups, whose texts a profile lacks: ``batching+skipped_kv, ...``."""
+    found: set[str] = set()
+    groups = scenario.fleet.replicas if scenario.fleet is not None else ()
+    for group in [scenario.of_group(g) for g in groups] or [scenario]:
+        kind: Any = group.controller_kind()
+        if not hasattr(kind, "batching") or not hasattr(kind, "skipped_kv"):
+            continue
+        rule = ExitRule("threshold", 0.0, kind.batching, kind.skipped_kv)
+        if is_usual_method(rule):
+            continue
+        profile = (opened or {}).get(group.profile) or open_profile(group.profile)
+        for model in (kind.model,) if hasattr(kind, "model") else group.models:
+            layers = profile.spec(model).layers
+            name = source_name(Placement(model, layers), rule, layers, is_exact=True)
+            if name not in profile.behaviour.sources:
+                found.add(f"{kind.batching}+{kind.skipped_kv}")
+    return ", ".join(sorted(found))
+
+
+def deployment(profile: Profile, count: int = 1) -> Deployed:
+    """What servers of a profile run on."""
+    gpu = profile.facts.device.get("gpu")
+    return Deployed(count=count, gpu=None if gpu is None else str(gpu), gpus=profile.gpus, idle_w=profile.idle_watts)
+
+
+def _info(
+    scenario: Scenario,
+    profile_hash: str,
+    kind: ProfileKind,
+    clock: str,
+    quality_unknown: str,
+    deployed: dict[str, Deployed],
+) -> RunInfo:
     is_live = clock != "simulated"
     named: RunClock = "simulated" if not is_live else scenario.clock
     return RunInfo(
@@ -275,7 +329,9 @@ def _info(scenario: Scenario, profile_hash: str, kind: ProfileKind, clock: str) 
         scenario_hash=scenario.hash,
         profile_hash=profile_hash,
         profile_kind=kind,
+        quality_unknown=quality_unknown,
         versions={"heliosim": __version__},
+        deployed=deployed,
     )
 
 

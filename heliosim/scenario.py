@@ -15,13 +15,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from heliosim.errors import InputError, UnknownNameError, about
-from heliosim.formats.files import Strict, read_yaml, refuse_true, sha256_of, validate, write_text
+from heliosim.formats.files import Strict, read_yaml, refuse_true, sha256_of, validate, without_none, write_text
 from heliosim.metrics import SCALARS, Slo
-from heliosim.registry import CONTROLLERS, EXIT_BATCHING, ROUTERS, SKIPPED_KV
+from heliosim.registry import CONTROLLERS, EXIT_BATCHING, ORDERS, ROUTERS, SKIPPED_KV, Registry
 from heliosim.serving.kinds import ControllerKind
+from heliosim.serving.ordering import Order
 from heliosim.stats import StoppingRule
 from heliosim.workload import WorkloadSpec
 
@@ -42,23 +51,62 @@ def parse_bytes(value: int | str) -> int:
 
 
 class Memory(Strict):
-    """Device memory that weights and KV share."""
+    """Device memory that weights and KV share, and how weights come to it.
+
+    ``loads``: no step runs during a load (``blocking``), or what is resident serves on while weights come
+    (``overlapped``). ``is_pipelined``: a load that nothing overlaps with lets steps begin while later layers arrive.
+    ``host``: kind of the host memory in which weights wait; ``host_bytes``: how much of it there is, None: enough.
+    """
 
     budget_bytes: int = Field(gt=0, description="bytes, or a text with a unit: '24 MB'")
+    loads: Literal["blocking", "overlapped"] = "blocking"
+    is_pipelined: bool = False
+    host: Literal["pinned", "pageable"] = "pinned"
+    host_bytes: int | None = Field(default=None, ge=0)
 
-    @field_validator("budget_bytes", mode="before")
+    @field_validator("budget_bytes", "host_bytes", mode="before")
     @classmethod
-    def _with_unit(cls, value: Any) -> int:
-        return parse_bytes(value)
+    def _with_unit(cls, value: Any) -> int | None:
+        return None if value is None else parse_bytes(value)
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What was added later is written where it says something, so that files and hashes of older scenarios stay."""
+        content: dict[str, Any] = handler(self)
+        for name in ("loads", "is_pipelined", "host", "host_bytes"):
+            if content.get(name) == Memory.model_fields[name].default:
+                content.pop(name, None)
+        return content
 
 
 class BatcherSpec(Strict):
-    """Continuous batching: rows per step, tokens per step (prefill chunks included), share of blocks kept free."""
+    """Continuous batching: rows per step, tokens per step (prefill chunks included), share of blocks kept free.
+
+    ``order``: who goes first, a ``kind`` with its parameters (docs/scheduling.md); None: first come, first served.
+    """
 
     kind: Literal["continuous"] = "continuous"
     max_batch: int = Field(default=16, ge=1)
     token_budget: int = Field(default=256, ge=1)
     watermark: float = Field(default=0.01, ge=0, lt=1)
+    order: dict[str, Any] | None = None
+
+    @field_validator("order", mode="before")
+    @classmethod
+    def _is_an_order(cls, value: Any) -> Any:
+        section = {"kind": value} if isinstance(value, str) else value
+        if isinstance(section, dict):
+            parse_kind(ORDERS, section, "", "batcher.order")
+        return section
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_none(handler(self), "order")
+
+    def the_order(self) -> Order:
+        """The order, as an object. Raises InputError."""
+        order: Order = parse_kind(ORDERS, self.order or {"kind": "fcfs"}, "", "batcher.order")
+        return order
 
     @model_validator(mode="after")
     def _budget_holds_batch(self) -> BatcherSpec:
@@ -302,34 +350,36 @@ def parse_clock(name: str) -> Literal["cpu", "wall"]:
 
 def parse_controller(section: dict[str, Any], where: str) -> ControllerKind:
     """Build a controller's parameters from a scenario section, refusing what it does not know."""
+    kind: ControllerKind = parse_kind(CONTROLLERS, section, f"{where}, field ", "controller")
+    return kind
+
+
+def parse_kind(registry: Registry, section: dict[str, Any], where: str, path: str) -> Any:
+    """What a section's ``kind`` names, made with its other fields. Errors begin with ``where`` and the ``path``."""
     fields = dict(section)
     if "kind" not in fields:
-        raise InputError(
-            f"{where}, field controller.kind", None, "missing field", f"Known: {', '.join(CONTROLLERS.names())}."
-        )
+        known_kinds = f"Known: {', '.join(registry.names())}."
+        raise InputError(f"{where}{path}.kind", None, "missing field", known_kinds)
     if not isinstance(fields["kind"], str):
-        raise UnknownNameError(f"{where}, field controller.kind", str(fields["kind"]), CONTROLLERS.names())
-    cls = CONTROLLERS.get(fields.pop("kind"))
+        raise UnknownNameError(f"{where}{path}.kind", str(fields["kind"]), registry.names())
+    cls = registry.get(fields.pop("kind"))
     known = set(cls.__dataclass_fields__)
     for key, value in fields.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"Did you mean {near[0]!r}? " if near else ""
-            raise InputError(
-                f"{where}, field controller.{key}", value, "unknown field", f"{hint}Known: {', '.join(sorted(known))}."
-            )
-    for key, methods in (("batching", EXIT_BATCHING), ("skipped_kv", SKIPPED_KV)):
+            remedy = f"{hint}Known: {', '.join(sorted(known)) or 'none'}."
+            raise InputError(f"{where}{path}.{key}", value, "unknown field", remedy)
+    for key, methods in (("batching", EXIT_BATCHING), ("skipped_kv", SKIPPED_KV)) if registry is CONTROLLERS else ():
         if isinstance(fields.get(key), str) and fields[key] not in methods.names():
-            raise UnknownNameError(f"{where}, field controller.{key}", fields[key], methods.names())
-    refuse_true(cls, fields, where, ("controller",))
+            raise UnknownNameError(f"{where}{path}.{key}", fields[key], methods.names())
+    refuse_true(cls, fields, where.removesuffix(", field ") or "scenario", tuple(path.split(".")))
     try:
-        return TypeAdapter(cls).validate_python(fields)  # type: ignore[no-any-return]
+        return TypeAdapter(cls).validate_python(fields)
     except ValidationError as error:
         first = error.errors()[0]
-        path = ".".join(str(p) for p in first["loc"])
-        raise InputError(
-            f"{where}, field controller.{path}", first.get("input"), first["msg"], "Correct the value."
-        ) from None
+        place = ".".join(str(p) for p in first["loc"])
+        raise InputError(f"{where}{path}.{place}", first.get("input"), first["msg"], "Correct the value.") from None
 
 
 def load_scenario(path: Path) -> Scenario:

@@ -11,7 +11,7 @@ from typing import Any
 
 import simpy
 
-from heliosim.drive import Finished, feed, settle, settle_refused
+from heliosim.drive import Finished, feed, settle, settle_refused, without_collector
 from heliosim.engines.base import Engine
 from heliosim.serving.server import Server
 from heliosim.sprint import Sprint
@@ -66,6 +66,7 @@ def simulate_server(
     """Run one server to the end of its source; returns when the simulated clock stops. Checks the memory books."""
     env = simpy.Environment()
     env.process(serve(env, server, engine, source, on_progress))
-    env.run()
+    with without_collector():
+        env.run()
     server.stop()
     return Finished(end_s=float(env.now))

@@ -12,13 +12,13 @@ with and without it are identical to the last bit, which tests demand of random 
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from heliosim.costs import StepShape
-from heliosim.drive import feed
+from heliosim.drive import settle_refused
+from heliosim.engines.base import Engine
 from heliosim.engines.sim import AT_ONCE, Asked, Going, SimEngine, over_context, sum_of_logprobs, within
 from heliosim.serving.batcher import ContinuousBatcher
 from heliosim.serving.batcher import Sequence as Queued
@@ -26,6 +26,7 @@ from heliosim.serving.server import Server
 from heliosim.types import (
     BLOCK_TOKENS,
     TICK,
+    Arrival,
     Chunk,
     Directive,
     Outcome,
@@ -45,29 +46,69 @@ _NO_TOKENS = Tokens()
 _new = tuple.__new__
 
 
-class Stretch(NamedTuple):
-    """Steps that a sprint has planned, alike in who decodes; ``kv_blocks`` in use during each."""
+@dataclass(slots=True, eq=False)
+class Lead:
+    """How far a sprint may go where what happens elsewhere decides who comes, and what it shows meanwhile.
 
-    steps: list[StrideStep]
-    kv_blocks: list[int]
+    Nobody comes before ``until_s``. ``inbox``: who has come; ``outstanding[place]``: how many requests are here. A
+    sprint that rests is in a step up to ``end_s``, beyond ``until_s``, or has come to that time exactly. If there are
+    several, these are ``steps``, from ``start_s`` on, with ``kv_blocks`` in use during each; requests end with the last
+    of them alone. ``end`` takes the later ones back.
+    """
+
+    outstanding: list[int]
+    place: int
+    until_s: Seconds = 0.0
+    inbox: list[Arrival] = field(default_factory=list)
+    end_s: Seconds = 0.0
+    steps: list[StrideStep] | None = None
+    kv_blocks: list[int] = field(default_factory=list)
+    start_s: Seconds = 0.0
+
+    def end(self, now: Seconds) -> Seconds:
+        """Have what is under way end with the step that lasts to ``now`` or beyond; returns when that is."""
+        steps = self.steps
+        if steps is not None and self.end_s - steps[-1][0] >= now:
+            at = self.start_s
+            for count, step in enumerate(steps, 1):
+                at += step[0]
+                if at >= now:
+                    del steps[count:], self.kv_blocks[count:]
+                    self.end_s = at
+                    break
+        return self.end_s
+
+    def used_blocks(self, now: Seconds) -> int:
+        """KV blocks in use by that one of several steps that lasts to ``now`` or beyond."""
+        at = self.start_s
+        for step, blocks in zip(self.steps or (), self.kv_blocks, strict=True):
+            at += step[0]
+            if at >= now:
+                return blocks
+        raise AssertionError(f"nothing is under way at {now}")
 
 
-class Watcher(Protocol):
-    """Who drives a sprint step by step, because what happens elsewhere decides when requests come."""
+def take_in(lead: Lead, engine: Engine, server: Server, now: Seconds) -> None:
+    """Hand over to the server who has come, but for those it refuses."""
+    for arrival in lead.inbox:
+        engine.accept(arrival)
+        server.submit(arrival.request, now)
+    lead.inbox.clear()
+    if server.has_refused:
+        let_go(lead, engine, server)
 
-    def take_in(self, now: Seconds, /) -> None:
-        """Hand over to the server who has come by now."""
-        ...
 
-    def left(self, record: Served, /) -> None:
-        """A request has ended."""
-        ...
+def let_go(lead: Lead, engine: Engine, server: Server) -> None:
+    """Forget requests that were refused."""
+    for refused in server.take_refused():
+        engine.forget(refused.id)
+        lead.outstanding[lead.place] -= 1
 
 
 @dataclass
 class Sprint:
-    """``server`` with a ``ContinuousBatcher``, its simulated ``engine`` and an open ``source`` (None: a watcher tells
-    who arrives).
+    """``server`` with a ``ContinuousBatcher``, its simulated ``engine`` and an open ``source`` (None: a lead says who
+    comes).
     """
 
     server: Server
@@ -98,24 +139,22 @@ class Sprint:
                 return found
 
     def steps(
-        self, directive: Directive, now: Seconds, watcher: Watcher | None = None
-    ) -> Generator[Stretch | None, int | None, Seconds | None]:
-        """The same bit by bit, for a watcher. Yields what is planned from now on; is sent, when that is over, how many
-        of those steps were done; books them, yields None, and goes on when it is asked to.
-        """
-        if not directive.passes_arrivals or directive.max_steps is not None:
+        self, directive: Directive, now: Seconds, lead: Lead | None = None
+    ) -> Generator[None, None, Seconds | None]:
+        """The same for a lead. Yields where it must know of a later ``until_s``; not to be resumed before it does."""
+        if not directive.passes_arrivals or directive.max_steps is not None or not self.server.may_sprint(directive):
             return None
         if not self.engine.can_sprint(directive.exits):
             return None
         if directive.placement == self.server.placement:
             self.server.follow(directive)
-            return (yield from self._go(directive, now, watcher))
+            return (yield from self._go(directive, now, lead))
         draining = self.server.drain(directive)
-        return None if draining is None else (yield from self._go(draining, now, watcher, is_draining=True))
+        return None if draining is None else (yield from self._go(draining, now, lead, is_draining=True))
 
     def _go(
-        self, directive: Directive, now: Seconds, watcher: Watcher | None, is_draining: bool = False
-    ) -> Generator[Stretch | None, int | None, Seconds | None]:
+        self, directive: Directive, now: Seconds, lead: Lead | None, is_draining: bool = False
+    ) -> Generator[None, None, Seconds | None]:
         """Go on from ``now`` until nobody is left to serve, a decision is due or something unusual comes up; returns
         when that is, None if no step was done.
         """
@@ -135,6 +174,7 @@ class Sprint:
         held, total, used, grown = pool._held, pool.total_blocks, pool.used_blocks, 0
         watermark, max_batch, token_budget = int(total * batcher.watermark), batcher.max_batch, batcher.token_budget
         tick, its_tick, is_booked = engine.ticks, batcher.ticks, batcher._is_due_booked
+        reach: int | None = None  # the largest of reaches; None: look for it
         first_tick, start_s = tick, now
         steps: list[StrideStep] = []
         blocks: list[int] = []
@@ -153,12 +193,21 @@ class Sprint:
         while not is_over and len(steps) < most:
             # 1. Who arrived meanwhile.
             next_s = None
-            if watcher is not None:
-                watcher.take_in(now)
+            if lead is not None:
+                if now >= lead.until_s:
+                    pool.used_blocks = used
+                    lead.end_s, lead.steps = now, None
+                    yield
+                if lead.inbox:
+                    take_in(lead, engine, server, now)
             elif source is not None:
                 next_s = source.next_s
                 if next_s is not None and next_s <= now:
-                    feed(source, engine, server, now)
+                    for arrival in source.take(now):
+                        engine.accept(arrival)
+                        server.submit(arrival.request, now)
+                    if server.has_refused:
+                        settle_refused(source, engine, server, now)
                     next_s = source.next_s
             # 2. KV for the tokens that decoding requests compute next.
             if not is_booked:
@@ -175,9 +224,10 @@ class Sprint:
             for seq in reading:
                 if budget <= 0:
                     break
-                left = seq.request.prompt_tokens + seq.generated - seq.computed
+                start = seq.computed
+                left = seq.request.prompt_tokens + seq.generated - start
                 count = left if left < budget else budget
-                chunks.append((seq, seq.computed, count, count == left))
+                chunks.append((seq, start, count, count == left))
                 budget -= count
             if queue and budget > 0:
                 rows = decoding + len(reading)
@@ -212,34 +262,40 @@ class Sprint:
             runs = decoding + len(reading)
             if chunks:
                 # 4. One step that reads.
-                decode_rows = emitted = tokens = decoding
-                longest_decode = longest = tick + max(reaches) if decoding else 0
+                decode_rows = emitted = decoding
+                rows, tokens = decoding + len(chunks), token_budget - budget
+                if reach is None and decoding:
+                    reach = max(reaches)
+                longest_decode = longest = tick + reach if reach is not None else 0
                 context = decoding * tick + sum(reaches) if counts_context else 0
                 prefill_rows = products = started = 0
                 for _, start, count, emits in chunks:
                     end = start + count
-                    tokens += count
                     if end > longest:
                         longest = end
                     if not start:
                         started += 1
-                    emitted += emits
-                    if count == 1 and emits and start:  # like a decode row
+                    elif count == 1 and emits:  # like a decode row
+                        emitted += 1
                         decode_rows += 1
                         context += end
                         if end > longest_decode:
                             longest_decode = end
-                    else:
-                        prefill_rows += 1
-                        products += count * end
-                rows = decoding + len(chunks)
+                        continue
+                    if emits:
+                        emitted += 1
+                    prefill_rows += 1
+                    products += count * end
                 if rows > max_rows or longest > max_context or tokens > max_tokens:
                     if not engine.allow_extrapolation:
                         break
                     engine._extrapolated_before += 1
-                for seq, start, count, emits in chunks:
-                    if emits:
-                        engine._join(known[seq.request.id], tick, start + count)
+                if emitted > decoding:
+                    for seq, start, count, emits in chunks:
+                        if emits:
+                            engine._join(known[seq.request.id], tick, start + count)
+                            if reach is not None and reaches[-1] > reach:
+                                reach = reaches[-1]
                 ending_now = ending.get(tick + 1)
                 ends_now = 0 if ending_now is None else len(ending_now)
                 if has_exits:
@@ -263,14 +319,14 @@ class Sprint:
                 if watch is not None and emitted and not watch.is_safe(engine.low_tokens(tick, 1, watch.threshold)):
                     is_over = self._first_trip(watch, steps, shown, tick + 1) is not None
                     shown = len(steps)
-                if watcher is not None:
+                if lead is not None and now + one > lead.until_s:
                     pool.used_blocks = used
-                    yield Stretch(steps[-1:], blocks[-1:])
+                    lead.end_s, lead.steps = now + one, None
+                    yield
                 done = 1
                 tick += 1
                 its_tick += 1
                 now += one
-                read = 0
                 for seq, _, count, emits in chunks:
                     seq.computed += count
                     if emits:
@@ -283,13 +339,15 @@ class Sprint:
                         its_ids.append(seq.request.id)
                         offsets.append(offset)
                         block_due[-offset % BLOCK_TOKENS] += 1
-                        read += 1
-                del reading[:read]
+                if emitted > decoding:
+                    del reading[: emitted - decoding]
             else:
                 # 4. Steps of decode rows alone: to the next end, arrival, decision, or to where KV runs out.
                 if decoding > max_rows or decoding > max_tokens:
                     break
-                reach, until_end, done = max(reaches), ends[0] - tick, 0
+                if reach is None:
+                    reach = max(reaches)
+                until_end, done = ends[0] - tick, 0
                 left_s = -1.0 if next_s is None else next_s - now
                 context = decoding * tick + sum(reaches) if counts_context else 0
                 planned: list[StrideStep] = []
@@ -348,25 +406,32 @@ class Sprint:
                         break
                     in_use.append(in_use[-1] + due)
                 if watch is not None and not watch.is_safe(engine.low_tokens(tick, done, watch.threshold)):
-                    if watcher is not None:
+                    if lead is not None:
                         done = 1  # what is shown to the watch must not be taken back
                     trip = self._first_trip(watch, steps + planned[:done], shown, tick + done)
                     if trip is not None:
                         done, is_over = shown + trip + 1 - len(steps), True
                     shown = len(steps) + done
-                if watcher is not None:
-                    pool.used_blocks = used
-                    del planned[done:], in_use[done:]
-                    done = (yield Stretch(planned, in_use)) or done
                 del planned[done:], in_use[done:]
+                end_s = now
+                for step in planned:
+                    end_s += step[0]
+                if lead is not None and end_s > lead.until_s:
+                    pool.used_blocks = used
+                    lead.end_s = end_s
+                    if done > 1:
+                        lead.steps, lead.kv_blocks, lead.start_s = planned, in_use, now
+                    else:
+                        lead.steps = None
+                    yield
+                    done, end_s = len(planned), lead.end_s
+                now = end_s
                 steps += planned
                 blocks += in_use
                 grown += in_use[-1] - used
                 used = in_use[-1]
                 tick += done
                 its_tick += done
-                for step in planned:
-                    now += step[0]
                 if done > 1:
                     running += [runs] * (done - 1)
             is_booked = False
@@ -375,6 +440,8 @@ class Sprint:
                 for going in engine._ending_at(tick):
                     request_id = going.request.id
                     place = ids.index(request_id)
+                    if reaches[place] == reach:
+                        reach = None
                     del goings[place], ids[place], reaches[place], its_ids[place], ends[0]
                     seq = sequences.pop(place)
                     block_due[-offsets.pop(place) % BLOCK_TOKENS] -= 1
@@ -388,8 +455,8 @@ class Sprint:
                     used -= holds
                     record = server.finish(seq, now)
                     served.append(record)
-                    if watcher is not None:
-                        watcher.left(record)
+                    if lead is not None:
+                        lead.outstanding[lead.place] -= 1
                     ended.append((len(steps) - 1, request_id, seq.logprob_sum))
                     gone.append(going)
                     del known[request_id]
@@ -400,10 +467,10 @@ class Sprint:
             if is_draining and not runs:
                 is_over = True  # nobody is left to wait for
             running.append(runs)
-            waiting += [len(queue)] * done
-            if watcher is not None:
-                pool.used_blocks = used
-                yield None
+            if done == 1:
+                waiting.append(len(queue))
+            else:
+                waiting += [len(queue)] * done
 
         # What was done to the books in passing.
         batcher.ticks, batcher._is_due_booked, batcher._as_batch = its_tick, is_booked, None
@@ -412,12 +479,13 @@ class Sprint:
         server._started += begun
         if not steps:
             return None
-        stride = Stride(steps, ended, engine.watts)
+        power = engine.power_of(placement.model)
+        stride = Stride(steps, ended, power)
         agrees = None
         if has_tokens:
             block = stride.tokens = engine._table.read(first_tick, len(steps))
             agrees = block.agrees
-        energy = None if engine.watts is None else sum(engine.watts * step[0] for step in steps)
+        energy = None if power is None else sum(power.of(step) for step in steps)
         outcome = Outcome(now - start_s, _NO_TOKENS, steps[-1][1], energy, stride, None, agrees)
         server.tell(run, outcome, served, now, waiting, running, blocks)
         engine.ticks = tick

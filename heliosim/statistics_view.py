@@ -24,11 +24,12 @@ SHOWN: tuple[str, ...] = (
     "output_throughput", "request_throughput", "mean_ttft_ms", "median_ttft_ms", "p90_ttft_ms", "p99_ttft_ms",
     "mean_tpot_ms", "median_tpot_ms", "p90_tpot_ms", "p99_tpot_ms", "mean_e2el_ms", "p90_e2el_ms", "p99_e2el_ms",
     "mean_queue_ms", "slo_attainment", "request_goodput", "mean_batch_size", "peak_kv_bytes", "layers_per_token",
-    "low_confidence_share", "perplexity", "agreement", "transitions", "preemptions", "energy_j", "utilisation",
+    "low_confidence_share", "perplexity", "agreement", "transitions", "preemptions", "energy_j",
+    "joules_per_token", "wh_per_prompt", "utilisation",
 )  # fmt: skip
 """Metrics of a summary of replications, in order."""
 _ONLY_WITH_SLO = ("slo_attainment", "request_goodput")
-_QUIET = ("energy_j",)
+_QUIET = ("energy_j", "joules_per_token", "wh_per_prompt")
 
 
 _NAMES_WRAP = 25

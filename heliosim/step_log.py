@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from heliosim.types import Bytes, Seconds, Setting, StrideStep
+from heliosim.types import Bytes, Seconds, Setting, StepPower, StrideStep
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,7 +41,7 @@ class StepLog:
         kv_blocks: Sequence[int],
         block_bytes: Bytes,
         breaches: Sequence[int],
-        watts: float | None = None,
+        watts: StepPower | None = None,
         energy_j: float | None = None,
     ) -> None:
         """An action: what is the same for all of its steps, and lists with an entry for each.
@@ -87,11 +87,17 @@ class StepLog:
         _, firsts, which = np.unique(
             np.fromiter(map(id, every), np.int64, total), return_index=True, return_inverse=True
         )
-        facts = np.array([every[k] for k in firsts.tolist()], dtype=np.float64)[which]
+        shown, width = [every[k] for k in firsts.tolist()], len(StrideStep._fields)
+        facts = np.fromiter(chain.from_iterable(shown), np.float64, width * len(shown)).reshape(-1, width)[which]
         seconds = facts[:, 0].copy()
         before = np.cumsum(seconds) - seconds  # exact: times are multiples of a tick, as are the differences below
         firsts = np.cumsum(counts) - counts
-        power = each((math.nan if w is None else w for w in watts), np.float64) * seconds
+        decode_w = each((math.nan if w is None else w.decode_w for w in watts), np.float64)
+        prefill_w = each((math.nan if w is None else w.prefill_w for w in watts), np.float64)
+        read = facts[:, StrideStep._fields.index("prefill_tokens")]
+        tokens = read + facts[:, StrideStep._fields.index("decode_rows")]
+        share = read / np.maximum(tokens, 1)  # as StepPower.joules, to the last bit
+        power = (decode_w + (prefill_w - decode_w) * share) * seconds
         given = each((math.nan if e is None else e for e in energies), np.float64)
         energy = np.where(np.isnan(given), power, given)
         columns: dict[str, Any] = {

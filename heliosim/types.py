@@ -34,6 +34,8 @@ ExitKind = Literal["none", "threshold", "greedy"]
 ExitBatching = str
 """Name of a rule in ``registry.EXIT_BATCHING``."""
 InFlight = Literal["boundary", "reprefill", "extend"]
+StepKind = Literal["run", "load", "lost", "fetch"]
+LoadPart = Literal["whole", "begin", "finish", "drop"]
 RequestStatus = Literal["finished", "refused"]
 
 
@@ -47,14 +49,43 @@ def blocks_for(tokens: int) -> int:
     return -(-tokens // BLOCK_TOKENS)
 
 
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """How many tokens somebody expects a request to generate, as told when it arrives; ``predictors`` makes them.
+
+    ``later``: what the predictor will say of it behind every ``every`` tokens, up to ``max_tokens`` whether it comes so
+    far or not, so that its length tells nothing.
+    """
+
+    tokens: float
+    every: int | None = None
+    later: tuple[float, ...] = ()
+
+    def total(self, generated: int) -> float:
+        """Tokens expected in all once ``generated`` of them are there."""
+        if self.every is None or generated < self.every or not self.later:
+            return self.tokens
+        return self.later[min(generated // self.every, len(self.later)) - 1]
+
+
 @dataclass(slots=True, unsafe_hash=True)
 class Request:
-    """What a server may know of a request. The true output length and the text are the engine's (``Content``)."""
+    """What a server may know of a request. The true output length and the text are the engine's (``Content``).
+
+    ``priority``: its class, 0 the most urgent. ``prediction``: of its length; None: nobody made one.
+    """
 
     id: RequestId
     arrival_s: Seconds
     prompt_tokens: int
     max_tokens: int
+    priority: int = 0
+    prediction: Prediction | None = None
+
+    @property
+    def predicted_tokens(self) -> float | None:
+        """The prediction it arrived with, tokens."""
+        return None if self.prediction is None else self.prediction.tokens
 
 
 @dataclass(slots=True, unsafe_hash=True)
@@ -259,6 +290,16 @@ class Watch(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Arriving:
+    """Layers of the resident placement whose weights are still on their way: those behind ``present`` ones, evenly over
+    the next ``left_s`` seconds (None: only the engine knows).
+    """
+
+    present: int
+    left_s: Seconds | None
+
+
 @dataclass(slots=True, unsafe_hash=True)
 class Run:
     """Perform ``batch`` on ``placement``. ``evicted``: requests whose KV was given up since the last action.
@@ -269,6 +310,7 @@ class Run:
     that ends the ``max_ends``-th request (None: any number may end; in front of a chunk any end counts), that lasts
     to ``within_s`` from its start (an arrival), or that trips the guard. An engine may always do fewer steps.
     ``in_stride``: whoever asked looks at strides; a simulated engine then answers with one, if only of one step.
+    ``arriving``: what of the placement is not there yet; such a run is one step, which waits where it must.
     """
 
     placement: Placement
@@ -282,6 +324,7 @@ class Run:
     program: tuple[tuple[Chunk, ...], ...] = ()
     max_ends: int | None = 1
     in_stride: bool = False
+    arriving: Arriving | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +333,12 @@ class Load:
 
     ``kept``: (request, tokens in KV) of requests that go on under the deeper placement of the same model; the engine
     runs the new layers over their stored hidden states (in-flight handling ``extend``).
+
+    ``part``: ``whole``, or the ``begin`` of a transfer in the background (what is resident stays and goes on, with
+    ``kv_blocks`` blocks behind it), its ``finish`` (whatever is missing is waited for, ``left_s`` seconds if the server
+    knows, and the placement changes), or ``drop``: what has been fetched is given up, nothing changes but the blocks.
+    ``is_pipelined``: steps may begin before all layers are there. ``disk_bytes``: of the weights that move, those that
+    come from disk; ``host``: (model, layers) that host memory holds behind it, None: everything.
     """
 
     placement: Placement
@@ -298,6 +347,11 @@ class Load:
     stores_hidden: bool = False
     kept: tuple[tuple[RequestId, int], ...] = ()
     evicted: tuple[RequestId, ...] = ()
+    part: LoadPart = "whole"
+    left_s: Seconds | None = None
+    is_pipelined: bool = False
+    disk_bytes: Bytes = 0
+    host: tuple[tuple[str, int], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,17 +410,39 @@ class StrideStep(NamedTuple):
     tokens_out: int
 
 
+class StepPower(NamedTuple):
+    """Mean power of all GPUs of a server while it does something with a model, W.
+
+    A step that reads and decodes draws the two powers in the proportion of its tokens.
+    """
+
+    decode_w: float
+    prefill_w: float
+    load_w: float
+
+    def joules(self, seconds: Seconds, decode_rows: int, prefill_tokens: int) -> float:
+        """Energy of a step."""
+        if not prefill_tokens:
+            return self.decode_w * seconds
+        share = prefill_tokens / (prefill_tokens + decode_rows)
+        return (self.decode_w + (self.prefill_w - self.decode_w) * share) * seconds
+
+    def of(self, step: StrideStep) -> float:
+        """Energy of a stride's step, J."""
+        return self.joules(step[0], step[3], step[4])
+
+
 @dataclass(slots=True, eq=False)
 class Stride:
     """Several steps done in one go.
 
-    ``ended``: (step, request, sum of its tokens' natural-log probabilities), in order of time. ``watts``: mean power
+    ``ended``: (step, request, sum of its tokens' natural-log probabilities), in order of time. ``watts``: the power
     during the steps; None: unknown. ``tokens``: None from an engine that knows of no behaviour.
     """
 
     steps: list[StrideStep]
     ended: list[tuple[int, RequestId, float]]
-    watts: float | None = None
+    watts: StepPower | None = None
     tokens: StrideTokens | None = None
 
     def __len__(self) -> int:
@@ -388,6 +464,9 @@ class Outcome(NamedTuple):
     ``stride``: the steps, if there were several; ``tokens`` is empty then, ``seconds`` and ``energy_j`` are sums over
     all. ``logprob_sums``: of the requests that ended with the step, where the engine keeps count. ``agrees``: makes
     [tokens] of a stride, whether the full model would have said the same, which only a simulated engine knows.
+    ``arrives_s``: seconds from the end of the action until the weights under way are there, below 0 if they have been
+    for some time; None: nothing new is known of them. ``stalled_s``: part of the seconds in which a step waited for
+    layers to arrive.
     """
 
     seconds: Seconds
@@ -397,6 +476,8 @@ class Outcome(NamedTuple):
     stride: Stride | None = None
     logprob_sums: Mapping[RequestId, float] | None = None
     agrees: Callable[[], Bools] | None = None
+    arrives_s: Seconds | None = None
+    stalled_s: Seconds = 0.0
 
 
 class Status(Protocol):
@@ -425,7 +506,10 @@ class Status(Protocol):
 
 @dataclass(slots=True, unsafe_hash=True)
 class Served:
-    """A request that has left the server, with the times a live server would log."""
+    """A request that has left the server, with the times a live server would log.
+
+    ``recomputed_tokens``: tokens whose KV was given up with a preemption, to be computed again.
+    """
 
     id: RequestId
     arrival_s: Seconds
@@ -441,6 +525,9 @@ class Served:
     logprob_sum: float = 0.0
     is_probe: bool = False
     placement: Placement | None = None
+    priority: int = 0
+    predicted_tokens: float | None = None
+    recomputed_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -478,12 +565,13 @@ class ModelSpec:
 class StepRecord(NamedTuple):
     """One row of steps.parquet: an action, when it ran, the state it left; KV in use is what it held meanwhile.
 
-    ``lost``: a replica failed during the action (or idle, in no time); bytes are those held until then.
+    ``lost``: a replica failed during the action (or idle, in no time); bytes are those held until then. ``fetch``: a
+    transfer in the background began or was given up; the seconds are those in which no step could run.
     """
 
     start_s: Seconds
     seconds: Seconds
-    kind: Literal["run", "load", "lost"]
+    kind: StepKind
     reason: str
     model: str
     depth: int

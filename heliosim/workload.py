@@ -14,20 +14,28 @@ import heapq
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from heliosim.arrivals import ARRIVALS, ArrivalProcess, Closed, Gaps, Replay, parse_arrivals
 from heliosim.errors import InputError
-from heliosim.formats.files import Strict
+from heliosim.formats.files import Strict, without_none
 from heliosim.formats.trace import Trace, TraceRow, import_trace
 from heliosim.lengths import Lengths, cumulative_shares
+from heliosim.predictors import AnyPredictor, Priorities
 from heliosim.streams import stream
-from heliosim.types import Arrival, Content, Request, RequestId, Seconds, tick
+from heliosim.types import Arrival, Content, Prediction, Request, RequestId, Seconds, tick
 
 # --- sources ------------------------------------------------------------------------------------------------
 
@@ -71,15 +79,36 @@ class OpenLoop:
         for before, after in pairwise(arrivals):
             if after.request.arrival_s < before.request.arrival_s:
                 raise ValueError(f"arrivals must be sorted by time; request {after.request.id} is too early")
-        self._arrivals = list(arrivals)
+        self._begin(list(arrivals))
+
+    @classmethod
+    def of_sorted(cls, arrivals: list[Arrival]) -> OpenLoop:
+        """The same of a list that is known to be sorted and is nobody else's."""
+        source = cls.__new__(cls)
+        source._begin(arrivals)
+        return source
+
+    def _begin(self, arrivals: list[Arrival]) -> None:
+        self._arrivals = arrivals
         self._taken = 0
         self.next_s: Seconds | None = self._arrivals[0].request.arrival_s if self._arrivals else None
 
     def take(self, now: Seconds) -> list[Arrival]:
         arrivals, at = self._arrivals, self._taken
-        while self.next_s is not None and self.next_s <= now:
+        if not at and arrivals and arrivals[-1].request.arrival_s <= now:  # all at once
+            self._arrivals, self.next_s = [], None
+            return arrivals
+        if self.next_s is None or self.next_s > now:
+            return []
+        count = len(arrivals)
+        at += 1
+        while at < count and arrivals[at].request.arrival_s <= now:
             at += 1
-            self.next_s = arrivals[at].request.arrival_s if at < len(arrivals) else None
+        self.next_s = arrivals[at].request.arrival_s if at < count else None
+        if at - self._taken == 1:
+            due = [arrivals[self._taken]]
+            arrivals[self._taken], self._taken = _GONE, at
+            return due
         due = arrivals[self._taken : at]
         arrivals[self._taken : at] = [_GONE] * len(due)  # kept no longer than who serves them keeps them
         self._taken = at
@@ -100,10 +129,13 @@ class Body:
     prompt_tokens: int
     max_tokens: int
     content: Content
+    priority: int = 0
+    prediction: Prediction | None = None
 
     def at(self, request_id: RequestId, arrival_s: Seconds) -> Arrival:
         """This request, arriving."""
-        return Arrival(Request(request_id, arrival_s, self.prompt_tokens, self.max_tokens), self.content)
+        sizes = (self.prompt_tokens, self.max_tokens)
+        return Arrival(Request(request_id, arrival_s, *sizes, self.priority, self.prediction), self.content)
 
 
 class ClosedLoop:
@@ -187,6 +219,8 @@ class WorkloadSpec(Strict):
     ``max_tokens``: with a trace, what clients allow where the trace does not say; default: the trace's largest output
     length, the same for all, since a limit of each request's own would tell the server its length.
     ``lengths``: ``forced`` generates the given output lengths whatever the model says; ``natural`` lets the model end.
+    ``predictor``: what a scheduler is told of lengths; None: nothing. ``priorities``: classes of requests, drawn; None:
+    those of the trace, or one class (docs/scheduling.md).
     """
 
     requests: int | None = Field(default=None, ge=1)
@@ -196,10 +230,18 @@ class WorkloadSpec(Strict):
     trace: str | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     lengths: Literal["forced", "natural"] = "forced"
+    predictor: AnyPredictor | None = None
+    priorities: Priorities | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_none(handler(self), "predictor", "priorities")
 
     @model_validator(mode="after")
     def _consistent(self) -> WorkloadSpec:
         self._check_tasks()
+        if self.lengths == "natural" and self.predictor is not None and self.predictor.kind != "none":
+            raise ValueError("predictor: natural lengths are known to nobody before they are generated; use kind none")
         if self.trace is None:
             self._check_without_trace()
         else:
@@ -285,6 +327,20 @@ def _times(spec: WorkloadSpec, rows: Sequence[TraceRow], count: int, seed: int) 
 
 def _bodies(spec: WorkloadSpec, seed: int) -> tuple[list[Body], Sequence[TraceRow]]:
     """Bodies, and the trace rows they come from (none for drawn ones)."""
+    bodies, rows = _plain_bodies(spec, seed)
+    if spec.priorities is not None:
+        classes = spec.priorities.classes(len(bodies), seed)
+        bodies = [replace(body, priority=c) for body, c in zip(bodies, classes, strict=True)]
+    if spec.predictor is not None:
+        lengths = [min(body.content.output_tokens or body.max_tokens, body.max_tokens) for body in bodies]
+        told = spec.predictor.predictions(lengths, [body.max_tokens for body in bodies], seed)
+        if told is not None:
+            bodies = [replace(body, prediction=p) for body, p in zip(bodies, told, strict=True)]
+    return bodies, rows
+
+
+def _plain_bodies(spec: WorkloadSpec, seed: int) -> tuple[list[Body], Sequence[TraceRow]]:
+    """Bodies without classes and predictions."""
     if spec.trace is None:
         return _drawn_bodies(spec, seed), ()
     trace = import_trace(spec.trace)
@@ -293,6 +349,9 @@ def _bodies(spec: WorkloadSpec, seed: int) -> tuple[list[Body], Sequence[TraceRo
     if tasks is not None and (named := next((row for row in rows if row.task), None)):
         where = f"{trace.source}, task"
         raise InputError(where, named.task, "the trace names its tasks", "Leave tasks out of the workload.")
+    if spec.priorities is not None and (ranked := next((row for row in rows if row.priority is not None), None)):
+        where = f"{trace.source}, priority"
+        raise InputError(where, ranked.priority, "the trace has classes", "Leave priorities out of the workload.")
     names = [row.task for row in rows] if tasks is None else [task.task for task in tasks]
     return _trace_bodies(spec, trace, rows, names), rows
 
@@ -324,7 +383,7 @@ def _trace_bodies(spec: WorkloadSpec, trace: Trace, rows: Sequence[TraceRow], na
             problem = f"more than the workload's max_tokens {limit}"
             raise InputError(where, row.output_tokens, problem, "Raise max_tokens or leave it out.")
         output = row.output_tokens if spec.lengths == "forced" else None
-        bodies.append(Body(row.prompt_tokens, limit, Content(name, row.prompt_ids, output)))
+        bodies.append(Body(row.prompt_tokens, limit, Content(name, row.prompt_ids, output), row.priority or 0))
     return bodies
 
 

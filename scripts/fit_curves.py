@@ -180,8 +180,8 @@ def gemm_2023(folder: Path, kernels: Kernels, name: str) -> dict[str, Any]:
         points=len(table),
         holdout=scores(regions, errors),
     )
-    if name == "H200-141GB":
-        made |= {"derivation": "H100's ratio", "holdout": {}}
+    if name in ("A100-40GB", "H200-141GB"):
+        made |= {"derivation": f"{'A100-80GB' if name == 'A100-40GB' else 'H100-80GB'}'s ratio", "holdout": {}}
     return {"origin": made, "stretch": {"at": STRETCH_NODES, "value": [digits(v, 3) for v in value]}}
 
 
@@ -426,7 +426,7 @@ def _vidur_errors(data: Path, node: str, curves: dict[int, Curve]) -> dict[str, 
     return scores(regions, errors)
 
 
-# --- links and power ----------------------------------------------------------------------------------------
+# --- links -------------------------------------------------------------------------------------------------
 
 
 def links(data: Path, name: str) -> dict[str, Any]:
@@ -454,28 +454,3 @@ def links(data: Path, name: str) -> dict[str, Any]:
     if name == "H200-141GB":
         made["origin"]["derivation"] = "H100's: the same host interface"
     return made
-
-
-def power(data: Path, name: str, watts: float) -> dict[str, Any]:
-    """Shares of the power limit from Splitwise's Llama-2-70B on A100-80GB, 4 ranks; idle power is a named choice."""
-    table = pd.read_csv(data / "splitwise/perf_model.csv")
-    table = table[(table.hardware == "a100-80gb") & (table.tensor_parallel == 4) & (table.average_power > 0)]
-    decode = table[(table.prompt_size <= 2048) & (table.batch_size <= 16)].average_power.median()
-    busy = table[(table.batch_size >= 8) | (table.prompt_size.between(512, 4096))].peak_power.median()
-    made = origin(
-        "Splitwise, Llama-2-70B on A100-80GB, 4 ranks: average power while decoding, peak power while reading prompts",
-        "MIT",
-        "batch 1-16, prompts 128-4096",
-        url=SPLITWISE,
-        points=len(table),
-        derivation="idle power is a choice, not measured: 12.5 % of the limit on A100, 10 % on H100 and H200"
-        + ("" if name.startswith("A100") else "; shares of the limit are A100's"),
-    )
-    idle = 0.125 if name.startswith("A100") else 0.10
-    return {
-        "origin": made,
-        "limit_w": watts,
-        "idle_w": digits(idle * watts, 3),
-        "decode_share": digits(decode, 3),
-        "prefill_share": min(1.0, digits(busy, 3)),
-    }

@@ -16,21 +16,16 @@ from typing import Any
 
 import fit_curves as fits
 import fit_hosts
+import fit_power
 
 from heliosim.formats.files import write_text
 from heliosim.hardware.device import Device, read_device
 from heliosim.hardware.kernels import Kernels
 
 SPECS: dict[str, dict[str, Any]] = {
-    "A100-80GB": dict(
-        folder="a100_sxm", vidur="a100", memory=80e9, bandwidth=2.039e12, half=312e12, single=19.5e12, watts=400
-    ),
-    "H100-80GB": dict(
-        folder="h100_sxm", vidur="h100", memory=80e9, bandwidth=3.35e12, half=989e12, single=67e12, watts=700
-    ),
-    "H200-141GB": dict(
-        folder="h200_sxm", vidur="h100", memory=141e9, bandwidth=4.8e12, half=989e12, single=67e12, watts=700
-    ),
+    "A100-80GB": dict(folder="a100_sxm", vidur="a100", memory=80e9, bandwidth=2.039e12, half=312e12, single=19.5e12),
+    "H100-80GB": dict(folder="h100_sxm", vidur="h100", memory=80e9, bandwidth=3.35e12, half=989e12, single=67e12),
+    "H200-141GB": dict(folder="h200_sxm", vidur="h100", memory=141e9, bandwidth=4.8e12, half=989e12, single=67e12),
 }
 """Data-sheet values (SXM boards, dense, without sparsity; float32 outside the tensor cores)."""
 
@@ -39,6 +34,7 @@ def device_values(data: Path, name: str) -> dict[str, Any]:
     """Everything of a device file but the fitted host presets."""
     spec = SPECS[name]
     root = data / "aiconfigurator" / spec["folder"]
+    nothing = fits.origin("not fitted yet", "none", "none")
     peaks = {"float32": spec["single"], "float16": spec["half"], "bfloat16": spec["half"]}
     return {
         "schema_version": 1,
@@ -57,7 +53,7 @@ def device_values(data: Path, name: str) -> dict[str, Any]:
         "all_reduce": fits.all_reduce(data, spec["folder"]),
         "hosts": fit_hosts.placeholders(),
         "links": fits.links(data, name),
-        "power": fits.power(data, name, spec["watts"]),
+        "power": {"origin": nothing, "limit_w": 1.0, "idle_w": 0.0, "decode_w": 1.0, "prefill_w": 1.0},
     }
 
 
@@ -80,8 +76,7 @@ def smaller_a100(values: dict[str, Any]) -> dict[str, Any]:
     for curve in made["elementwise"]["curves"].values():
         floor = min(curve["value"])
         curve["value"] = [fits.digits(floor + (s - floor) * ratio) for s in curve["value"]]
-    for part in ("links", "power"):
-        made[part]["origin"]["derivation"] = "as A100-80GB: same host interface and power limit"
+    made["links"]["origin"]["derivation"] = "A100-80GB's: the same host interface"
     return made
 
 
@@ -119,8 +114,12 @@ def main() -> None:
         folder = given.data / "vidur/profiling/compute" / SPECS[of]["vidur"]
         values["gemm_2023"] = fits.gemm_2023(folder, Kernels(blank[of], "bfloat16"), name)
         blank[name] = write_device(given.out / f"{name}.json", values)
+    hosts = {name: fit_hosts.hosts(given.data, blank["A100-80GB"], blank["H100-80GB"], name) for name in made}
     for name, values in made.items():
-        values["hosts"] = fit_hosts.hosts(given.data, blank["A100-80GB"], blank["H100-80GB"], name)
+        values["hosts"] = hosts[name]
+        blank[name] = write_device(given.out / f"{name}.json", values)
+    for name, values in made.items():
+        values["power"] = fit_power.power(given.data, blank["A100-80GB"], name)
         device = write_device(given.out / f"{name}.json", values)
         print(f"{name}: {(given.out / f'{name}.json').stat().st_size / 1e3:.0f} kB")
         for part, origin in device.origins().items():
@@ -129,6 +128,7 @@ def main() -> None:
                     f"  {part:22} {region:34} n {errors.points:5}  |error| median {errors.median_abs:6.1%}"
                     f"  p90 {errors.p90_abs:6.1%}  signed {errors.mean_signed:+6.1%}"
                 )
+        print("  watts:", device.power.model_dump(exclude={"origin"}))
         for preset, host in device.hosts.items():
             print(
                 f"  host {preset:22} step {1e3 * host.step_s:6.2f} ms  layer {1e6 * host.layer_s:5.0f} us  row "

@@ -38,6 +38,9 @@ def placeholders() -> dict[str, Any]:
 def hosts(data: Path, a100: Device, h100: Device, name: str) -> dict[str, Any]:
     """The presets of device ``name``: A100's, with the Python ones scaled to H100's faster hosts where it is one."""
     made = _fitted(data, a100)
+    if name == "A100-40GB":
+        for preset in set(made) - {"graph", "compiled"}:
+            made[preset]["origin"]["derivation"] = "A100-80GB's"
     if name.startswith("A100"):
         return made
     slow, fast = (_splitwise(data, gpu, "token") for gpu in ("A100-80GB", "H100-80GB"))

@@ -144,7 +144,51 @@ def optimum(data: Path) -> list[Row]:
     return sorted(found, key=lambda row: (row.group, row.conditions["batch"]))
 
 
+def qwen3_32b() -> Architecture:
+    """Qwen3-32B, whose layers are a Llama's but for the norms of queries and keys."""
+    values = {
+        "model_type": "llama",
+        "hidden_size": 5120,
+        "intermediate_size": 25600,
+        "num_hidden_layers": 64,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151_936,
+        "max_position_embeddings": 40_960,
+    }
+    return parse_architecture(values, "qwen3-32b")
+
+
+SERVED_SHARE = 0.9
+"""Share of a device's memory that vLLM uses by default; requests whose KV does not fit beside the weights queue."""
+
+
+def served(data: Path) -> list[Row]:
+    """Time per token of vLLM (unquantised) on H100 with so many requests always under way, where their KV fits."""
+    table = pd.read_csv(data / "aiconfigurator/e2e/silicon_sample_subset.csv")
+    table = table[table.precision.isna() & (table.backend == "vllm") & (table.system == "h100_sxm")]
+    a, found = qwen3_32b(), []
+    for r in table.itertuples():
+        tp, batch = int(r.tp_size), int(r.batch_size)
+        kv = batch * (r.isl + r.osl) * a.layers * a.kv_bytes("bf16", tp)
+        if a.weights_bytes("bf16", tp=tp) + kv <= SERVED_SHARE * 80e9:
+            conditions = {"batch": batch, "prompt": int(r.isl), "output": int(r.osl)}
+            found.append(
+                Row("vLLM served", "tpot", "H100-80GB", "qwen3-32b", tp, "tpot", "ms", r.silicon_tpot_ms, conditions)
+            )
+    return found
+
+
+def tpot(model: ComposedModel, batch: int, prompt: int, output: int) -> float:
+    """Seconds per token with ``batch`` requests always under way: a decode step, and a share of reading prompts (one
+    of every other request while a request makes its ``output`` tokens).
+    """
+    step = model.step_seconds(decode_rows=batch, context=prompt + output / 2, allow_extrapolation=True)
+    return step + (batch - 1) * prompts_read(model, 1, prompt) / output
+
+
 def architecture_of(row: Row) -> Architecture:
     if row.source == "FasterTransformer":
         return gpt(row.conditions["heads"], row.conditions["layers"])
-    return open_architecture(row.model)
+    return qwen3_32b() if row.model == "qwen3-32b" else open_architecture(row.model)

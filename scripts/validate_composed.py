@@ -9,18 +9,21 @@ measured, minus one.
 from __future__ import annotations
 
 import argparse
+import json
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import published
 from fit_curves import digits, vidur_products
 from published import Row, prompts_read, static_batch
 
-from heliosim.formats.files import write_json, write_text
-from heliosim.hardware.architecture import open_architecture
+from heliosim.formats.files import write_text
+from heliosim.hardware.architecture import Architecture, open_architecture
 from heliosim.hardware.compose import ComposedModel, compose_model
 from heliosim.hardware.device import open_device
 from heliosim.hardware.kernels import Kernels
@@ -31,6 +34,7 @@ HOSTS = {
     "Splitwise": "vllm-2024",
     "DistServe, vllm": "vllm-2024",
     "DistServe, distserve": "distserve",
+    "vLLM served": "graph",
     "optimum-benchmark": "eager",
 }
 TARGETS = {
@@ -58,14 +62,12 @@ class Checked(NamedTuple):
 
 
 @cache
-def _model(source: str, device: str, model: str, tp: int, heads: int, layers: int) -> ComposedModel:
-    a = published.gpt(heads, layers) if heads else open_architecture(model)
-    return compose_model(a, open_device(device), dtype="fp16", tp=tp, host=HOSTS[source])
+def _model(architecture: Architecture, device: str, tp: int, host: str) -> ComposedModel:
+    return compose_model(architecture, open_device(device), dtype="fp16", tp=tp, host=host)
 
 
 def model_of(row: Row) -> ComposedModel:
-    c = row.conditions
-    return _model(row.source, row.device, row.model, row.tp, c.get("heads", 0), c.get("layers", 0))
+    return _model(published.architecture_of(row), row.device, row.tp, HOSTS[row.source])
 
 
 def check(row: Row) -> Checked:
@@ -75,6 +77,8 @@ def check(row: Row) -> Checked:
     tokens, context = batch * prompt, prompt + c.get("output", 128)
     if row.what == "latency":
         value = 1e3 * static_batch(model, batch, prompt, c["output"])
+    elif row.what == "tpot":
+        value, tokens = 1e3 * published.tpot(model, batch, prompt, c["output"]), max(batch, prompt)
     elif row.what == "throughput":
         value = batch * c["output"] / static_batch(model, batch, prompt, c["output"]) / row.tp
     elif row.what in ("first_token_latency", "prefill"):
@@ -129,6 +133,27 @@ def memory_slopes(data: Path) -> list[dict[str, Any]]:
                 "was_fitted": prompt == 128,
             }
         )
+    return found
+
+
+def kv_capacities(data: Path) -> list[dict[str, Any]]:
+    """KV tokens that fit beside OPT-13B by ranks: usable bytes of a GPU from one rank, the rest from the shapes."""
+    table = pd.read_csv(data / "distserve/max_num_tokens.csv")
+    table = table[table.pp == 1].sort_values("tp")
+    a = open_architecture("opt-13b")
+
+    def per_token(tp: int) -> int:
+        return a.layers * a.kv_bytes("fp16", tp)
+
+    first = int(table.max_num_tokens.iloc[0])
+    usable = a.weights_bytes("fp16") + first * per_token(1)
+    found = []
+    for row in table.itertuples():
+        tp, measured = int(row.tp), int(row.max_num_tokens)
+        composed = (usable - a.weights_bytes("fp16", tp=tp)) // per_token(tp)
+        error = digits(composed / measured - 1, 3)
+        row_of = {"tp": tp, "measured_tokens": measured, "composed_tokens": composed}
+        found.append(row_of | {"error": error, "was_fitted": tp == 1})
     return found
 
 
@@ -205,7 +230,12 @@ def _pivot(checked: Sequence[Checked], key: Callable[[Checked], str], name: str)
     return _table([name, *(str(b) for b in batches)], rows)
 
 
-def page(checked: Sequence[Checked], memory: Sequence[dict[str, Any]], products: Sequence[dict[str, Any]]) -> str:
+def page(
+    checked: Sequence[Checked],
+    memory: Sequence[dict[str, Any]],
+    capacities: Sequence[dict[str, Any]],
+    products: Sequence[dict[str, Any]],
+) -> str:
     rows = []
     for s in sets(checked):
         target = f"{100 * s['target']:.0f} %: {'met' if s['met'] else '**missed**'}" if "target" in s else ""
@@ -223,6 +253,17 @@ def page(checked: Sequence[Checked], memory: Sequence[dict[str, Any]], products:
               "fitted" if m["was_fitted"] else "tested"] for m in memory],
         )
     )  # fmt: skip
+    text.append(CAPACITY)
+    text.append(
+        _table(
+            ["ranks", "published tokens", "composed tokens", "error", ""],
+            [
+                [str(c["tp"]), f"{c['measured_tokens']:,}", f"{c['composed_tokens']:,}", f"{100 * c['error']:+.1f} %",
+                 "fitted" if c["was_fitted"] else "tested"]
+                for c in capacities
+            ],
+        )
+    )  # fmt: skip
     text.append(ROWS)
     for source in HOSTS:
         text.append(f"### {source}\n")
@@ -237,15 +278,16 @@ def page(checked: Sequence[Checked], memory: Sequence[dict[str, Any]], products:
               _percent(p["mean_signed"])] for p in products],
         )
     )  # fmt: skip
-    return "\n\n".join(text) + "\n"
+    return re.sub(r"\n{3,}", "\n\n", "\n\n".join(text)) + "\n"
 
 
 def _label(c: Checked) -> str:
     k = c.row.conditions
     size = f"{k['prompt']} + {k['output']}" if "output" in k else f"prompt {k['prompt']}" if "prompt" in k else ""
-    size = f"context {k['context']}" if c.row.what == "decode" else size
-    what = "" if c.row.what in ("latency", "decode", "prefill") else f" {c.row.what.replace('_', ' ')}"
-    return f"{c.row.model}, {c.row.tp} ranks, {size}{what}"
+    size = f"decode, context {k['context']}" if c.row.what == "decode" else size
+    what = "" if c.row.what in ("latency", "decode", "prefill") else f", {c.row.what.replace('_', ' ')}"
+    size = size.removeprefix("prompt ") + " prompt tokens" if size.startswith("prompt ") else size
+    return f"{c.row.model}, {c.row.tp} rank{'s' * (c.row.tp > 1)}, {size}{what}"
 
 
 HEAD = """# Composed profiles against published measurements
@@ -256,10 +298,47 @@ one. What composed profiles are: [hardware.md](hardware.md). All rows, with ever
 
 Kernels (products, attention, element-wise, all-reduce) come from tables that hold **no** end-to-end run: none of the
 measurements below was used for them. Host presets rest on the few rows marked fitted; the errors count the others."""
-NOTES = """{notes}"""
+NOTES = """## Splits, units, misses
+
+*FasterTransformer*: one row (20B, 8 ranks, batch 1, 20 + 8 tokens) gives what ranks wait for each other (`sync_s`),
+which every preset without CUDA graphs shares; no host time. *TensorRT-LLM*: nothing fitted. *Splitwise*: launches per
+layer and the cost of a starting request from 8 ranks, batch 1, prompt 512 on A100; on H100 the same times one ratio
+of the same row's token time. *DistServe*: host time per step and row of each engine from its decode steps on one
+rank; all prefill and all of 2 and 4 ranks are tested. *vLLM served* (Qwen3-32B on H100, current vLLM with CUDA
+graphs): nothing fitted; `graph` is a choice. *optimum-benchmark*: launches per layer from the decode step at batch 1.
+Presets of 2023 and early 2024 use products stretched by Vidur's operator profiles (`gemm_2023`), which hold no
+end-to-end run.
+
+Units. TensorRT-LLM's A100 throughputs are read as tokens/s **per GPU**: the page they come from says so in the header
+of its H100 table and not in that of A100. Read per group of ranks, composed rates would be 1.9 (7B on 2 ranks) and
+3.8 to 5 times (70B on 4) the published ones, while the rows of one rank, where both readings are the same, and all
+first-token latencies agree. DistServe's rows are points of the linear fits it publishes, not single measurements;
+fits of small and large batches differ by up to a third where they meet, which shows in the rows of 96 and more.
+
+What is off, and why:
+
+- *Splitwise, several prompts at once*: measured times grow faster than the number of prompts (A100, 4 ranks, 512
+  tokens: 127 ms for 1 prompt, 571 ms for 4, 10.9 s for 64, where 64 separate prompts would take 8.1 s). Steps of
+  2,560 prompt tokens, vLLM's default then, do not explain it; nothing in the data says what else ran, so nothing is
+  fitted to it.
+- *Splitwise, tokens at batch 64*: measured 72 ms against 52 ms at batch 32 on both 4 and 8 ranks, so not kernels.
+- *Splitwise, H100 prompts of 128 to 256 tokens on 8 ranks*: 52 to 58 ms whatever the length, twice a decode step:
+  host work per prompt that one constant fitted on A100 (and scaled) does not hold.
+- *DistServe, vLLM prefill*: 1.3 to 1.4 times as long per token as in DistServe's own engine at 1, 2 and 4 ranks (same
+  GPU, same model), so it shrinks with the ranks and is no host time; composed times agree with the faster engine.
+- *TensorRT-LLM, 70B, 240 x (128 + 2048)*: composed decode attention reads KV once per KV head; the measured rate
+  would need 2 to 3 times the KV traffic, as a kernel that reads it per query head has it.
+- *FasterTransformer 6.7B*: prompts at large batch take longer than its 20B model's products would have it (composed
+  20B is within 7 % on one rank), so the 6.7B rows are low throughout.
+- *optimum-benchmark prefill*: eager transformers computes logits of every prompt token and norms in float32 by
+  several kernels; the `eager` preset holds launches, unfused attention and copied KV only. Its decode steps are what
+  it is for."""
 MEMORY = """What one more request adds to FasterTransformer's memory (GB of the source read as GiB). KV follows from the
 shapes. What its buffers hold per prompt token (`activation_widths`) is fitted to the requests of 128 + 8 tokens and
-tested on those of 512 + 32; the target is 10 %."""
+tested on those of 512 + 32 (target: 10 %). Read as GB of 1e9 bytes, the tested error is the same within 1 %."""
+CAPACITY = """KV tokens that DistServe finds room for beside OPT-13B, over the whole instance (A100-80GB, FP16, one
+pipeline stage). The bytes a GPU has for weights and KV are taken from one rank; weights and KV of the other degrees
+follow from the shapes."""
 ROWS = """## Every row
 
 `*` a host preset was fitted on it (not counted); `†` outside the composed profile's fitted range (512 rows, 8,192
@@ -271,6 +350,15 @@ The four matrix products of a layer, summed, in Vidur's operator profiles (anoth
 GEMM curve was fitted to them. Vidur rounds to 1 microsecond."""
 
 
+def _json(found: dict[str, list[dict[str, Any]]]) -> str:
+    """One line for each row, for diffs that can be read."""
+    parts = []
+    for name, rows in found.items():
+        lines = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in rows)
+        parts.append(f" {json.dumps(name)}: [\n{lines}\n ]")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path)
@@ -278,13 +366,16 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=Path("docs/validation-composed.json"))
     given = parser.parse_args()
     rows = published.fastertransformer(given.data) + published.tensorrt(given.data) + published.splitwise(given.data)
+    rows += published.served(given.data)
     for engine in ("vllm", "distserve"):
         rows += published.distserve(given.data, engine)
     checked = [check(row) for row in rows + published.optimum(given.data)]
     memory, products = memory_slopes(given.data), operators(given.data)
+    capacities = kv_capacities(given.data)
     found = {
         "sets": sets(checked),
         "memory_per_request": memory,
+        "kv_capacity": capacities,
         "products_against_vidur": products,
         "rows": [
             {
@@ -299,8 +390,8 @@ def main() -> None:
             for c in checked
         ],
     }
-    write_json(given.rows, found)
-    write_text(given.page, page(checked, memory, products))
+    write_text(given.rows, _json(found))
+    write_text(given.page, page(checked, memory, capacities, products))
     for s in found["sets"]:
         errors = f"MAPE {s['mape']:6.1%}  signed {s['mean_signed']:+6.1%}  worst {s['worst']:+.0%}"
         print(f"{s['source']:22} {s['group']:34} n {s['rows']:4}  {errors}")

@@ -50,6 +50,15 @@ def main() -> None:
         profile = open_profile(name)
         assert check_profile(profile) == 0, name
         assert profile.behaviour.texts, name
+    from heliosim.hardware.architecture import open_architecture, shipped_architectures
+    from heliosim.hardware.device import open_device, shipped_devices
+
+    assert shipped_architectures(), "no architecture came with the wheel"
+    assert shipped_devices(), "no device came with the wheel"
+    for name in shipped_architectures():
+        assert open_architecture(name).parameters() > 0, name
+    for name in shipped_devices():
+        assert open_device(name).name == name
     version = metadata.version("heliosim")
     print(
         f"wheel {version}: {len(modules)} modules without torch, checkpoints {', '.join(p.name for p in checkpoints)}, "

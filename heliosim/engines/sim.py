@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from heliosim.behaviour import Behaviour, Text, Walk
-from heliosim.costs import StepCost, StepShape, load_seconds, load_terms
+from heliosim.costs import StepCost, StepShape, action_seconds, stall_seconds, transfer_seconds
 from heliosim.engines.joint import Fan, JointBlock, leave_together
 from heliosim.engines.token_table import CONFIDENCES, EXIT_LAYERS, Lane, TokenBlock, TokenTable
 from heliosim.errors import OutOfRangeError
@@ -35,6 +35,7 @@ from heliosim.exits.pricing import (
     parts_of,
     segment_ends,
 )
+from heliosim.exits.skipped import skipped_kv
 from heliosim.noise import NoisePlayer
 from heliosim.types import (
     BLOCK_TOKENS,
@@ -52,6 +53,7 @@ from heliosim.types import (
     RequestId,
     Run,
     Seconds,
+    StepPower,
     Stride,
     StrideStep,
     Tokens,
@@ -59,6 +61,8 @@ from heliosim.types import (
 )
 
 _FOREVER = 2**62
+StepTokens = TokenBlock | JointBlock
+"""Tokens of one step, in batch order."""
 _NO_TOKENS = Tokens()
 _tuple_new = tuple.__new__
 AT_ONCE = 64
@@ -115,7 +119,8 @@ class SimEngine:
     studies of time alone (tokens then have no exits, and no figure of quality can be had).
 
     ``allow_extrapolation``: answer outside the calibrated batch, context or chunk range instead of refusing;
-    ``extrapolated_steps`` counts such steps. ``watts``: mean power while busy; None: energy is unavailable.
+    ``extrapolated_steps`` counts such steps. ``watts``: mean power while busy, or by model what it does;
+    None: energy is unavailable.
     ``noise``: scales each step's expected time; None: every step takes it exactly. ``strides``: whether it may be
     hurried over many arrivals (``sprint.py``).
     """
@@ -128,7 +133,7 @@ class SimEngine:
         behaviour: Behaviour | None,
         seed: int,
         allow_extrapolation: bool = False,
-        watts: float | None = None,
+        watts: float | Mapping[str, StepPower] | None = None,
         noise: NoisePlayer | None = None,
         strides: bool = False,
     ) -> None:
@@ -155,8 +160,9 @@ class SimEngine:
         self._decode_steps: dict[tuple[int, ...], StrideStep] = {}
         self._decode_steps_by_policy: dict[tuple[Placement, ExitRule], dict[tuple[int, ...], StrideStep]] = {}
         self._plan: _Plan | None = None
-        # Of the present rule: whether one shape prices a step, whether exits depend on the batch, whether a step does.
-        self._is_plain, self._is_joint, self._one_by_one = True, False, False
+        # Of the present rule: whether one shape prices a step, whether exits depend on the batch, whether steps must be
+        # done one by one, and whether tokens wait for layers they skipped.
+        self._is_plain, self._is_joint, self._one_by_one, self._can_wait = True, False, False, False
         self._joint: tuple[int, JointBlock] | None = None
 
     # -- protocol -------------------------------------------------------------------------------------------------
@@ -214,6 +220,16 @@ class SimEngine:
         )
         return _outcome_of(plan.stride)
 
+    def share(self, other: SimEngine) -> bool:
+        """Before any step: let another find what this one works out of steps and texts, and the other way round, where
+        both are of the same models, costs and behaviour. Returns whether they are.
+        """
+        is_alike = other.behaviour is self.behaviour and (other.models, other.costs) == (self.models, self.costs)
+        if is_alike:
+            other._walks_by_policy = self._walks_by_policy
+            other._decode_steps_by_policy = self._decode_steps_by_policy
+        return is_alike
+
     @property
     def extrapolated_steps(self) -> int:
         return self._extrapolated_before + (len(self._plan.extrapolated) if self._plan is not None else 0)
@@ -225,13 +241,22 @@ class SimEngine:
         return self._table.count_low(at, steps, threshold)
 
     def _load(self, load: Load) -> Outcome:
+        """What a load takes. A transfer in the background is known to the tick; the server tells what is left of it."""
         spec = self.models[load.placement.model]
         same = self._resident is not None and self._resident.model == load.placement.model
         resident = self._resident.depth if same and self._resident else 0
-        kv_bytes = load.kv_blocks * spec.block_bytes(load.placement.depth, load.stores_hidden)
-        self._resident = load.placement
-        seconds = tick(load_seconds(self.loads[spec.name], load_terms(load, spec, resident, kv_bytes)))
-        return Outcome(seconds=seconds, energy_j=self._energy_j(seconds))
+        holds = load.placement
+        if load.part in ("begin", "drop"):
+            assert self._resident is not None
+            holds = self._resident
+        kv_bytes = load.kv_blocks * self.models[holds.model].block_bytes(holds.depth, load.stores_hidden)
+        self._resident = holds
+        costs = self.loads[spec.name]
+        seconds = tick(action_seconds(costs, load, spec, resident, kv_bytes) + (load.left_s or 0.0))
+        arrives_s = None
+        if load.part == "begin" or load.is_pipelined:
+            arrives_s = tick(transfer_seconds(costs, load, spec, resident))
+        return Outcome(seconds=seconds, energy_j=self._load_j(spec.name, seconds), arrives_s=arrives_s)
 
     # -- who decodes ----------------------------------------------------------------------------------------------
 
@@ -246,6 +271,7 @@ class SimEngine:
         self._walks = self._walks_by_policy.setdefault(policy, {})
         self._decode_steps = self._decode_steps_by_policy.setdefault(policy, {})
         self._is_plain, self._one_by_one = is_plain(exits) or self.behaviour is None, not self.can_sprint(exits)
+        self._can_wait = self._one_by_one and skipped_kv(exits.skipped_kv).is_recomputed
         is_recorded = self.behaviour is not None and self.behaviour.is_recorded_run
         self._is_joint = exits.kind == "threshold" and exit_batcher(exits.batching).is_joint and not is_recorded
         for going in self._decoding:
@@ -288,8 +314,13 @@ class SimEngine:
         left = going.length - going.generated
         if left < 1:
             left = 1
-        going.end = at + left
-        self._expect_end(going)
+        end = going.end = at + left
+        insort(self._ends, end)
+        ending = self._ending
+        if end in ending:
+            ending[end].append(going)
+        else:
+            ending[end] = [going]
         if going.walk is not None:
             going.lane = Lane(going.request.id, going.walk, going.generated, at, left)
             self._table.enter(going.lane, self.ticks)
@@ -390,13 +421,22 @@ class SimEngine:
         block = self._read(self.ticks, run.batch.chunks) if self.behaviour is not None else None
         expected, layers = self.priced(run, self.ticks, run.batch.chunks, asked, len(ending), block)
         seconds = self._noisy(tick(expected))
+        stalled_s = 0.0
+        if run.arriving is not None:
+            shape = self._shape(run, asked, len(ending), block)
+            tail_s = cost.seconds(shape._replace(layers=0, filled_layers=0))
+            stalled_s = tick(stall_seconds(expected, tail_s, run.placement.depth, run.arriving))
+            seconds += stalled_s
         tokens = self._tokens(block, {going.request.id for going in ending})
         self.ticks += 1
         for going in ending:
             self._stop(going)
             del self._going[going.request.id]
         sums = {going.request.id: going.logprob_sum for going in ending}
-        return Outcome(seconds, tokens, layers, self._energy_j(seconds), None, sums)
+        power = self.power_of(run.placement.model)
+        read = asked.tokens - asked.decode_rows
+        energy_j = None if power is None else power.joules(seconds, asked.decode_rows, read)
+        return Outcome(seconds, tokens, layers, energy_j, logprob_sums=sums, stalled_s=stalled_s)
 
     def _context(self, at: int) -> int:
         """KV tokens that decoding requests hold behind a step from tick ``at`` on, summed."""
@@ -420,7 +460,7 @@ class SimEngine:
             return [ending[0]]
         return sorted(ending, key=lambda going: self._ids.index(going.request.id))
 
-    def _tokens(self, block: TokenBlock | JointBlock | None, ending: set[RequestId]) -> Tokens:
+    def _tokens(self, block: StepTokens | None, ending: set[RequestId]) -> Tokens:
         requests = tuple(self._ids)
         lasts = tuple(request in ending for request in requests)
         if block is None:
@@ -435,7 +475,7 @@ class SimEngine:
             tuple(block.agrees().tolist()),
         )
 
-    def _read(self, at: int, chunks: Sequence[Chunk]) -> TokenBlock | JointBlock:
+    def _read(self, at: int, chunks: Sequence[Chunk]) -> StepTokens:
         """Tokens of the step at tick ``at``, whose requests have begun to decode."""
         if not self._is_joint:
             return self._table.read(at, 1)
@@ -463,7 +503,7 @@ class SimEngine:
         chunks: Sequence[Chunk],
         asked: Asked,
         ended: int,
-        block: TokenBlock | JointBlock | None,
+        block: StepTokens | None,
     ) -> tuple[Seconds, int]:
         """Expected seconds of the step at tick ``at``, whose requests have begun to decode, and its deepest layer."""
         cost = self.costs[run.placement.model]
@@ -474,8 +514,10 @@ class SimEngine:
         begun = sum(chunk.emits for chunk in chunks)
         old = len(self._ids) - begun
         goings = self._decoding[:old]
-        rows = [Row(at + reach - 1, 1, going.done) for reach, going in zip(self._reaches, goings, strict=False)]
-        rows += [Row(chunk.start, chunk.count) for chunk in chunks]
+        rows = [
+            Row(at + reach - 1, at + reach, going.done) for reach, going in zip(self._reaches, goings, strict=False)
+        ]
+        rows += [Row(chunk.start, chunk.start + chunk.count) for chunk in chunks]
         exits = block.exit_layers
         checks, checked = (0, 0)
         if len(exits):
@@ -483,12 +525,12 @@ class SimEngine:
         counts = Counts(asked.rows, asked.tokens, checks, checked, asked.started, ended)
         per_row = None if asked.prefill_rows else exits.tolist()
         parts, dones = parts_of(run.exits, ends, rows, per_row, counts)
-        if self._one_by_one:
+        if self._can_wait:
             for going, done, row in zip(goings, dones, rows, strict=False):
                 going.done = done if min(done) <= row.start else None
         return parts.seconds(cost, run.exits), parts.layers_run
 
-    def _shape(self, run: Run, asked: Asked, ended: int, block: TokenBlock | JointBlock | None) -> StepShape:
+    def _shape(self, run: Run, asked: Asked, ended: int, block: StepTokens | None) -> StepShape:
         """The shape ``costs.shape_of`` finds, from counts. ``block``: the step's tokens, where exits are known."""
         rows, tokens, decode_rows, longest_decode, prefill_rows, products, started, emitted, longest, context = asked
         depth = layers = run.placement.depth
@@ -511,12 +553,12 @@ class SimEngine:
 
     def _stride(self, run: Run) -> Outcome:
         """Steps until enough requests ended, an arrival is due or the guard trips, from counters and whole arrays."""
-        stride = Stride([], [], self.watts)
+        stride = Stride([], [], self.power_of(run.placement.model))
         plan = self._plan = _Plan(stride)
         self._plan_steps(run, plan)
         if self.behaviour is None:
             return _outcome_of(stride)
-        block: TokenBlock | JointBlock
+        block: StepTokens
         block = self._joint[1] if self._is_joint and self._joint else self._table.read(self.ticks, len(stride.steps))
         stride.tokens = block
         if run.guard is not None:
@@ -718,8 +760,16 @@ class SimEngine:
     def _noisy(self, seconds: Seconds) -> Seconds:
         return seconds if self.noise is None else tick(seconds * self.noise.factor(seconds))
 
-    def _energy_j(self, seconds: float) -> float | None:
-        return None if self.watts is None else self.watts * seconds
+    def _load_j(self, model: str, seconds: Seconds) -> float | None:
+        power = self.power_of(model)
+        return None if power is None else power.load_w * seconds
+
+    def power_of(self, model: str) -> StepPower | None:
+        """Power while it works with a model; None: unknown."""
+        watts = self.watts
+        if watts is None or isinstance(watts, Mapping):
+            return None if watts is None else watts.get(model)
+        return StepPower(watts, watts, watts)
 
     def _is_calibrated(self, cost: StepCost, rows: int, context: int, tokens: int, may_refuse: bool = True) -> bool:
         """Whether a step lies inside what was calibrated. Raises OutOfRangeError if not, unless that is allowed or
@@ -836,6 +886,6 @@ def _outcome_of(stride: Stride) -> Outcome:
     seconds = 0.0
     for step in stride.steps:
         seconds += step[0]
-    energy = None if stride.watts is None else sum(stride.watts * step.seconds for step in stride.steps)
+    energy = None if stride.watts is None else sum(stride.watts.of(step) for step in stride.steps)
     agrees = None if stride.tokens is None else stride.tokens.agrees  # type: ignore[attr-defined]
-    return _tuple_new(Outcome, (seconds, _NO_TOKENS, stride.steps[-1][1], energy, stride, None, agrees))
+    return _tuple_new(Outcome, (seconds, _NO_TOKENS, stride.steps[-1][1], energy, stride, None, agrees, None, 0.0))

@@ -16,6 +16,7 @@ import torch
 
 from heliosim.engines.allocator import keep_freed_memory
 from heliosim.engines.models.host import HostModel, Resident
+from heliosim.engines.models.incoming import Incoming
 from heliosim.engines.models.paged import PagedKV, Pass, Row
 from heliosim.engines.models.walk import Gaps, Left, Walk, read
 from heliosim.errors import InputError, MemoryBudgetError, UnknownNameError
@@ -85,9 +86,13 @@ class TorchEngine:
         self.record_ids = record_ids
         self.placement: Placement | None = None
         self.outputs: dict[RequestId, list[int]] = {}
+        self.work = 0
+        """Tokens x layers run since the last reset, loads apart."""
         self._sequences: dict[RequestId, _Sequence] = {}
         self._resident: Resident | None = None
         self._kv: PagedKV | None = None
+        self._fetch: Incoming | None = None
+        self._arrival: Incoming | None = None
         self._gaps = Gaps()
 
     # --- the protocol -----------------------------------------------------------------------------------------------
@@ -118,8 +123,27 @@ class TorchEngine:
             else:
                 tokens, layers_run = self._run(action)
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return Outcome(tick(time.perf_counter() - began), tokens, layers_run)
+            torch.cuda.current_stream(self.device).synchronize()
+        seconds = tick(time.perf_counter() - began)
+        return Outcome(
+            seconds, tokens, layers_run, arrives_s=self._arrives_s(action), stalled_s=self._stalled_s(action)
+        )
+
+    def _arrives_s(self, action: Run | Load) -> float | None:
+        """Minus the seconds since the weights fetched in the background were there; None: they are not, or nobody asked
+        for them.
+        """
+        fetch = self._fetch
+        if fetch is None or fetch.done_at is None:
+            return None
+        if isinstance(action, Load) and action.part == "finish":
+            self._fetch = None
+        return min(0.0, tick(fetch.done_at - time.perf_counter()))
+
+    def _stalled_s(self, action: Run | Load) -> float:
+        """Seconds that a run waited for layers to arrive; behind it all of them are there."""
+        arrival, self._arrival = self._arrival, None if isinstance(action, Run) else self._arrival
+        return 0.0 if arrival is None or isinstance(action, Load) else tick(arrival.stalled_s)
 
     def forget(self, request_id: RequestId) -> None:
         """Drop a request, with its KV and its ids."""
@@ -131,6 +155,7 @@ class TorchEngine:
         self._clear()
         self._sequences.clear()
         self.outputs.clear()
+        self.work = 0
 
     # --- what it holds ----------------------------------------------------------------------------------------------
 
@@ -168,7 +193,15 @@ class TorchEngine:
         host = self._host(action.placement)
         self._require_extendable(action)
         self._release(action.evicted)
+        self._hold(action)
+        if action.part in ("begin", "drop"):
+            self._fetch_in_background(host, action)
+            return Tokens()
+        if action.part == "whole":
+            self._forget_fetch()
         try:
+            if self._fetch is not None:
+                self._fetch.wait()
             if action.kept:
                 self._extend(host, action)
             else:
@@ -186,16 +219,62 @@ class TorchEngine:
         self.placement = action.placement
         return Tokens()
 
+    def _fetch_in_background(self, host: HostModel, action: Load) -> None:
+        """Begin, or give up, a transfer beside what is resident, whose KV storage shrinks or grows for it."""
+        resident, kv = self._held()
+        self._forget_fetch()
+        kv.compact(action.kv_blocks)
+        if action.part == "begin":
+            present = resident.depth if resident.host is host else 0
+            self._fetch = Incoming(host, present, action.placement.depth, self.device, host.dtype)
+
+    def _forget_fetch(self) -> None:
+        if self._fetch is not None:
+            self._fetch.cancel()
+            self._fetch = None
+
+    def _arriving(self, host: HostModel, present: int, action: Load) -> Incoming | None:
+        """What brings the weights of a load: a transfer that is done, one whose layers may be waited for later, or None
+        (they are copied now).
+        """
+        if self._fetch is not None:
+            return self._fetch
+        if not action.is_pipelined:
+            return None
+        self._arrival = Incoming(host, present, action.placement.depth, self.device, host.dtype)
+        return self._arrival
+
+    def _hold(self, action: Load) -> None:
+        """Free the host memory of weights that wait on disk, those that this load reads from there included."""
+        if action.host is None:
+            return
+        held = dict(action.host)
+        for name, host in self.hosts.items():
+            depth = held.get(name, 0)
+            if name == action.placement.model and action.disk_bytes:
+                whole, spec = host.info.spec.weights_bytes(action.placement.depth), host.info.spec
+                on_host = (d for d in range(spec.layers) if d and whole - spec.weights_bytes(d) == action.disk_bytes)
+                host.hold(next(on_host, 0))
+            host.hold(depth)
+
     def _replace(self, host: HostModel, action: Load) -> None:
         """Free all KV and the weights not needed, then copy the missing ones and allocate the new KV."""
         depth = action.placement.depth
         self._kv, self._gaps = None, Gaps()
         if self._resident is None or self._resident.host is not host:
             self._resident = None  # freed before the other model comes
-            self._resident = host.resident(depth, self.device)
+            arrival = self._arriving(host, 0, action)
+            self._resident = Resident(host, self.device, host.dtype, arrival)
         else:
             self._resident.drop(depth)
+            present = self._resident.depth
+            arrival = self._arriving(host, present, action) if present < depth else None
+        if arrival is not None:
+            self._resident.adopt(arrival)
+        else:
             self._resident.deepen(depth)
+        if arrival is not None and arrival is self._fetch:
+            self._resident.settle()
         hidden = host.info.hidden if action.stores_hidden and depth < host.info.spec.layers else None
         self._kv = PagedKV(action.kv_blocks, depth, host.kv_shape, self.device, host.dtype, hidden=hidden)
 
@@ -206,7 +285,12 @@ class TorchEngine:
         kept = dict(action.kept)
         self._release([request for request in kv.tables if request not in kept])
         kv.compact(action.kv_blocks)
-        resident.deepen(depth)
+        arrival = self._arriving(host, old_depth, action)
+        if arrival is not None:
+            resident.adopt(arrival)
+            resident.settle()  # the new layers run at once
+        else:
+            resident.deepen(depth)
         kv.add_layers(depth - old_depth)
         rows = [Row(kv.take(request, tokens), 0, tokens) for request, tokens in kept.items() if tokens]
         for group in _groups(rows, _EXTEND_TOKENS):
@@ -258,7 +342,8 @@ class TorchEngine:
 
     def _clear(self) -> None:
         """Hold nothing: the state after a load that failed halfway."""
-        self.placement = self._resident = self._kv = None
+        self._forget_fetch()
+        self.placement = self._resident = self._kv = self._arrival = None
         self._gaps = Gaps()
 
     # --- running ----------------------------------------------------------------------------------------------------
@@ -274,11 +359,13 @@ class TorchEngine:
             requests, emits = batch.requests, batch.emits
             walk = Walk(resident, kv, self._gaps, rule, requests, rows, ids, emits, _is_decoding(batch))
             left, layers_run = walk.go()
+            self.work += walk.work
             return self._settle(batch, left), layers_run
         run = Pass(rows, kv.shape, self.device, kv.dtype, ids=ids, emits=batch.emits)
         resident.family.begin(run)
         h = resident.family.embed(resident.base, run.ids, run.positions)
         depth = resident.depth
+        self.work += run.tokens * depth
         for i in range(depth):
             h = resident.family.layer(resident.layers[i], h, run, kv.layers[i])
         if kv.hidden is not None:

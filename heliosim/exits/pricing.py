@@ -11,13 +11,13 @@ Under ``recompute`` a row brings along the tokens that wait for a segment, and i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from heliosim.costs import TERMS, StepCost, StepShape
+from heliosim.costs import TERMS, StepCost, StepShape, shape_of
 from heliosim.exits.batching import AtExit, Segment, exit_batcher, segments
 from heliosim.exits.skipped import skipped_kv
-from heliosim.types import BLOCK_TOKENS, ExitRule, ModelSpec, Seconds, blocks_for
+from heliosim.types import BLOCK_TOKENS, ExitRule, ModelSpec, Outcome, RequestId, Run, Seconds, blocks_for
 
 _STEP, _LAYER = TERMS.index("step"), TERMS.index("layer")
 _PLAIN = frozenset({"full", "wait-for-deepest"})
@@ -84,10 +84,10 @@ def break_even(cost: StepCost, rule: ExitRule, context: int) -> float:
 
 
 class Row(NamedTuple):
-    """A row of a step: ``count`` tokens behind ``start``, and from where on (``done``, by segment) tokens have no KV."""
+    """A row of a step: its tokens ``start`` to ``end``; ``done``: by segment, how many from the first on have KV."""
 
     start: int
-    count: int
+    end: int
     done: list[int] | None = None
 
 
@@ -122,11 +122,11 @@ def parts_of(
         if shapes and not method.has_gaps and new_starts == starts and len(starts) == len(walking):
             shapes[-1] = shapes[-1]._replace(layers=shapes[-1].layers + end - layer)
         else:
-            spans = [(start, rows[row].start + rows[row].count) for start, row in zip(new_starts, walking, strict=True)]
+            spans = [(start, rows[row].end) for start, row in zip(new_starts, walking, strict=True)]
             shapes.append(_shape(spans, end - layer))
         starts, layer = new_starts, end
         for row in walking:
-            dones[row][i] = rows[row].start + rows[row].count
+            dones[row][i] = rows[row].end
         if exits is None or i + 1 == len(ends):
             continue
         undecided = [row for row in walking if exits[row] > end]
@@ -143,6 +143,24 @@ def parts_of(
     )  # fmt: skip
     stopped.append((layer, len(walking)))
     return StepParts(first, tuple(shapes[1:]), _fills(stopped, ends[-1])), dones
+
+
+def parts_of_run(
+    run: Run, outcome: Outcome, spec: ModelSpec, waiting: Mapping[RequestId, list[int]] | None = None
+) -> tuple[StepParts, list[list[int]]]:
+    """A measured step, as ``costs.shape_of`` of one whose rows go together. ``waiting``: by request and segment, how
+    many tokens have KV, where some wait. Returns what ``parts_of`` does.
+    """
+    shape = shape_of(run, outcome, spec)
+    batch, exits = run.batch, outcome.tokens.exit_layers
+    known = waiting or {}
+    rows = [
+        Row(start, start + count, known.get(request) if start else None)
+        for request, start, count in zip(batch.requests, batch.starts, batch.counts, strict=True)
+    ]
+    counts = Counts(shape.rows, shape.tokens, shape.checks, shape.checked_rows, shape.started, shape.ended)
+    ends = segment_ends(spec, run.placement.depth)
+    return parts_of(run.exits, ends, rows, None if shape.prefill_rows else exits, counts)
 
 
 def _shape(spans: Sequence[tuple[int, int]], layers: int) -> StepShape:

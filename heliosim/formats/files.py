@@ -30,6 +30,13 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def without_none(content: dict[str, Any], *names: str) -> dict[str, Any]:
+    """A schema's plain data without these fields where they are None: what came later leaves older files and hashes as
+    they were.
+    """
+    return {name: value for name, value in content.items() if value is not None or name not in names}
+
+
 def sha256_of(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:

@@ -21,12 +21,12 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from heliosim.behaviour import Behaviour, Text
-from heliosim.costs import LATER_TERMS, LOAD_TERMS, TERMS, StepCost, StepShape
+from heliosim.costs import LATER_TERMS, LOAD_TERMS, TERMS, ExitCosts, StepCost, StepShape
 from heliosim.curves import Curve
 from heliosim.errors import InputError, UnknownNameError
 from heliosim.formats.files import FolderKind, Strict, read_json, sha256_of, validate, write_json
 from heliosim.noise import RecordedNoise
-from heliosim.types import ModelSpec
+from heliosim.types import ModelSpec, StepPower
 
 SCHEMA_VERSION: Literal[2] = 2
 READABLE_VERSIONS = (1, 2)
@@ -81,6 +81,15 @@ class Curves(Strict):
         return value
 
 
+class ExitMethodFit(Strict):
+    """Seconds of what only some exit methods do (``costs.ExitCosts``), and how many steps they rest on."""
+
+    regroup: float = Field(ge=0, description="preparing a smaller batch in the middle of a step")
+    copy_layer: float = Field(ge=0, description="copying KV up, per layer")
+    copy_layer_token: float = Field(ge=0, description="copying KV up, per layer and token")
+    steps: int
+
+
 class CostFit(Strict):
     """Seconds per unit of each cost term, how many steps they rest on, and the region they saw."""
 
@@ -92,6 +101,7 @@ class CostFit(Strict):
     max_context: int
     max_tokens: int
     holdout: HoldOut
+    exit_methods: ExitMethodFit | None = None
 
     @field_validator("seconds_per")
     @classmethod
@@ -115,15 +125,22 @@ class CostFit(Strict):
         layer = head = None
         if self.curves is not None:
             layer, head = Curve.of(self.curves.layer), Curve.of(self.curves.head)
-        return StepCost(coefficients, self.max_rows, self.max_context, self.max_tokens, layer, head)
+        methods = self.exit_methods
+        exits = None if methods is None else ExitCosts(methods.regroup, methods.copy_layer, methods.copy_layer_token)
+        limits = (self.max_rows, self.max_context, self.max_tokens)
+        return StepCost(coefficients, *limits, layer, head, exits)
 
 
 class LoadFit(Strict):
-    """Seconds per unit of each load term. ``loads``: measured loads the fit rests on; 0 and no error if derived."""
+    """Seconds per unit of each load term. ``loads``: measured loads the fit rests on; 0 and no error if derived.
+
+    ``seconds_per_byte``: what a byte of weights takes from other places than those the fit saw to the device.
+    """
 
     seconds_per: dict[str, float]
     loads: int
     median_abs_error: float | None
+    seconds_per_byte: dict[Literal["pageable", "disk"], float] = Field(default_factory=dict)
 
     @field_validator("seconds_per")
     @classmethod
@@ -196,14 +213,39 @@ class ModelFacts(Strict):
         )
 
 
-class Energy(Strict):
-    """Energy facts. ``source`` is ``unavailable`` where no meter can be read; then nothing else is given."""
+class ModelPower(Strict):
+    """Mean power of one GPU while it works with one model, W, where it differs from others."""
 
-    source: Literal["unavailable", "nvml", "rapl", "data-sheet"]
+    decode_w: float = Field(ge=0)
+    prefill_w: float | None = Field(default=None, ge=0)
+
+
+class Energy(Strict):
+    """Energy facts. ``source`` is ``unavailable`` where no meter can be read; then nothing else is given.
+
+    Watts are those of one GPU (or of the device that a meter reads). A model draws them on every rank of its tensor
+    parallelism; the rest of the ``gpus`` idle.
+    """
+
+    source: Literal["unavailable", "nvml", "rapl", "data-sheet", "published"]
     reason: str = ""
     idle_w: float | None = None
     busy_w: float | None = Field(default=None, description="mean power while stepping where idle power is unknown, W")
     joules_per_step_second: float | None = Field(default=None, description="mean power above idle while stepping, W")
+    decode_w: float | None = Field(default=None, ge=0, description="mean power while decoding, W; else while stepping")
+    prefill_w: float | None = Field(default=None, ge=0, description="mean power while reading, W; else while decoding")
+    load_w: float | None = Field(default=None, ge=0, description="mean power during loads, W; else while decoding")
+    gpus: int = Field(default=1, ge=1, description="GPUs that a server has; at least the ranks of its largest model")
+    models: dict[str, ModelPower] = Field(default_factory=dict, description="power of models that differ from the rest")
+
+    @property
+    def busy_watts(self) -> float | None:
+        """Mean power of one GPU while it steps, idle power included; None where it is not known."""
+        if self.busy_w is not None:
+            return self.busy_w
+        if self.idle_w is None or self.joules_per_step_second is None:
+            return self.decode_w
+        return self.idle_w + self.joules_per_step_second
 
 
 class BehaviourFacts(Strict):
@@ -305,15 +347,47 @@ class Profile:
         fit: LoadFit = self._on_clock(self.model(name).load, name, clock)
         return fit.seconds_per
 
+    def seconds_per_byte(self, name: str, clock: ClockName, source: Literal["pageable", "disk"]) -> float:
+        """What a byte of weights takes from pageable host memory or disk to the device, s. Raises InputError."""
+        fit: LoadFit = self._on_clock(self.model(name).load, name, clock)
+        if source not in fit.seconds_per_byte:
+            where = f"{self.folder}: load.{clock}.seconds_per_byte of {name}"
+            problem = f"the profile does not say what a byte from {source} takes"
+            needs = "host_bytes" if source == "disk" else "host"
+            remedy = f"Add it to profile.json, or leave memory.{needs} out."
+            raise InputError(where, source, problem, remedy)
+        return fit.seconds_per_byte[source]
+
     @property
     def busy_watts(self) -> float | None:
-        """Mean power of the device while it steps, idle power included; None where it is not known."""
-        energy = self.facts.energy
-        if energy.busy_w is not None:
-            return energy.busy_w
-        if energy.idle_w is None or energy.joules_per_step_second is None:
+        """Mean power of one GPU while it steps, idle power included; None where it is not known."""
+        return self.facts.energy.busy_watts
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of one server."""
+        return max(self.facts.energy.gpus, *(m.tensor_parallel for m in self.facts.models.values()))
+
+    def step_power(self, name: str) -> StepPower | None:
+        """Power of a server's GPUs while it works with a model: its ranks busy, the others idle. None: not known, or
+        some GPUs idle and what they draw is not known.
+        """
+        energy, ranks = self.facts.energy, self.model(name).tensor_parallel
+        own, idle = energy.models.get(name), self.gpus - ranks
+        decode_w = energy.busy_watts if energy.decode_w is None else energy.decode_w
+        prefill_w = energy.prefill_w
+        if own is not None:
+            decode_w, prefill_w = own.decode_w, own.prefill_w
+        if decode_w is None or (idle and energy.idle_w is None):
             return None
-        return energy.idle_w + energy.joules_per_step_second
+        rest_w = idle * (energy.idle_w or 0.0)
+        each = (decode_w, *(decode_w if w is None else w for w in (prefill_w, energy.load_w)))
+        return StepPower(*(ranks * w + rest_w for w in each))
+
+    @property
+    def idle_watts(self) -> float | None:
+        """Power of a server's GPUs while none of them works; None: not known."""
+        return None if self.facts.energy.idle_w is None else self.gpus * self.facts.energy.idle_w
 
     @property
     def is_measured(self) -> bool:

@@ -17,6 +17,22 @@ from heliosim.stats import StoppingRule
 TABLE, SUMMARY = "replications.parquet", "replications.json"
 _REMEDY = "Run the scenario again, or remove both files of the replications; they are optional."
 _FACTS = ("index", "seed", "requests", "after_s", "drift", "is_saturated")
+_LATER = {
+    "recomputed_tokens",
+    "prediction_tau",
+    "prediction_mae_tokens",
+    "prefill_energy_j",
+    "decode_energy_j",
+    "load_energy_j",
+    "probe_energy_j",
+    "idle_energy_j",
+    "joules_per_token",
+    "joules_per_prompt",
+    "wh_per_prompt",
+    "joules_per_token_with_idle",
+    "wh_per_prompt_with_idle",
+}
+"""Metrics that tables of older versions lack."""
 
 
 class _WarmUp(Strict):
@@ -129,8 +145,10 @@ def _rows(path: Path, digest: str) -> list[Replication]:
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise InputError(str(path), path.name, f"not a readable table: {reason}", _REMEDY) from None
-    if set(table.column_names) != {*_FACTS, *SCALARS}:
-        odd = sorted(set(table.column_names) ^ {*_FACTS, *SCALARS})
+    odd = sorted({*table.column_names} - {*_FACTS, *SCALARS}) or sorted(
+        {*_FACTS, *SCALARS} - {*table.column_names, *_LATER}
+    )
+    if odd:
         raise InputError(f"{path}, columns", odd[0], "missing or unknown column", _REMEDY)
     return [
         Replication(
@@ -140,7 +158,7 @@ def _rows(path: Path, digest: str) -> list[Replication]:
             after_s=row["after_s"],
             drift=row["drift"],
             is_saturated=row["is_saturated"],
-            values={name: row[name] for name in SCALARS},
+            values={name: row.get(name) for name in SCALARS},
         )
         for row in table.to_pylist()
     ]

@@ -15,6 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field
+
 from heliosim.errors import InputError
 from heliosim.formats.files import (
     FolderKind,
@@ -35,6 +37,10 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 2
 TABLES = ("requests", "steps", "tokens", "events")
+LATER_COLUMNS: Mapping[str, Mapping[str, Any]] = {
+    "requests": {"priority": 0, "predicted_tokens": None, "recomputed_tokens": None}
+}
+"""Columns that older folders lack, and what stands there then; the last ones of their tables, in this order."""
 RUN_FOLDER = FolderKind(
     "a run",
     "run.json",
@@ -52,12 +58,27 @@ RunClock = Literal["simulated", "cpu", "wall"]
 _REMEDY = "Run the scenario again."
 
 
+class Deployed(Strict):
+    """What a server runs on: ``count`` alike, each with so many GPUs of a kind, which idle at ``idle_w`` W together.
+
+    None: no GPU, or not known.
+    """
+
+    count: int = 1
+    gpu: str | None = None
+    gpus: int = 1
+    idle_w: float | None = None
+
+
 class RunInfo(Strict):
     """What a run is: nothing in it depends on the machine's load or on the time of day.
 
     ``clock``: ``simulated``; or for live runs ``cpu`` (each step charged the processor time it took) or
     ``wall``. ``profile_kind``: whether the profile was ``measured``, ``derived`` from published figures or ``composed``
     of shapes and a device's efficiency curves.
+    ``quality_unknown``: exit methods of a simulated run that the profile has no texts of; its figures of quality would
+    be those of other methods, and are not given. ``deployed``: what serves, by group of a fleet (``replica`` without
+    one); empty in folders of older versions.
     """
 
     schema_version: Literal[2] = 2
@@ -68,7 +89,9 @@ class RunInfo(Strict):
     scenario_hash: str
     profile_hash: str
     profile_kind: ProfileKind = "measured"
+    quality_unknown: str = ""
     versions: dict[str, str]
+    deployed: dict[str, Deployed] = Field(default_factory=dict)
 
 
 class RunFile(RunInfo):
@@ -262,6 +285,15 @@ def _read_table(path: Path, name: str) -> pa.Table:
         reason = str(error).splitlines()[0]
         raise InputError(str(path), path.name, f"not a readable table: {reason}", _REMEDY) from None
     wanted = getattr(schemas(), name)
+    for column, value in LATER_COLUMNS.get(name, {}).items():
+        if column not in table.schema.names:
+            of = wanted.field(column)
+            kept = (
+                pa.nulls(table.num_rows, of.type)
+                if value is None
+                else pa.repeat(pa.scalar(value, of.type), table.num_rows)
+            )
+            table = table.append_column(of, kept)
     if table.schema.names != wanted.names:
         odd = sorted(set(table.schema.names) ^ set(wanted.names)) or table.schema.names
         raise InputError(f"{path}, columns", odd[0], "missing, unknown or misplaced column", _REMEDY)

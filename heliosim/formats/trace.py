@@ -10,6 +10,7 @@ Native form: JSON Lines, one request per line, in order of time.
 - ``prompt_ids``: optional, the prompt's vocabulary ids, input_length of them
 - ``hash_ids``: optional, ids of the prompt's prefix blocks (Mooncake: 512 tokens each), kept as they are
 - ``id``: optional, text or an integer, kept as it is
+- ``priority``: optional, the request's class, 0 the most urgent
 
 Nothing is lost silently: a bad row stops the reading or is counted with its row, column, value and reason; keys
 and columns nobody reads are listed in ``Trace.ignored_keys``. Arrivals become multiples of ``types.TICK`` on
@@ -48,6 +49,7 @@ from heliosim.formats.trace_rows import (
     Rows,
     Trace,
     TraceRow,
+    as_class,
     as_finite,
     as_identity,
     as_ids,
@@ -83,7 +85,7 @@ __all__ = [
 Kind = Literal["auto", "mooncake", "azure", "sharegpt", "lengths"]
 
 _FIXED_KEYS = ("timestamp", "input_length", "output_length")
-_KNOWN_KEYS = (*_FIXED_KEYS, "max_tokens", "task", "prompt_ids", "hash_ids", "id")
+_KNOWN_KEYS = (*_FIXED_KEYS, "max_tokens", "task", "prompt_ids", "hash_ids", "id", "priority")
 
 
 # --- native form --------------------------------------------------------------------------------------------
@@ -145,6 +147,8 @@ def _as_record(row: TraceRow) -> dict[str, Any]:
         record["hash_ids"] = list(row.hash_ids)
     if row.id is not None:
         record["id"] = row.id
+    if row.priority is not None:
+        record["priority"] = row.priority
     return record
 
 
@@ -235,6 +239,7 @@ def _native_row(record: Mapping[str, Any], *, strict_keys: bool) -> tuple[TraceR
         prompt_ids=as_ids("prompt_ids", record.get("prompt_ids")),
         hash_ids=as_ids("hash_ids", record.get("hash_ids")),
         id=as_identity("id", record.get("id")),
+        priority=as_class("priority", record.get("priority")),
     )
     _check_together(row)
     return row, unknown

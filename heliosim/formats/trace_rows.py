@@ -15,11 +15,14 @@ OnBad = Literal["stop", "drop"]
 MAX_ARRIVAL_S: Seconds = 2.0**22
 """Times are exact up to here (48 days); a later arrival is refused."""
 MAX_TOKENS = 2**31 - 1
+MAX_CLASSES = 64
 
 
 @dataclass(frozen=True, slots=True)
 class TraceRow:
-    """One request. ``arrival_s`` is seconds since the start, None where the source has no times."""
+    """One request. ``arrival_s`` is seconds since the start, None where the source has no times. ``priority``: its
+    class, 0 the most urgent; None: the source has no classes.
+    """
 
     arrival_s: Seconds | None
     prompt_tokens: int
@@ -29,6 +32,7 @@ class TraceRow:
     prompt_ids: tuple[int, ...] | None = None
     hash_ids: tuple[int, ...] | None = None
     id: str | int | None = None
+    priority: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,16 @@ def as_tokens(column: str, value: object) -> int:
 
 def as_optional_tokens(column: str, value: object) -> int | None:
     return None if value is None else as_tokens(column, value)
+
+
+def as_class(column: str, value: object) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < MAX_CLASSES:
+        raise BadRowError(
+            column, value, "not a class of requests", f"Write an integer, 0 (urgent) to {MAX_CLASSES - 1}."
+        )
+    return value
 
 
 def as_text(column: str, value: object) -> str:

@@ -32,6 +32,8 @@ TOKEN_POINTS = (1, 2, 4, 8, 16, 32, 48, 64, 80, 96, 128, 160, 192, 256, 384, 512
 ROW_POINTS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512)
 CONTEXT_POINTS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768)
 LENGTH_POINTS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+TYPICAL = (8, 512)
+"""Decode rows and context of the step whose share of waiting stands for all, where power is asked for."""
 KV_SHARE = 0.9
 """Share of the device's memory that weights and KV may fill in the steps that the attention line is fitted to."""
 
@@ -81,6 +83,8 @@ class ComposedModel:
     seconds_per: Mapping[str, Seconds]
     curves: Mapping[str, Points]
     load_seconds_per: Mapping[str, Seconds]
+    disk_seconds_per_byte: Seconds
+    watts: Mapping[str, float]
     fitted_rows: int
     fitted_context: int
     fitted_tokens: int
@@ -177,6 +181,8 @@ def compose_model(
             "kv_byte": 0.0,
             "extend_token_layer": (times.dense(MAX_TOKENS) - times.dense(MAX_TOKENS / 2)) / (MAX_TOKENS / 2),
         },
+        disk_seconds_per_byte=1 / device.links.disk_bytes_per_s,
+        watts=_watts(times, device),
         fitted_rows=MAX_ROWS,
         fitted_context=context,
         fitted_tokens=MAX_TOKENS,
@@ -194,6 +200,22 @@ def exit_layers(architecture: Architecture, exits: Exits) -> tuple[int, ...]:
     if exits.kind not in ("fixed", "anywhere"):
         raise InputError("exits.kind", exits.kind, "unknown kind of exits", "Use fixed or anywhere.")
     return tuple(sorted({*exits.layers, layers}))
+
+
+def _watts(times: StepTimes, device: Device) -> dict[str, float]:
+    """Mean watts of **one** GPU of the group: idle, in decode steps, and while reading prompts. While it waits for the
+    host between kernels it draws idle power; shares are those of decode steps of ``TYPICAL``, prompts of 512.
+    """
+    power, layers, (rows, context) = device.power, times.architecture.layers, TYPICAL
+    kernels = layers * (times.dense(rows) + times.decode_attention(rows, context)) + times.head(rows)
+    busy = min(1.0, kernels / times.decode_step(rows, context))
+    reading = layers * (times.dense(512) + times.prefill_attention(1, 512)) + times.head(1)
+    read = min(1.0, reading / times.prefill_step(1, 512))
+    return {
+        "idle": power.idle_w,
+        "decode": power.idle_w + busy * (power.decode_w - power.idle_w),
+        "prefill": power.idle_w + read * (power.prefill_w - power.idle_w),
+    }
 
 
 # --- curves and lines ------------------------------------------------------------------------------------------------

@@ -177,13 +177,18 @@ class Links(Strict):
 
 
 class Power(Strict):
-    """Watts of one GPU. Shares are of ``limit_w``, by published load; absent where nothing was measured."""
+    """Watts of one GPU: idle, while the kernels of decode steps run, and while it reads prompts."""
 
     origin: Origin
     limit_w: float = Field(gt=0)
     idle_w: float = Field(ge=0)
-    decode_share: float = Field(gt=0, le=1)
-    prefill_share: float = Field(gt=0, le=1.1)
+    decode_w: float = Field(gt=0)
+    prefill_w: float = Field(gt=0)
+
+    @property
+    def decode_share(self) -> float:
+        """Share of the limit while the kernels of decode steps run."""
+        return self.decode_w / self.limit_w
 
 
 class Device(Strict):

@@ -12,9 +12,9 @@ them: a request knows when it joined, and its own counts are brought up to date 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, SupportsIndex
 
 from heliosim.serving.memory import MemoryPool
 from heliosim.types import BLOCK_TOKENS, Batch, Chunk, Request, RequestId, Run, Seconds, Stride, Tokens, blocks_for
@@ -27,7 +27,8 @@ READ_AHEAD = 8
 class Sequence:
     """A request on its way through the server. ``computed``: tokens whose KV exists; ``known``: prompt + generated.
 
-    ``since``: the batcher's tick up to which these counts are true, while it decodes; None otherwise.
+    ``since``: the batcher's tick up to which these counts are true, while it decodes; None otherwise. ``recomputed``:
+    tokens whose KV it gave up.
     """
 
     request: Request
@@ -39,6 +40,7 @@ class Sequence:
     logprob_sum: float = 0.0
     is_probe: bool = False
     since: int | None = None
+    recomputed: int = 0
 
     def catch_up(self, ticks: int) -> None:
         """Count the tokens generated since the counts were last true."""
@@ -51,6 +53,17 @@ class Sequence:
     @property
     def known(self) -> int:
         return self.request.prompt_tokens + self.generated
+
+
+class Queue(Protocol):
+    """Waiting requests, the next one first; ``appendleft``: one that had started and gave up its KV."""
+
+    def append(self, seq: Sequence, /) -> None: ...
+    def appendleft(self, seq: Sequence, /) -> None: ...
+    def popleft(self) -> Sequence: ...
+    def __getitem__(self, index: SupportsIndex, /) -> Sequence: ...
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Sequence]: ...
 
 
 class Planned:
@@ -120,7 +133,7 @@ class ContinuousBatcher:
             raise ValueError(f"token_budget ({token_budget}) must be at least max_batch ({max_batch})")
         self.max_batch, self.token_budget, self.watermark = max_batch, token_budget, watermark
         self.ticks = 0
-        self._waiting: deque[Sequence] = deque()
+        self._waiting: Queue = deque()
         self._reading: list[Sequence] = []
         # Decoding requests, in parallel lists: themselves, their ids, and tokens in KV less ticks.
         self._decoding: list[Sequence] = []
@@ -246,10 +259,14 @@ class ContinuousBatcher:
             seq = self._decoding[i]
             i += 1
             while not pool.take(seq.request.id, blocks_for(seq.known)):
-                victim = self._reading[-1] if self._reading else self._decoding[-1]
+                victim = self._last_in_order()
                 plan.evicted += (self._give_up(victim, pool, pool.holds(victim.request.id)),)
                 if victim is seq:
                     break
+
+    def _last_in_order(self) -> Sequence:
+        """Who gives way when KV runs out: the request that started last."""
+        return self._reading[-1] if self._reading else self._decoding[-1]
 
     def _steps_that_fit(self, free_blocks: int) -> int:
         """Steps of decode rows alone from this one on until fewer than a block for every row runs out."""
@@ -294,7 +311,8 @@ class ContinuousBatcher:
             is_new = seq.admitted_s is None
             if is_new and admit is not None and plan.started >= admit:
                 return True
-            if blocks_for(request.prompt_tokens + request.max_tokens - 1) > total:  # the last token is never read
+            longest = blocks_for(request.prompt_tokens + request.max_tokens - 1)  # the last token is never read
+            if longest > total and longest > pool.most_blocks:
                 waiting.popleft()
                 plan.refused += ((seq, "larger than the memory pool"),)
                 continue
@@ -454,7 +472,12 @@ class ContinuousBatcher:
         else:
             self._reading.remove(seq)
         pool.release(seq.request.id, blocks)
+        seq.recomputed += seq.computed
         seq.computed = 0
         seq.preemptions += 1
-        self._waiting.appendleft(seq)
+        self._put_back(seq)
         return seq.request.id
+
+    def _put_back(self, seq: Sequence) -> None:
+        """Let a request that gave up its KV wait again."""
+        self._waiting.appendleft(seq)

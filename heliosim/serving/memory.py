@@ -19,6 +19,7 @@ class MemoryPool:
         self.total_bytes = total_bytes
         self.weights_bytes: Bytes = 0
         self.block_bytes: Bytes = 0
+        self.reserved_bytes: Bytes = 0
         self._held: dict[RequestId, int] = {}
         self._grown = 0
         self.used_blocks = 0
@@ -37,6 +38,22 @@ class MemoryPool:
     def kv_total_bytes(self) -> Bytes:
         return self.total_blocks * self.block_bytes
 
+    @property
+    def most_blocks(self) -> int:
+        """KV blocks beside the present weights once nothing is reserved for others any more."""
+        return (self.total_bytes - self.weights_bytes) // self.block_bytes if self.block_bytes else 0
+
+    def can_reserve(self, more: Bytes) -> bool:
+        """Whether ``more`` bytes of arriving weights and at least one block fit, beside the blocks in use."""
+        return self.weights_bytes + more + self.block_bytes * max(1, self.used_blocks) <= self.total_bytes
+
+    def reserve(self, more: Bytes) -> None:
+        """Keep ``more`` bytes in all for weights that are on their way; KV blocks shrink by them (0: none any more)."""
+        assert self.can_reserve(more), f"{more:,} B do not fit beside {self.weights_bytes:,} B and the KV in use"
+        self.reserved_bytes = more
+        if self.block_bytes:
+            self.total_blocks = (self.total_bytes - self.weights_bytes - more) // self.block_bytes
+
     def can_place(self, weights: Bytes, block_bytes: Bytes) -> bool:
         """Whether these weights and at least one block fit, beside the blocks in use."""
         return weights + block_bytes * max(1, self.used_blocks) <= self.total_bytes
@@ -54,14 +71,14 @@ class MemoryPool:
                 f"too small: weights need {weights:,} B, {max(1, self.used_blocks)} KV block(s) {need - weights:,} B",
                 f"Give at least {need:,} B, a smaller model or fewer layers.",
             )
-        self.weights_bytes, self.block_bytes = weights, block_bytes
+        self.weights_bytes, self.block_bytes, self.reserved_bytes = weights, block_bytes, 0
         self.total_blocks = (self.total_bytes - weights) // block_bytes if block_bytes else 0
 
     def clear(self) -> None:
         """Give up the weights (a server that stops). Every request must have been released."""
         assert not self._held, f"requests still hold KV: {sorted(self._held)[:5]}"
         assert not self._grown, f"{self._grown} blocks of growth are nobody's"
-        self.weights_bytes = 0
+        self.weights_bytes = self.reserved_bytes = 0
         self.total_blocks = self.total_bytes // self.block_bytes if self.block_bytes else 0
 
     def holds(self, request: RequestId) -> int:
@@ -106,6 +123,5 @@ class MemoryPool:
         assert self.used_blocks == sum(self._held.values()) + self._grown, (self.used_blocks, self._grown, self._held)
         assert self._grown >= 0, self._grown
         assert self.used_blocks >= 0
-        assert self.weights_bytes + self.kv_used_bytes <= self.total_bytes, (
-            f"{self.weights_bytes} + {self.kv_used_bytes} > {self.total_bytes}"
-        )
+        held = self.weights_bytes + self.reserved_bytes + self.kv_used_bytes
+        assert held <= self.total_bytes, f"{held} > {self.total_bytes}"

@@ -115,7 +115,7 @@ class Evaluation:
         self.logprob_sum = float(np.add.accumulate(np.concatenate(([self.logprob_sum], logprobs)))[-1])
         for step in stride.steps:
             self.busy_s += step[0]
-            energy_j = None if stride.watts is None else stride.watts * step[0]
+            energy_j = None if stride.watts is None else stride.watts.of(step)
             self.energy_j = None if energy_j is None or self.energy_j is None else self.energy_j + energy_j
         for exit_layer, count in enumerate(np.bincount(stride.tokens.exit_layers).tolist()):
             if count:

@@ -77,6 +77,11 @@ class RoundRobin:
         self._next = (chosen + 1) % count
         return chosen
 
+    def deal(self, requests: int, replicas: int) -> list[slice]:
+        """Which of the next ``requests`` requests each replica gets while all are up; a router need not have this."""
+        first, self._next = self._next, (self._next + requests) % replicas
+        return [slice((k - first) % replicas, None, replicas) for k in range(replicas)]
+
 
 class LeastOutstanding:
     """The fewest requests sent there and not back yet; of equals the first."""
@@ -94,6 +99,10 @@ class LeastOutstanding:
                     chosen, fewest = k, outstanding
         return chosen
 
+    def choose_among(self, request: Request, outstanding: Sequence[int]) -> int:
+        """The same where all are up, from the requests outstanding at each; a router need not have this."""
+        return outstanding.index(min(outstanding))
+
 
 class LeastKv:
     """The smallest share of KV bytes in use; of equals the fewest outstanding, then the first.
@@ -107,7 +116,15 @@ class LeastKv:
     def __init__(self, streams: Streams | None = None) -> None: ...
 
     def choose(self, request: Request, replicas: Sequence[ReplicaStatus]) -> int:
-        return min(up(replicas), key=lambda k: (_kv_share(replicas[k]), replicas[k].outstanding))
+        chosen, least = -1, 0.0
+        for k, replica in enumerate(replicas):
+            if replica.is_up:
+                share = _kv_share(replica)
+                if chosen < 0 or share < least:
+                    chosen, least = k, share
+                elif share == least and replica.outstanding < replicas[chosen].outstanding:
+                    chosen = k
+        return chosen
 
 
 def _kv_share(replica: ReplicaStatus) -> float:
@@ -134,14 +151,21 @@ class PowerOfTwo:
 
     def choose(self, request: Request, replicas: Sequence[ReplicaStatus]) -> int:
         alive = up(replicas)
-        if len(alive) == 1:
-            return alive[0]
-        u, v = self._draws(request.id)
-        first = int(u * len(alive))
-        second = int(v * (len(alive) - 1))
-        second += second >= first
-        drawn = sorted((alive[first], alive[second]))
-        return min(drawn, key=lambda k: replicas[k].outstanding)
+        first, second = (alive[k] for k in self._two_of(len(alive), request.id))
+        return second if replicas[second].outstanding < replicas[first].outstanding else first
+
+    def choose_among(self, request: Request, outstanding: Sequence[int]) -> int:
+        """The same where all are up, from the requests outstanding at each."""
+        first, second = self._two_of(len(outstanding), request.id)
+        return second if outstanding[second] < outstanding[first] else first
+
+    def _two_of(self, count: int, request: int) -> tuple[int, int]:
+        """Two places, the first one first; of one place that one, twice."""
+        if count == 1:
+            return 0, 0
+        u, v = self._draws(request)
+        first, second = int(u * count), int(v * (count - 1))
+        return (first, second + 1) if second >= first else (second, first)
 
     def _draws(self, request: int) -> list[float]:
         """Two numbers in [0, 1) of a request."""

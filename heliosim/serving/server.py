@@ -9,18 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from heliosim.errors import MemoryBudgetError
 from heliosim.recorder import Recorder
 from heliosim.serving.batcher import Batcher, Planned
 from heliosim.serving.batcher import Sequence as Going
 from heliosim.serving.controller import Controller
+from heliosim.serving.loading import Fetch, Loading, nearest
 from heliosim.serving.memory import MemoryPool
 from heliosim.types import (
     Action,
+    Arriving,
     Directive,
     Idle,
     Load,
+    LoadPart,
     ModelSpec,
     Outcome,
     Placement,
@@ -30,6 +34,7 @@ from heliosim.types import (
     Seconds,
     Served,
     Setting,
+    StepKind,
     StepRecord,
     Stride,
     StrideRecord,
@@ -78,7 +83,9 @@ class ServerStatus:
 
 
 class Server:
-    """``models``: sizes of every model a controller may name. ``max_stride``: steps an engine may do per action."""
+    """``models``: sizes of every model a controller may name. ``max_stride``: steps an engine may do per action.
+    ``loading``: whether loads overlap with steps, and where weights wait.
+    """
 
     def __init__(
         self,
@@ -88,6 +95,7 @@ class Server:
         models: Mapping[str, ModelSpec],
         recorder: Recorder,
         max_stride: int = 1,
+        loading: Loading | None = None,
     ) -> None:
         self.controller, self.batcher, self.pool, self.models, self.recorder = (
             controller,
@@ -99,6 +107,10 @@ class Server:
         self.max_stride = max_stride
         self.placement: Placement | None = None
         self.max_context = min(spec.max_context for spec in models.values())
+        self.loading = loading or Loading()
+        self.fetch: Fetch | None = None
+        self._given_up: Placement | None = None
+        self._arriving: tuple[int, Seconds | None] | None = None
         self._directive: Directive | None = None
         self._evicted: list[int] = []
         self._refused: list[Served] = []
@@ -138,17 +150,25 @@ class Server:
     def act(self, directive: Directive, now: Seconds, next_arrival_s: Seconds | None, max_ends: int | None) -> Action:
         """The next action under a directive just given; otherwise as ``next_action``."""
         within = None if next_arrival_s is None else next_arrival_s - now
+        refused = len(self._refused)
         if directive.max_ends is not None and (max_ends is None or directive.max_ends < max_ends):
             max_ends = directive.max_ends
         if directive.placement is not self.placement and directive.placement != self.placement:
+            if self.loading.overlaps:
+                meanwhile = self._meanwhile(directive, now, within, max_ends)
+                if meanwhile is None and len(self._refused) > refused:
+                    return self.next_action(now, next_arrival_s, max_ends)
+                if meanwhile is not None:
+                    return meanwhile
             drain = self.drain(directive)
             if drain is not None:
                 action = self._run(drain, now, within, max_ends, admit=0)
                 if action is not None:
                     return action
             return self._load(directive, now)
+        if self.fetch is not None:
+            return self._drop_fetch(now)
         self.follow(directive)
-        refused = len(self._refused)
         # who started in a step that a sprint left to be done here counts
         admit = None if directive.admit is None else directive.admit - self._started
         action = self._run(directive, now, within, max_ends, admit=admit)
@@ -160,6 +180,7 @@ class Server:
     def follow(self, directive: Directive) -> None:
         """Remember a directive for what is resident: running requests drain under it when another is wanted."""
         self._directive = directive
+        self._given_up = None
 
     def drain(self, directive: Directive) -> Directive | None:
         """How running requests go on while another placement is wanted: as before, and nobody starts. None: they do
@@ -169,11 +190,150 @@ class Server:
             return None
         return replace(self._directive, admit=0, max_ends=directive.max_ends)
 
+    def may_sprint(self, directive: Directive) -> bool:
+        """Whether no weights are under way, or will be at once: then nothing but requests needs attention."""
+        if self.fetch is not None or self._arriving is not None:
+            return False
+        wanted = directive.placement
+        return not self.loading.overlaps or wanted in (self.placement, self._given_up)
+
+    # -- loads in the background --------------------------------------------------------------------------------------
+
+    def _meanwhile(
+        self, directive: Directive, now: Seconds, within_s: Seconds | None, max_ends: int | None
+    ) -> Action | None:
+        """What to do while the wanted weights come. None: they are there, nobody can run meanwhile, or there is no room
+        for both; then the placement changes as it does without overlap.
+        """
+        wanted, fetch = directive.placement, self.fetch
+        if fetch is not None and fetch.placement != wanted:
+            if not self._can_fetch(wanted):
+                self._given_up = wanted
+                return self._drop_fetch(now)
+            self._abandon(now)
+            fetch = None
+        if fetch is None:
+            if wanted == self._given_up:
+                return None
+            if not self._can_fetch(wanted):
+                self._given_up = wanted
+                return None
+            return self._begin_fetch(directive, now)
+        if fetch.is_done(now):
+            return None
+        assert self._directive is not None
+        going_on = replace(
+            self._directive,
+            admit=None,
+            is_probe=False,
+            guard=None,
+            max_steps=directive.max_steps,
+            max_ends=directive.max_ends,
+        )
+        return self._run(going_on, now, nearest(within_s, fetch.left_s(now)), max_ends, admit=None)
+
+    def _new_bytes(self, wanted: Placement) -> int:
+        """Bytes of weights that a placement needs beyond those resident."""
+        spec, old = self.models[wanted.model], self.placement
+        resident = old.depth if old is not None and old.model == wanted.model else 0
+        if resident >= wanted.depth:
+            return 0
+        return spec.weights_bytes(wanted.depth) - (spec.weights_bytes(resident) if resident else 0)
+
+    def _can_fetch(self, wanted: Placement) -> bool:
+        """Whether steps can go on while a placement's weights come: something is resident, and both fit."""
+        more = self._new_bytes(wanted)
+        return self.placement is not None and self._directive is not None and more > 0 and self.pool.can_reserve(more)
+
+    def _begin_fetch(self, directive: Directive, now: Seconds) -> Load:
+        wanted = directive.placement
+        self.pool.reserve(self._new_bytes(wanted))
+        self._settings.clear()
+        self.fetch = Fetch(wanted, directive.reason, now)
+        return self._background(wanted, directive.reason, "begin")
+
+    def _drop_fetch(self, now: Seconds) -> Load:
+        self._abandon(now)
+        assert self.placement is not None
+        return self._background(self.placement, "abandon", "drop")
+
+    def _abandon(self, now: Seconds) -> None:
+        fetch = self.fetch
+        assert fetch is not None
+        detail = {"placement": str(fetch.placement), "reason": fetch.reason, "hidden_s": fetch.hidden_s(now)}
+        self.recorder.event(now, "fetch abandoned", detail)
+        self.fetch = None
+        self.pool.reserve(0)
+        self._settings.clear()
+
+    def _background(self, placement: Placement, reason: str, part: LoadPart) -> Load:
+        here = self.placement
+        assert here is not None
+        return Load(
+            placement,
+            self.pool.total_blocks,
+            reason,
+            stores_hidden=self.pool.block_bytes != self.models[here.model].block_bytes(here.depth),
+            evicted=self._take_evicted(),
+            part=part,
+            **(self._from_host(placement) if part == "begin" else {}),
+        )
+
+    def _from_host(self, placement: Placement) -> dict[str, Any]:
+        """Where the weights of a load come from, and what host memory holds behind it."""
+        host, old = self.loading.host, self.placement
+        if host is None:
+            return {}
+        resident = old.depth if old is not None and old.model == placement.model else 0
+        missing = host.missing_bytes(placement, resident)
+        host.use(placement)
+        return {"disk_bytes": missing, "host": host.held}
+
+    def _book_load(self, load: Load, outcome: Outcome, now: Seconds) -> None:
+        """What a load that ended at ``now`` says of weights under way."""
+        fetch = self.fetch
+        if load.part == "begin":
+            assert fetch is not None
+            fetch.began_s, fetch.issue_s = now, outcome.seconds
+        elif load.part == "finish":
+            assert fetch is not None
+            start_s = now - outcome.seconds
+            if fetch.due_s is None and outcome.arrives_s is not None:
+                fetch.due_s = now + outcome.arrives_s
+            detail = {
+                "placement": str(fetch.placement),
+                "reason": fetch.reason,
+                "hidden_s": fetch.hidden_s(start_s),
+                "exposed_s": fetch.issue_s + outcome.seconds,
+                "transfer_s": None if fetch.due_s is None else fetch.due_s - fetch.began_s,
+            }
+            self.recorder.event(now, "fetched", detail)
+            self.fetch = None
+        elif load.is_pipelined and outcome.arrives_s is not None:
+            assert self._arriving is not None
+            self._arriving = (self._arriving[0], now + outcome.arrives_s)
+
+    def _book_arrival(self, action: Run, outcome: Outcome, now: Seconds) -> None:
+        """What a run that ended at ``now`` says of weights under way."""
+        if outcome.arrives_s is not None and self.fetch is not None:
+            self.fetch.due_s = now + outcome.arrives_s
+        if action.arriving is not None:
+            self._arriving = None  # every step needs every layer
+            detail = {"placement": str(action.placement), "seconds": outcome.stalled_s}
+            self.recorder.event(now, "stalled", detail)
+
+    # -- booking --------------------------------------------------------------------------------------------------
+
     def complete(self, action: Run | Load, outcome: Outcome, now: Seconds) -> list[Served]:
         """Book an action that ended at ``now``; returns the requests that ended with it."""
         if isinstance(action, Load):
+            if outcome.arrives_s is not None and self.fetch is not None and action.part == "begin":
+                self.fetch.due_s = now + outcome.arrives_s
+            self._book_load(action, outcome, now)
             self._record_step(action, outcome, now, self.pool.kv_used_bytes)
             return []
+        if self.fetch is not None or action.arriving is not None:
+            self._book_arrival(action, outcome, now)
         stride = outcome.stride
         if stride is not None:
             return self._complete_stride(action, outcome, stride, now)
@@ -240,6 +400,11 @@ class Server:
         refused, self._refused = self._refused, []
         return refused
 
+    @property
+    def has_refused(self) -> bool:
+        """Whether ``take_refused`` would give any."""
+        return bool(self._refused)
+
     def stop(self) -> None:
         """Check the books and give up the weights. Raises AssertionError if anything is left behind."""
         assert self._is_empty, f"{self.batcher.waiting} waiting, {self.batcher.running} running"
@@ -265,6 +430,12 @@ class Server:
         if directive.max_steps is not None and directive.max_steps < steps:
             steps = directive.max_steps
         in_stride = directive.max_steps is None and self.max_stride > 1
+        if self._arriving is not None:
+            arriving = self._take_arriving(now)
+            if arriving is not None:
+                run = Run(self.placement, directive.exits, plan.batch, evicted, directive.is_probe)
+                run.arriving = arriving
+                return run
         if steps == 1 or plan.refused:  # the refused may answer at once, earlier than the arrival the driver knew of
             return Run(self.placement, directive.exits, plan.batch, evicted, directive.is_probe, in_stride=in_stride)
         return Run(
@@ -281,6 +452,15 @@ class Server:
             in_stride,
         )
 
+    def _take_arriving(self, now: Seconds) -> Arriving | None:
+        """What of the resident placement has not arrived; None, and no longer asked for, if all has."""
+        assert self._arriving is not None
+        present, due_s = self._arriving
+        if due_s is not None and due_s <= now:
+            self._arriving = None
+            return None
+        return Arriving(present, None if due_s is None else due_s - now)
+
     def _book(self, plan: Planned, now: Seconds) -> None:
         self._evicted += plan.evicted
         self._started += plan.started
@@ -291,6 +471,13 @@ class Server:
         """Change the placement in the books and say what the engine must do for it."""
         old, new = self.placement, directive.placement
         spec = self.models[new.model]
+        fetch = self.fetch if self.fetch is not None and self.fetch.placement == new else None
+        if self.fetch is not None and fetch is None:
+            self._abandon(now)
+        came_from = {} if fetch is not None else self._from_host(new)
+        is_same = old is not None and old.model == new.model
+        present = old.depth if old is not None and is_same else 0
+        is_pipelined = self.loading.is_pipelined and fetch is None and present < new.depth
         stores_hidden = directive.in_flight == "extend"
         weights, block = spec.weights_bytes(new.depth), spec.block_bytes(new.depth, stores_hidden)
         extends = stores_hidden and old is not None and old.model == new.model and old.depth < new.depth
@@ -303,6 +490,8 @@ class Server:
         self.placement = new
         self._settings.clear()
         self._directive = directive
+        self._given_up = None
+        self._arriving = (present, None) if is_pipelined else None
         return Load(
             placement=new,
             kv_blocks=self.pool.total_blocks,
@@ -310,6 +499,10 @@ class Server:
             stores_hidden=stores_hidden and new.depth < spec.layers,
             kept=tuple(self.batcher.in_kv()),
             evicted=self._take_evicted(),
+            part="whole" if fetch is None else "finish",
+            left_s=None if fetch is None else fetch.left_s(now),
+            is_pipelined=is_pipelined,
+            **came_from,
         )
 
     def _take_evicted(self) -> tuple[int, ...]:
@@ -338,6 +531,9 @@ class Server:
             seq.logprob_sum,
             seq.is_probe,
             self.placement,
+            request.priority,
+            request.predicted_tokens,
+            seq.recomputed,
         )
 
     def _take_notes(self, now: Seconds) -> None:
@@ -347,15 +543,22 @@ class Server:
 
     def _record_step(self, action: Run | Load, outcome: Outcome, now: Seconds, kv_used: int) -> None:
         batch = action.batch if isinstance(action, Run) else None
+        placement = action.placement
+        kind: StepKind = "run"
+        if isinstance(action, Load):
+            kind = "load"
+            if action.part in ("begin", "drop"):
+                assert self.placement is not None
+                placement, kind = self.placement, "fetch"
         decode = batch.decode_rows if batch is not None else 0
         self.recorder.step(
             StepRecord(
                 start_s=now - outcome.seconds,
                 seconds=outcome.seconds,
-                kind="run" if batch is not None else "load",
+                kind=kind,
                 reason=action.reason if isinstance(action, Load) else "",
-                model=action.placement.model,
-                depth=action.placement.depth,
+                model=placement.model,
+                depth=placement.depth,
                 layers_run=outcome.layers_run,
                 rows=len(batch) if batch is not None else 0,
                 decode_rows=decode,

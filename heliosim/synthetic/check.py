@@ -30,7 +30,7 @@ def cap_between(runs: Sequence[MeasuredExits]) -> tuple[float, float]:
 
 
 def fit_scores(runs: Sequence[MeasuredExits], cap: float) -> ScoreFamily:
-    """The family of one model and task from runs at two or more thresholds below ``cap``. Raises InputError if fewer."""
+    """The family of one model and task from runs at two or more thresholds below ``cap``. InputError if fewer."""
     used = [run for run in runs if run.threshold < cap and not run.never_exits]
     thresholds = sorted({run.threshold for run in used})
     if len(thresholds) < 2:
@@ -114,7 +114,7 @@ SWEEP_CORRELATION = 0.9
 
 
 def thresholds_of(row: ThresholdRow) -> Array:
-    """Softmax thresholds of the 16 exits of a row, geometric between the first and the 15th; the last decides nothing."""
+    """Softmax thresholds of the 16 exits of a row, geometric from the first to the 15th; the last decides nothing."""
     steps = np.arange(EE_LLAMA_LAYERS - 1) / (EE_LLAMA_LAYERS - 2)
     return np.append(row.first * (row.last / row.first) ** steps, 1.0)
 
@@ -133,8 +133,9 @@ def fit_sweep(rows: Sequence[ThresholdRow]) -> ScoreFamily:
         )  # fmt: skip
 
     def errors(p: Array) -> Array:
-        found = [depth_of(family(p), row) for row in rows]
-        return np.array([(m - row.mean_depth, s - row.std_depth) for (m, s), row in zip(found, rows, strict=True)]).ravel()
+        found = np.array([depth_of(family(p), row) for row in rows])
+        wanted = np.array([(row.mean_depth, row.std_depth) for row in rows])
+        return np.asarray(found - wanted, np.float64).ravel()
 
     start = np.array([2.0, 2.0, 0.5, 1.0])
     return family(np.asarray(least_squares(errors, start).x, np.float64))
@@ -144,4 +145,4 @@ def depth_of(family: ScoreFamily, row: ThresholdRow) -> tuple[float, float]:
     """Mean and standard deviation of exit depth at a row's thresholds."""
     left, exits = family.left(thresholds_of(row)), np.asarray(family.exits, np.float64)
     mean = float(left @ exits)
-    return mean, float(np.sqrt(max(0.0, left @ exits**2 - mean**2)))
+    return mean, float(np.sqrt(max(0.0, float(left @ exits**2) - mean**2)))

@@ -142,7 +142,7 @@ def quantised(confidence: Array) -> Array:
     """Confidences as the middles of their cells."""
     coarse = (np.floor(np.minimum(confidence, EDGE) * COARSE) + 0.5) / COARSE
     fine = (np.floor(np.minimum(confidence, 1 - 0.5 / FINE) * FINE) + 0.5) / FINE
-    return np.where(confidence < EDGE, coarse, fine)
+    return np.asarray(np.where(confidence < EDGE, coarse, fine))
 
 
 def synthetic_lines(solved: Solved, seed: int, models: Sequence[str]) -> tuple[str, ...]:
@@ -151,5 +151,6 @@ def synthetic_lines(solved: Solved, seed: int, models: Sequence[str]) -> tuple[s
     lines = [f"confidences and agreement at every exit: drawn from exit spec {spec.name}, seed {seed}"]
     for name in models:
         left = spec.models[name].left
-        lines.append(f"{name}: shares of tokens by exit are {left.source if left.is_assumed else f'from {left.source}'}")
+        said = left.source if left.is_assumed else f"from {left.source}"
+        lines.append(f"{name}: shares of tokens by exit are {said}")
     return tuple(lines)

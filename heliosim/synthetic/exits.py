@@ -170,9 +170,12 @@ def read_ee_llama(path: Path) -> list[ThresholdRow]:
             raise InputError(str(path), len(files), "one CSV file is wanted here", "Name the file itself.")
         path = files[0]
     try:
-        rows = list(csv.DictReader(path.open(encoding="utf-8", newline="")))
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
     except FileNotFoundError:
         raise InputError(str(path), path.name, "no such file", "Check the path.") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(str(path), path.name, f"not readable as CSV: {error}", "Check the file.") from None
     found = []
     for number, row in enumerate(rows, 2):
         try:

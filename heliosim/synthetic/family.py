@@ -55,7 +55,7 @@ class ScoreFamily:
     def latent(self, threshold: Threshold) -> Array:
         """The threshold at each exit, [exits], on the logit scale; infinite where no score can reach it."""
         inside = (np.asarray(threshold, np.float64) - self.floor) / (self.cap - self.floor)
-        return np.broadcast_to(logit(np.clip(inside, 0.0, 1.0)), (len(self.exits),))
+        return np.asarray(np.broadcast_to(logit(np.clip(inside, 0.0, 1.0)), (len(self.exits),)))
 
     def score(self, at: int, z: Array) -> Array:
         """Scores at exit number ``at`` for latent values, any shape."""
@@ -72,7 +72,7 @@ class ScoreFamily:
         known, rest = self._parts()
         edge = (self.latent(threshold)[at] - self.mu[at]) / self.sigma[at]
         if rest == 0.0:
-            return (known >= edge).astype(np.float64)
+            return np.asarray(known >= edge, np.float64)
         return np.asarray(ndtr((known - edge) / rest))
 
     def left_given(self, threshold: Threshold) -> Array:
@@ -153,20 +153,26 @@ def family_of(
         floor=floor,
         cap=cap,
     )
-    edge = float(family.latent(threshold)[0])
     if depth_correlation == 1.0:
-        return _alike(family, np.asarray(left, np.float64), edge, confident_of_rest)
+        return _alike(family, np.asarray(left, np.float64), float(family.latent(threshold)[0]), confident_of_rest)
     staying = np.ones((len(family.shifts), NODES))
-    wanted = [*left[:-1], left[-1] * confident_of_rest]
-    for at, share in enumerate(wanted):
-
-        def excess(height: float, at: int = at, share: float = share, staying: Array = staying) -> float:
-            return family.mean(staying * family_at(family, at, edge + sigma * height).confident(at, threshold)) - share
-
-        height = -_FAR if share <= 0 else float(brentq(excess, -_FAR, _FAR, xtol=1e-10))
-        family = family_at(family, at, edge + sigma * height)
+    for at, share in enumerate([*left[:-1], left[-1] * confident_of_rest]):
+        family = _with_share(family, at, staying, threshold, share)
         staying = staying * (1 - family.confident(at, threshold))
     return family
+
+
+def _with_share(family: ScoreFamily, at: int, staying: Array, threshold: float, share: float) -> ScoreFamily:
+    """``mu`` at one exit such that this share of all tokens gets there (``staying``) and is confident."""
+    edge = float(family.latent(threshold)[at])
+
+    def at_height(height: float) -> ScoreFamily:
+        return family_at(family, at, edge + float(family.sigma[at]) * height)
+
+    def excess(height: float) -> float:
+        return family.mean(staying * at_height(height).confident(at, threshold)) - share
+
+    return at_height(-_FAR if share <= 0 else float(brentq(excess, -_FAR, _FAR, xtol=1e-10)))
 
 
 _FAR = 12.0

@@ -63,6 +63,9 @@ def solve_correlation(
     low, high = excess(MOST), excess(-MOST)  # the more alike, the less the other helps
     if not low <= 0 <= high:
         raise InputError(
-            where, share, f"out of reach: {low + share:.3f} to {high + share:.3f}", "Correct the share or the marginals."
+            where,
+            share,
+            f"out of reach: {low + share:.3f} to {high + share:.3f}",
+            "Correct the share or the marginals.",
         )
     return float(brentq(excess, -MOST, MOST, xtol=1e-8))

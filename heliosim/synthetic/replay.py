@@ -14,10 +14,10 @@ from heliosim.errors import InputError, UnknownNameError
 from heliosim.formats.profile import BehaviourFacts
 from heliosim.streams import stream
 from heliosim.synthetic.check import fit_sweep
-from heliosim.synthetic.table import BehaviourTable, table_of
 from heliosim.synthetic.exits import EE_LLAMA_LAYERS, Alignment, MeasuredExits, ThresholdRow, read_alignments
 from heliosim.synthetic.exits import read_green_code as read_runs
 from heliosim.synthetic.spec import ExitSpec
+from heliosim.synthetic.table import BehaviourTable, table_of
 
 PROMPT_TOKENS = {"java": 256, "python": 256}
 """Prompt lengths are not published with the exits: assumed."""
@@ -88,7 +88,7 @@ def table_of_runs(runs: Sequence[MeasuredExits], alignments: dict[str, Alignment
 def _said_of(runs: Sequence[MeasuredExits], alignments: dict[str, Alignment]) -> tuple[str, ...]:
     first = runs[0]
     lines = [
-        f"exit depths of {first.model}: GREEN-CODE (MIT), policy threshold {first.threshold:g}, replayed token by token",
+        f"exit depths of {first.model}: GREEN-CODE (MIT), policy threshold {first.threshold:g}, token by token",
         "confidence is not recorded: 1 from the exit a token left at, 0.25 below, so perplexity says nothing and no "
         "other threshold can be asked about",
         f"prompt lengths assumed: {PROMPT_TOKENS['java']} tokens",

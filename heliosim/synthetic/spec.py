@@ -99,15 +99,18 @@ class ModelExits(Strict):
 
 
 class TaskSpec(Strict):
-    """A task: its weight in the published mix of requests, lengths in tokens, and how much easier than average its tokens are.
+    """A task: its weight in the published mix of requests, and lengths in tokens.
 
-    ``ease`` in standard deviations of the latent ease; for all models, or by model.
+    ``ease``: how much easier than average its tokens are, in standard deviations of the latent ease; for all models, or
+    by model.
     """
 
     weight: float = Field(default=1.0, gt=0)
     prompt_tokens: int = Field(ge=1)
     output_tokens: int = Field(ge=1)
-    output_cv: float = Field(default=0.0, ge=0, le=3, description="standard deviation of output lengths over their mean")
+    output_cv: float = Field(
+        default=0.0, ge=0, le=3, description="standard deviation of output lengths over their mean"
+    )
     ease: float | dict[str, float] = 0.0
     source: Said
 

@@ -30,9 +30,7 @@ class States:
         return sum(self.full.values()) + sum(self.partial.values())
 
 
-def implied_states(
-    alone: Mapping[str, Mapping[Layers, float]], served: Mapping[str, Mapping[Layers, float]]
-) -> States:
+def implied_states(alone: Mapping[str, Mapping[Layers, float]], served: Mapping[str, Mapping[Layers, float]]) -> States:
     """From shares of tokens by exit: of each model ``alone`` (adding up to 1 per model), and ``served`` by several
     (adding up to 1 over all). Raises InputError where no such states exist.
     """

@@ -1,4 +1,4 @@
-"""A behaviour table outside a profile: ``behaviour.parquet`` in the profile's schema, and what it is in JSON beside it."""
+"""A behaviour table outside a profile: ``behaviour.parquet`` in the profile's schema, and JSON to say what it is."""
 
 from __future__ import annotations
 

@@ -328,7 +328,8 @@ def _names(kind: type) -> set[str]:
 
 
 def test_what_a_policy_sees_holds_no_future() -> None:
-    assert {f.name for f in fields(Request)} == {"id", "arrival_s", "prompt_tokens", "max_tokens"}
+    arrives_with = {"id", "arrival_s", "prompt_tokens", "max_tokens", "priority", "prediction"}
+    assert {f.name for f in fields(Request)} == arrives_with
     assert {n for n in vars(ServerStatus) if not n.startswith("_")} == {
         "now",
         "placement",

@@ -14,7 +14,7 @@ from heliosim.formats.profile import Profile
 from heliosim.recorder import TableRecorder
 from heliosim.runs import ANY_STRIDE, run_simulated, sim_engine
 from heliosim.scenario import Scenario
-from heliosim.types import Arrival, Batch, Chunk, Content, ExitRule, Outcome, Placement, Request, Run
+from heliosim.types import Arrival, Batch, Chunk, Content, ExitRule, Outcome, Placement, Request, Run, StepPower
 from tests.behaviour.test_invariants import SMALLEST_BUDGET, few, fixed_controllers, helios_controllers, scenarios
 from tests.profiles import scenario, workload, write_synthetic_profile
 
@@ -117,7 +117,29 @@ def test_energy_is_that_of_the_steps(profile: Profile) -> None:
     assert runs[0].steps["energy_j"].to_pylist()[1] > 0
 
 
-def replace_watts(engine: SimEngine, watts: float) -> SimEngine:
+@pytest.mark.parametrize("controller", [{"kind": "helios"}, {"kind": "early-exit", "model": "large"}], ids=str)
+def test_energy_by_kind_of_work_is_that_of_the_steps(controller: dict[str, Any], profile: Profile) -> None:
+    """Reading, decoding and loading draw different powers, of two models; to the last bit, sprints or not."""
+    powers = {"small": StepPower(40.0, 97.3, 61.0), "large": StepPower(81.7, 153.1, 61.0)}
+    plan = scenario(profile, controller=controller)
+    runs = [
+        run_simulated(
+            plan, profile, engine=replace_watts(sim_engine(plan, profile, strides=n > 1), powers), max_stride=n
+        )
+        for n in (1, 7, ANY_STRIDE)
+    ]
+    for run in runs[1:]:
+        assert run.steps.equals(runs[0].steps)
+        assert run.events.equals(runs[0].events)
+    for row in runs[0].steps.to_pylist():
+        power, tokens = powers[row["model"]], row["decode_rows"] + row["prefill_tokens"]
+        drawn = power.load_w
+        if row["kind"] == "run":
+            drawn = (power.decode_w * row["decode_rows"] + power.prefill_w * row["prefill_tokens"]) / tokens
+        assert row["energy_j"] == pytest.approx(drawn * row["seconds"])
+
+
+def replace_watts(engine: SimEngine, watts: float | Mapping[str, StepPower]) -> SimEngine:
     engine.watts = watts
     return engine
 

@@ -34,7 +34,7 @@ def curved(tmp_path_factory: pytest.TempPathFactory) -> Profile:
 
 
 def drawn_methods(seed: int) -> dict[str, Any]:
-    """Exit methods of every other seed, from a stream of their own: the rest of a scenario is as it would be without."""
+    """Exit methods of every other seed, from a stream of their own: the rest of a scenario is as it was."""
     r = Random(f"methods {seed}")
     if seed % 2 == 0 or seed >= 1000:
         return {}
@@ -95,7 +95,57 @@ def drawn_workload(r: Random) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def drawn(seed: int, profile: Profile) -> Scenario:
+def drawn_order(r: Random) -> dict[str, Any]:
+    kind = r.choice(["sjf", "srpt", "srpt", "priority", "feedback"])
+    keeps = {"keep_kv": r.random() < 0.5}
+    ageing_s = r.choice([None, 0.001, 0.02, 1.0])
+    if kind == "srpt":
+        return {
+            "kind": kind,
+            "preempt": r.choice(["never", "limited", "always"]),
+            "c": r.choice([0.0, 0.5, 0.8, 1.0]),
+            **keeps,
+        }
+    if kind == "priority":
+        return {"kind": kind, "ageing_s": ageing_s, "preempt": r.choice(["never", "always"]), **keeps}
+    if kind == "feedback":
+        speculative = r.random() < 0.5
+        return {
+            "kind": kind,
+            "ageing_s": ageing_s,
+            "quantum_tokens": r.choice([1, 4, 16]),
+            "speculative": speculative,
+            **keeps,
+        }
+    return {"kind": kind}
+
+
+def drawn_predictor(r: Random, is_natural: bool) -> dict[str, Any]:
+    refined = {"refine_every": r.choice([1, 3, 10]), "refine_shrink": 0.7}
+    kinds: list[dict[str, Any]] = [
+        {"kind": "none"},
+        {"kind": "length", "sigma": r.choice([0.0, 0.5, 1.5])},
+        {"kind": "length", "sigma": 1.0, "bias": 0.7, **refined},
+        {"kind": "rank", "tau": r.choice([-1.0, 0.0, 0.5, 1.0])},
+        {"kind": "bucket", "edges": [2, 8, 32, 128], "accuracy": 0.6},
+    ]
+    return kinds[0] if is_natural else r.choice(kinds)
+
+
+def drawn_ordered(seed: int, profile: Profile) -> Scenario:
+    """As ``drawn``, in other orders: predictions of every kind, classes, many starts and interruptions."""
+    r = Random(seed)
+    plan = drawn(seed, profile)
+    load = plan.workload.model_dump(mode="json", exclude_none=True)
+    load["predictor"] = drawn_predictor(r, load["lengths"] == "natural")
+    load["priorities"] = {"shares": r.choice([[1.0], [0.2, 0.8], [0.3, 0.3, 0.4]])}
+    batcher = plan.batcher.model_dump() | {"order": drawn_order(r)}
+    sections = plan.model_dump(mode="json", exclude_unset=True) | {"workload": load, "batcher": batcher}
+    return Scenario.model_validate(sections)
+
+
+def drawn(seed: int, profile: Profile, **memory: Any) -> Scenario:
+    """``memory``: fields of that section beside the budget."""
     r = Random(seed)
     rows = r.choice([1, 2, 4, 8, 16])
     controller = drawn_controller(r)
@@ -105,7 +155,7 @@ def drawn(seed: int, profile: Profile) -> Scenario:
         "seed": seed,
         "controller": controller,
         "workload": drawn_workload(r),
-        "memory": {"budget_bytes": r.choice([12884, 13500, 14036, 20000, 30000, 100000, 300000])},
+        "memory": {"budget_bytes": r.choice([12884, 13500, 14036, 20000, 30000, 100000, 300000]), **memory},
         "batcher": {
             "max_batch": rows,
             "token_budget": max(rows, r.choice([rows, rows + 1, rows * 2, 64, 256])),
@@ -125,7 +175,7 @@ def drawn(seed: int, profile: Profile) -> Scenario:
     return scenario(profile, **sections)
 
 
-def drawn_pressed(seed: int, profile: Profile) -> Scenario:
+def drawn_pressed(seed: int, profile: Profile, **memory: Any) -> Scenario:
     """HELIOS that evaluates again and again in short memory: drains, refusals and evictions among its probes."""
     r = Random(seed)
     helios = {
@@ -153,7 +203,9 @@ def drawn_pressed(seed: int, profile: Profile) -> Scenario:
     load = {"requests": 60, "arrivals": arrivals, "order": "mix", "lengths": "forced", "tasks": tasks}
     budget = r.choice([13500, 14036, 16000, 18000, 20000, 24000, 300000])
     rows = {"max_batch": 8, "token_budget": r.choice([8, 64]), "watermark": r.choice([0.0, 0.01])}
-    return scenario(profile, seed=seed, controller=helios, workload=load, memory={"budget_bytes": budget}, batcher=rows)
+    return scenario(
+        profile, seed=seed, controller=helios, workload=load, memory={"budget_bytes": budget} | memory, batcher=rows
+    )
 
 
 def run(plan: Scenario, profile: Profile, max_stride: int) -> RunResults | str:
@@ -183,6 +235,29 @@ def test_any_stride_gives_the_same_tables(seeds: Sequence[int], profile: Profile
                 assert a.equals(b), f"seed {seed}, strides of {stride}: {name} differ"
             ran += 1
     assert ran >= len(seeds)
+
+
+@pytest.mark.parametrize("seeds", [range(first, first + 12) for first in range(0, 72, 12)], ids=str)
+def test_any_stride_in_any_order(seeds: Sequence[int], profile: Profile) -> None:
+    ran = interrupted = 0
+    for seed in seeds:
+        try:
+            plan = drawn_ordered(seed, profile)
+        except HelioSimError:
+            continue
+        single = run(plan, profile, 1)
+        for stride in (7, ANY_STRIDE):
+            other = run(plan, profile, stride)
+            if isinstance(single, str) or isinstance(other, str):
+                assert single == other, f"seed {seed}, strides of {stride}"
+                continue
+            for name in ("steps", "requests", "tokens", "events"):
+                a, b = getattr(other, name), getattr(single, name)
+                assert a.equals(b), f"seed {seed}, strides of {stride}: {name} differ"
+            ran += 1
+            interrupted += sum(single.requests["preemptions"].to_pylist())
+    assert ran >= len(seeds)
+    assert interrupted
 
 
 @pytest.mark.parametrize("seeds", [(184, 316, 1971), range(12), range(12, 24)], ids=str)

@@ -14,6 +14,7 @@ transformers = pytest.importorskip("transformers")
 
 from heliosim.engines.torch import TorchEngine  # noqa: E402
 from heliosim.errors import UnknownNameError  # noqa: E402
+from heliosim.exits.pricing import Counts, Row, parts_of, segment_ends  # noqa: E402
 from heliosim.registry import EXIT_BATCHING, SKIPPED_KV  # noqa: E402
 from heliosim.types import ExitRule  # noqa: E402
 from tests.contracts.test_torch_engine import (  # noqa: E402, F401
@@ -135,3 +136,33 @@ def test_unknown_names_say_what_is_known(engine: TorchEngine) -> None:
         served(engine, "opt", ExitRule("threshold", 0.5, "rebach"))
     with pytest.raises(UnknownNameError, match="propagate"):
         served(engine, "opt", ExitRule("threshold", 0.5, "full", "propagat"))
+
+
+@pytest.mark.parametrize(("name", "batching", "method"), list(product(ARCHITECTURES, BATCHINGS, METHODS)))
+def test_the_price_counts_what_the_engine_ran(engine: TorchEngine, name: str, batching: str, method: str) -> None:
+    """Tokens x layers and the deepest layer of every step, as the cost model sees them from its outcome."""
+    rule = rule_of(engine, name, batching, method, break_even=3.0)
+    engine.reset()
+    hand = Hand(engine, rule)
+    hand.load(name, 6)
+    asked, dones, worked = prompts((23, 9, 14, 30)), {}, 0
+    spec = engine.specs[name]
+    for i, prompt in enumerate(asked[:3]):
+        hand.submit(i, prompt, 14)
+    steps = 0
+    while hand.known:
+        steps += 1
+        if steps == 6:
+            hand.submit(3, asked[3], 14)
+        chosen = list(hand.known)
+        starts = [hand.computed.get(r, 0) for r in chosen]
+        rows = [Row(s, hand.known[r], dones.get(r)) for r, s in zip(chosen, starts, strict=True)]
+        is_decoding = all(row.start and row.end == row.start + 1 for row in rows)
+        outcome = hand.step()
+        exits = outcome.tokens.exit_layers if is_decoding else None
+        counts = Counts(len(rows), sum(row.end - row.start for row in rows), 0, 0, 0, 0)
+        parts, done = parts_of(rule, segment_ends(spec, 6), rows, exits, counts)
+        dones = dict(zip(chosen, done, strict=True)) if method == "recompute" else {}
+        worked += sum(shape.layers * shape.tokens for shape in (parts.first, *parts.deeper))
+        assert parts.layers_run == outcome.layers_run
+        assert worked == engine.work, f"step {steps}"

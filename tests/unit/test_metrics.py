@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from heliosim.formats.results import RunInfo, RunResults
+from heliosim.formats.results import Deployed, RunInfo, RunResults
 from heliosim.metrics import (
     METRICS,
     SCALARS,
@@ -30,6 +30,7 @@ INFO = RunInfo(
     scenario_hash="s",
     profile_hash="p",
     versions={"x": "1"},
+    deployed={"replica": Deployed(idle_w=3.0)},
 )
 M4, N2 = Placement("m", 4), Placement("n", 2)
 
@@ -88,8 +89,9 @@ def hand_run() -> RunResults:
     small = {"model": "n", "depth": 2, "weights_bytes": 50}
     r.step(step(3.0, 0.5, reason="switch", kv_used_bytes=20, **load, **small))
     emit(r, 5.0, N2, Tokens((0, 1), (2, 2), (0.7, 0.8), (-0.4, -0.5), (True, True)))
-    r.served(served(0, 0.0, 5.0, 3, admitted_s=1.0, first_token_s=2.0, placement=N2))
+    r.served(served(0, 0.0, 5.0, 3, admitted_s=1.0, first_token_s=2.0, placement=N2, predicted_tokens=4.0))
     changes: dict[str, Any] = {"prompt_tokens": 4, "is_probe": True, "preemptions": 1, "placement": N2}
+    changes |= {"priority": 1, "predicted_tokens": 4.5, "recomputed_tokens": 7}
     r.served(served(1, 1.5, 5.0, 2, admitted_s=2.0, first_token_s=3.0, **changes))
     r.step(step(4.0, 1.0, rows=2, layers_run=2, **small))
     r.event(5.0, "breach", {"costs": {"load": math.inf}, "n": 3})
@@ -149,11 +151,25 @@ EXPECTED: dict[str, float | None] = {
     "transitions": 1,
     "initial_load_s": 1.0,
     "load_s": 0.5,
+    "exposed_load_s": 0.5,
     "probe_request_share": 1 / 2,
     "probe_token_share": 1 / 5,
     "preemptions": 1,
     "energy_j": 10.0,
     "utilisation": 4.5 / 5,
+    "recomputed_tokens": 7,
+    "prediction_tau": -1.0,
+    "prediction_mae_tokens": (1 + 2.5) / 2,
+    "prefill_energy_j": 0.0,
+    "decode_energy_j": 4.0,
+    "load_energy_j": 4.0,
+    "probe_energy_j": 2.0,
+    "idle_energy_j": 3 * 0.5,
+    "joules_per_token": 10 / 5,
+    "joules_per_prompt": 10 / 2,
+    "wh_per_prompt": 10 / 2 / 3600,
+    "joules_per_token_with_idle": 11.5 / 5,
+    "wh_per_prompt_with_idle": 11.5 / 2 / 3600,
 }
 
 
@@ -250,8 +266,18 @@ def test_nothing_at_all_gives_no_numbers() -> None:
         "transitions",
     }
     for name in SCALARS:
-        expected = 0 if name in counts | {"preemptions"} else None
+        expected = 0 if name in counts | {"preemptions", "recomputed_tokens"} else None
         assert getattr(found, name) == expected, name
+
+
+def test_classes_are_told_apart(summary: Summary) -> None:
+    """Class 0: a request of 5 s and a refused one; class 1: one of 3.5 s."""
+    assert set(summary.by_class) == {0, 1}
+    assert summary.by_class[0]["requests"] == 2
+    assert summary.by_class[0]["mean_e2el_ms"] == 5000
+    assert summary.by_class[0]["mean_ttft_ms"] == 2000
+    assert summary.by_class[1]["mean_e2el_ms"] == summary.by_class[1]["p99_e2el_ms"] == 3500
+    assert summary.to_dict()["by_class"]["1"]["requests"] == 1
 
 
 def test_steps_without_a_finished_request() -> None:

@@ -122,3 +122,16 @@ def test_energy_is_power_times_a_requests_share_of_time(tmp_path: Path) -> None:
     figures = build(write_synthetic_profile(tmp_path / "p", energy=energy)).candidates["small"].offline[2]
     seconds = figures.ttft_s + 20 / figures.throughput_tok_per_s
     assert figures.energy_j == pytest.approx(50.0 * seconds)
+
+
+def test_a_load_beside_steps_costs_what_of_it_is_exposed(profile: Profile) -> None:
+    """Where both fit; where they do not, the whole load."""
+    old, new = Placement("large", 4), Placement("small", 6)
+    exposed, whole = (
+        build_repository(profile, tuple(MODELS), "cpu", 100_000, 8, 0.8, overlaps=o).load_seconds for o in (True, False)
+    )
+    kv = 100_000 - SMALL.weights_bytes(6)
+    assert exposed(old, new) == pytest.approx(LOAD_SECONDS["load"] + kv * LOAD_SECONDS["kv_byte"])
+    assert exposed(None, new) == whole(None, new)
+    tight = build_repository(profile, tuple(MODELS), "cpu", 8_000, 8, 0.8, overlaps=True).load_seconds
+    assert tight(old, new) > LOAD_SECONDS["load"] + SMALL.weights_bytes(6) * LOAD_SECONDS["weights_byte"]

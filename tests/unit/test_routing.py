@@ -98,3 +98,20 @@ def test_nobody_chooses_a_replica_that_is_down(name: str, turns: list[list[Seen]
         chosen = router.choose(request(k), seen)
         assert seen[chosen].is_up
         assert again.choose(request(k), seen) == chosen
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=9), st.sampled_from(["least-outstanding", "power-of-two"]))
+def test_counts_alone_suffice_where_all_are_up(counts: list[int], name: str) -> None:
+    one, other = built(name), built(name)
+    shown = [Seen(outstanding=count) for count in counts]
+    for k in range(20):
+        assert other.choose_among(request(k), counts) == one.choose(request(k), shown)  # type: ignore[attr-defined]
+
+
+@given(st.integers(1, 9), st.lists(st.integers(0, 30), max_size=4))
+def test_round_robin_deals_as_it_chooses(replicas: int, rounds: list[int]) -> None:
+    one, other = RoundRobin(), RoundRobin()
+    for requests in rounds:
+        chosen = [one.choose(request(k), [Seen()] * replicas) for k in range(requests)]
+        shares = [list(range(requests))[share] for share in other.deal(requests, replicas)]
+        assert shares == [[k for k, place in enumerate(chosen) if place == own] for own in range(replicas)]

@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from heliosim.engines.models.incoming import Awaited, Incoming
 from heliosim.engines.models.llama import Llama
 from heliosim.engines.models.opt import Opt
 from heliosim.engines.models.paged import KVShape
@@ -54,10 +55,48 @@ class HostModel:
         self.dtype = DTYPES[info.dtype]
         self.family: Opt | Llama = Opt(info) if info.architecture == "opt" else Llama(info)
         self.kv_shape = KVShape(info.heads, info.kv_heads, info.head_dim)
+        self.heads = tuple(info.head_widths)
+        self.held = info.spec.layers
+        self._is_pinned = is_pinned
+        self._flats: dict[tuple[str, int], Flat] = {}
         with _Reader(info) as reader:
-            self.base = self._read(info.base_parts(), reader, is_pinned, is_turned=False)
-            self.layers = [self._read(info.layer_parts(i), reader, is_pinned) for i in range(info.spec.layers)]
-            self.heads = {e: self._read(info.head_parts(e), reader, is_pinned) for e in info.head_widths}
+            self._flats = {piece: self._from_disk(*piece, reader) for piece in self._pieces(self.held)}
+
+    def _pieces(self, depth: int) -> list[tuple[str, int]]:
+        """What ``depth`` layers consist of; nothing of a model of which no layer is held."""
+        if not depth:
+            return []
+        heads = [("head", e) for e in self.heads if e <= depth]
+        return [("base", 0), *(("layer", i) for i in range(depth)), *heads]
+
+    def _from_disk(self, kind: str, number: int, reader: _Reader) -> Flat:
+        info = self.info
+        if kind == "base":
+            return self._read(info.base_parts(), reader, self._is_pinned, is_turned=False)
+        parts = info.layer_parts(number) if kind == "layer" else info.head_parts(number)
+        return self._read(parts, reader, self._is_pinned)
+
+    def flat(self, kind: str, number: int = 0) -> Flat:
+        """The base, a layer (from 0) or an exit's head: from host memory, or read from disk where it is not held."""
+        known = self._flats.get((kind, number))
+        if known is not None:
+            return known
+        with _Reader(self.info) as reader:
+            read = self._from_disk(kind, number, reader)
+        if (kind, number) in self._pieces(self.held):
+            self._flats[kind, number] = read
+        return read
+
+    def hold(self, depth: int) -> None:
+        """Keep the first ``depth`` layers in host memory, once they have come there; free the rest."""
+        self.held = depth
+        wanted = set(self._pieces(depth))
+        self._flats = {piece: flat for piece, flat in self._flats.items() if piece in wanted}
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of weights in host memory."""
+        return sum(flat.data.nbytes for flat in self._flats.values())
 
     def _read(self, parts: Sequence[Part], reader: _Reader, is_pinned: bool, *, is_turned: bool = True) -> Flat:
         """``is_turned``: matrices lie as [in, out]; products of few rows are a third faster so on a CPU."""
@@ -88,10 +127,13 @@ class HostModel:
 class Resident:
     """The part of a model that is on a device. ``nbytes`` is what it holds there, activations and KV apart."""
 
-    def __init__(self, host: HostModel, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, host: HostModel, device: torch.device, dtype: torch.dtype, arrival: Incoming | None = None
+    ) -> None:
+        """``arrival``: brings the base, and the layers to ``adopt``."""
         self.host, self.device, self.dtype = host, device, dtype
         self.family: Any = host.family  # typed loosely: a layer's type belongs to its family
-        self._base = host.base.copied(device, dtype)
+        self._base = host.flat("base").copied(device, dtype) if arrival is None else arrival.take("base", 0)
         self.base = self._base.views()
         self._unembed = self.base.get("head", self.base["embed"]).t()
         self._layers: list[Flat] = []
@@ -110,18 +152,38 @@ class Resident:
 
     def deepen(self, depth: int) -> None:
         """Copy the layers up to ``depth`` that are missing, and the exit heads with them."""
+        self.settle()
         for i in range(self.depth, depth):
-            flat = self.host.layers[i].copied(self.device, self.dtype)
+            flat = self.host.flat("layer", i).copied(self.device, self.dtype)
             self._layers.append(flat)
             self.layers.append(self.family.bind(flat.views()))
-        for exit_layer, head in self.host.heads.items():
+        for exit_layer in self.host.heads:
             if exit_layer <= depth and exit_layer not in self.heads:
-                flat = head.copied(self.device, self.dtype)
+                flat = self.host.flat("head", exit_layer).copied(self.device, self.dtype)
                 self._heads[exit_layer] = flat
                 self.heads[exit_layer] = flat.views()
 
+    def adopt(self, arrival: Incoming) -> None:
+        """Take over layers that are arriving: each is waited for when it is first used. ``settle`` ends that."""
+
+        def bound(i: int) -> Any:
+            flat = arrival.take("layer", i)
+            self._layers.append(flat)
+            if i + 1 in arrival.heads:
+                self._heads[i + 1] = arrival.take("head", i + 1)
+                self.heads[i + 1] = self._heads[i + 1].views()
+            return self.family.bind(flat.views())
+
+        self.layers = Awaited(list(self.layers), bound, arrival.depth)
+
+    def settle(self) -> None:
+        """Wait for every layer that is arriving."""
+        if isinstance(self.layers, Awaited):
+            self.layers = [self.layers[i] for i in range(len(self.layers))]
+
     def drop(self, depth: int) -> None:
         """Free the layers and heads behind ``depth``."""
+        self.settle()
         del self._layers[depth:], self.layers[depth:]
         for exit_layer in [e for e in self.heads if e > depth]:
             del self._heads[exit_layer], self.heads[exit_layer]

@@ -112,6 +112,7 @@ class Walk:
         self.left = Left.none_of(sum(emits))
         self._place = {row: k for k, row in enumerate(i for i, is_emitting in enumerate(emits) if is_emitting)}
         self._stopped: list[_Stopped] = []
+        self.work = 0  # tokens x layers
         self._asked_at = 0
         self._answers: dict[int, tuple[float, int]] = {}
         """Of rows that were asked last and did not leave: log-probability and id of the token they would have said."""
@@ -135,6 +136,7 @@ class Walk:
                 run, h = self._next_pass(segment, walking, run, h)
             for i in range(layers_run, end):
                 h = self.resident.family.layer(self.resident.layers[i], h, run, self.kv.layers[i])
+            self.work += run.tokens * (end - layers_run)
             layers_run = end
             for row in walking:
                 self._dones[row][segment] = self.rows[row].start + self.rows[row].count
