@@ -49,3 +49,25 @@ def test_the_cliff() -> None:
     assert deep[0].tok_per_s == pytest.approx(10_000)
     assert deep[0].lost == pytest.approx(0.75)
     assert cliff(MODEL, cost, budget, (32,), 1000)[0].wanted == 100  # no further than the costs reach
+
+
+def test_the_command_fits_80_columns_and_names_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from heliosim.cli import app
+    from heliosim.errors import InputError
+
+    monkeypatch.setenv("COLUMNS", "80")
+    done = CliRunner().invoke(app, ["profile", "memory", "llama2-a100-80gb", "--context", "1024,4096"])
+    assert done.exit_code == 0, done.output
+    assert max(map(len, done.output.splitlines())) <= 80
+    assert "derived, not measured" in done.output
+    assert "the profile knows no activations" in " ".join(done.output.split())
+    for options, said in (
+        (["tiny-opt-cpu"], "names no device memory"),
+        (["llama2-a100-80gb", "--context", "x"], "must be whole numbers"),
+        (["llama2-a100-80gb", "--budget", "much"], "--budget"),
+    ):
+        failed = CliRunner().invoke(app, ["profile", "memory", *options])
+        assert isinstance(failed.exception, InputError)
+        assert said in str(failed.exception)
