@@ -12,6 +12,7 @@ from heliosim import __version__, cli_profile
 from heliosim.cli_behaviour import behaviour_app
 from heliosim.cli_exits import exits_app
 from heliosim.cli_plan import max_rate, plan
+from heliosim.cli_reproduce import reproduce
 from heliosim.cli_statistics import Asked, HalfWidth, Jobs, ProfileUncertainty, Replications, add_statistics
 from heliosim.cli_sweep import sweep
 from heliosim.cli_trace import trace_app
@@ -38,7 +39,7 @@ app.add_typer(trace_app, name="trace", help="Make, import and describe request t
 app.add_typer(exits_app, name="exits", help="Exit batching and skipped-KV methods: speed beside quality.")
 app.add_typer(behaviour_app, name="behaviour", help="Exits without weights: synthesize, import and show behaviour.")
 
-GO_ON = (["sweep"], ["tune"], ["plan"], ["max-rate"], ["statistics", "coverage"])
+GO_ON = (["reproduce"], ["sweep"], ["tune"], ["plan"], ["max-rate"], ["statistics", "coverage"])
 """Commands that keep what they did when they are interrupted, and go on from there."""
 Models = Annotated[str, typer.Option(help="Shipped names or local checkpoint folders, separated by commas.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -262,6 +263,7 @@ def example(
 
 app.command()(plan)
 app.command("max-rate")(max_rate)
+app.command()(reproduce)
 
 
 @app.command()

@@ -204,7 +204,14 @@ def model_facts(model: ComposedModel, budget_bytes: int) -> ModelFacts:
         max_context=model.max_context,
         vocabulary=model.vocabulary,
         step={"wall": step},
-        load={"wall": LoadFit(seconds_per=dict(model.load_seconds_per), loads=0, median_abs_error=None)},
+        load={
+            "wall": LoadFit(
+                seconds_per=dict(model.load_seconds_per),
+                loads=0,
+                median_abs_error=None,
+                seconds_per_byte={"disk": model.disk_seconds_per_byte},
+            )
+        },
         largest_batch=(),
         memory=MemoryFacts(activation_bytes_per_token=model.activation_bytes_per_token),
     )

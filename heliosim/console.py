@@ -168,6 +168,25 @@ def print_summary(run: RunResults | LiveRun, slo: Slo | None) -> None:
     if results.info.quality_unknown:
         console().print(f"[yellow]{quality_line(results.info.quality_unknown)}[/]")
     print_details(results, summary)
+    if (noise := _noise_of(results)) is not None:
+        console().print(noise)
+
+
+def _noise_of(results: RunResults) -> str | None:
+    """What is to be said of the evaluations of a simulated HELIOS run; None of any other."""
+    from heliosim.errors import HelioSimError
+    from heliosim.evaluation_noise import evaluation_noise, noise_line
+    from heliosim.profile_view import open_profile
+
+    scenario = results.scenario
+    kinds = (scenario.get("controller", {}).get("kind"), results.info.mode, scenario.get("fleet"))
+    if kinds != ("helios", "simulated", None):
+        return None
+    try:
+        profile = open_profile(str(scenario["profile"]))
+    except HelioSimError:
+        return None  # a run may be looked at where its profile is not
+    return noise_line(evaluation_noise(results, profile))
 
 
 def quality_line(methods: str) -> str:

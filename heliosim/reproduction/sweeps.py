@@ -1,0 +1,273 @@
+"""Rows about directions: sweeps and ablations of the OPT pair. The paper's, and those it does not have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from heliosim.reproduction.inputs import LARGE, SMALL
+from heliosim.reproduction.rows import (
+    Answer,
+    Check,
+    Experiment,
+    Plot,
+    Row,
+    Runs,
+    Series,
+    flatter,
+    greater,
+    samples,
+    series_of,
+    value_of,
+)
+from heliosim.reproduction.systems import ALONE_SMALL, ASSUMED, HELIOS, SIMULATED, alone, helios
+
+RATE, PERPLEXITY = "per_request_tok_per_s", "perplexity"
+THRESHOLDS = (0.6, 0.7, 0.8, 0.9, 0.95)
+INTERVALS = (50, 100, 150, 200, 250)
+BREACHES = (30, 40, 50, 60, 70)
+WINDOWS = (50, 100, 200, 400)
+COVERAGES = (0.5, 0.6, 0.7, 0.8, 0.9)
+CANDIDATES: tuple[tuple[str, list[str]], ...] = (
+    ("OPT-1.3B", [SMALL]),
+    ("OPT-6.7B", [LARGE]),
+    ("both", [SMALL, LARGE]),
+)
+TOK = "tokens per second"
+"""Mean over requests of their decode rates, as in the row of throughput."""
+
+
+def line(runs: Runs, name: str, xs: Sequence[float], of: Callable[[float], Experiment], metric: str = RATE) -> Series:
+    return series_of(name, [(x, samples(runs, of(x), metric)) for x in xs])
+
+
+def of_threshold(system: str) -> Callable[[float], Experiment]:
+    if system == "HELIOS":
+        return lambda x: helios(threshold=x)
+    return lambda x: alone(system == "OPT-1.3B", threshold=x)
+
+
+def thresholds(runs: Runs) -> Answer:
+    """Throughput against TH; the change from the lowest to the highest, relative to the lowest."""
+    names = ("OPT-1.3B", "OPT-6.7B", "HELIOS")
+    ends = {n: [samples(runs, of_threshold(n)(x), RATE) for x in (THRESHOLDS[0], THRESHOLDS[-1])] for n in names}
+    change = {n: [b / a - 1 for a, b in zip(*ends[n], strict=True)] for n in names}
+    checks = [greater(f"{n} falls as TH rises", ends[n][0], ends[n][1]) for n in names[:2]]
+    checks += [flatter(f"HELIOS changes less than {n}", change["HELIOS"], change[n]) for n in names[:2]]
+    return Answer(
+        checks=tuple(checks),
+        plots=(Plot("Threshold TH", "TH", TOK, tuple(line(runs, n, THRESHOLDS, of_threshold(n)) for n in names)),),
+        beside=tuple(value_of(f"{n}: change from TH 0.6 to 0.95, %", [100 * x for x in change[n]]) for n in names),
+    )
+
+
+def of_interval(x: float) -> Experiment:
+    return helios(reassess_interval=int(x))
+
+
+def intervals(runs: Runs) -> Answer:
+    """Throughput against RI: best at 50, falling."""
+    of = {x: samples(runs, of_interval(x), RATE) for x in INTERVALS}
+    checks = [
+        greater("RI 50 is faster than RI 150", of[50], of[150]),
+        greater("RI 150 is faster than RI 250", of[150], of[250]),
+        greater("RI 50 is faster than RI 250", of[50], of[250]),
+    ]
+    return Answer(
+        checks=tuple(checks),
+        plots=(Plot("Re-assessment interval RI", "requests", TOK, (line(runs, "HELIOS", INTERVALS, of_interval),)),),
+        beside=tuple(value_of(f"RI {x}", of[x]) for x in INTERVALS),
+    )
+
+
+SWITCH_ONLY, LOAD_ONLY = helios(use_load=False), helios(use_switch=False)
+
+
+def reactions(runs: Runs) -> Answer:
+    """Which reaction is allowed: speed and perplexity."""
+    named = (("switch only", SWITCH_ONLY), ("both", HELIOS), ("load only", LOAD_ONLY))
+    rate = {n: samples(runs, x, RATE) for n, x in named}
+    ppl = {n: samples(runs, x, PERPLEXITY) for n, x in named}
+    checks = (
+        greater("switch only is faster than both", rate["switch only"], rate["both"]),
+        greater("both is faster than load only", rate["both"], rate["load only"]),
+        greater("switch only has a worse perplexity than both", ppl["switch only"], ppl["both"]),
+        greater("both has a worse perplexity than load only", ppl["both"], ppl["load only"]),
+    )
+    beside = [value_of(f"{n}, {TOK}", rate[n]) for n, _ in named] + [
+        value_of(f"{n}, perplexity", ppl[n]) for n, _ in named
+    ]
+    return Answer(checks=checks, beside=tuple(beside))
+
+
+SWITCHES = ("use_evaluation", "use_greedy_depth", "use_load", "use_switch", "use_reassess")
+
+
+def ablations(runs: Runs) -> Answer:
+    """Each mechanism off: what changes."""
+    beside = [value_of(f"HELIOS, {TOK}", samples(runs, HELIOS, RATE))]
+    beside.append(value_of("HELIOS, perplexity", samples(runs, HELIOS, PERPLEXITY)))
+    for name in SWITCHES:
+        off = helios(**{name: False})
+        beside.append(value_of(f"{name}: false, {TOK}", samples(runs, off, RATE)))
+        beside.append(value_of(f"{name}: false, perplexity", samples(runs, off, PERPLEXITY)))
+    ours = samples(runs, HELIOS, RATE)
+    whole = samples(runs, helios(use_greedy_depth=False), RATE)
+    kept = samples(runs, helios(use_reassess=False), RATE)
+    checks = (
+        greater("without greedy depth it is slower", ours, whole),
+        greater("without re-assessment it is slower", ours, kept),
+        greater(
+            "without reactions perplexity is worse than with loads only",
+            samples(runs, helios(use_load=False, use_switch=False), PERPLEXITY),
+            samples(runs, LOAD_ONLY, PERPLEXITY),
+        ),
+    )
+    return Answer(checks=checks, beside=tuple(beside))
+
+
+SAME = helios(candidates=(SMALL,), use_greedy_depth=False)
+KEPT = ("duration", "output_throughput", RATE, PERPLEXITY, "token_weighted_tpot_ms", "mean_ttft_ms", "p99_e2el_ms")
+
+
+def identity(runs: Runs) -> Answer:
+    """HELIOS with one candidate at full depth against early exit alone: the same run, figure by figure."""
+    pairs = list(zip(runs[SAME], runs[ALONE_SMALL], strict=True))
+    same = [all(a.get(k) == b.get(k) for k in KEPT) for a, b in pairs]
+    return Answer(
+        checks=(Check("every figure is the same to the last bit", 0.0, 0.0, 0.0, sum(same) / len(same), all(same)),)
+    )
+
+
+def _sweep(
+    title: str, x_title: str, xs: Sequence[float], of: Callable[[float], Experiment]
+) -> Callable[[Runs], Answer]:
+    def compute(runs: Runs) -> Answer:
+        return Answer(
+            plots=(
+                Plot(title, x_title, TOK, (line(runs, "HELIOS", xs, of),)),
+                Plot(f"{title}: perplexity", x_title, "perplexity", (line(runs, "HELIOS", xs, of, PERPLEXITY),)),
+            ),
+            beside=tuple(
+                v
+                for x in xs
+                for v in (
+                    value_of(f"{x:g}, {TOK}", samples(runs, of(x), RATE)),
+                    value_of(f"{x:g}, perplexity", samples(runs, of(x), PERPLEXITY)),
+                )
+            ),
+        )
+
+    return compute
+
+
+def of_breaches(x: float) -> Experiment:
+    return helios(max_breaches=int(x))
+
+
+def of_window(x: float) -> Experiment:
+    return helios(window_tokens=int(x), max_breaches=int(x) // 2)
+
+
+def of_coverage(x: float) -> Experiment:
+    return helios(coverage=x)
+
+
+def of_candidates(x: float) -> Experiment:
+    return helios(candidates=tuple(CANDIDATES[int(x)][1]))
+
+
+def candidates(runs: Runs) -> Answer:
+    beside = []
+    for number, (name, _) in enumerate(CANDIDATES):
+        beside.append(value_of(f"{name}, {TOK}", samples(runs, of_candidates(number), RATE)))
+        beside.append(value_of(f"{name}, perplexity", samples(runs, of_candidates(number), PERPLEXITY)))
+    return Answer(beside=tuple(beside))
+
+
+def _row(
+    name: str, claim: str, compute: Callable[[Runs], Answer], needs: Sequence[Experiment], *, is_ours: bool = False,
+    remark: str = "",
+) -> Row:  # fmt: skip
+    return Row(
+        name,
+        claim,
+        "shape",
+        "",
+        compute,
+        inputs=SIMULATED,
+        assumptions=ASSUMED,
+        needs=tuple(dict.fromkeys(needs)),
+        remark=remark,
+        is_ours=is_ours,
+    )
+
+
+ROWS = (
+    _row(
+        "th-sweep",
+        "TH: baselines fall as it rises, HELIOS nearly flat",
+        thresholds,
+        [of_threshold(n)(x) for n in ("OPT-1.3B", "OPT-6.7B", "HELIOS") for x in THRESHOLDS],
+        remark=(
+            "HELIOS is not flat here. A partial model's speed does not depend on TH, but its breaches do: a stricter "
+            "TH makes "
+            "unsure tokens more frequent, CBCmax is passed earlier, and more tokens are served by the full model. It "
+            "is flat "
+            "only where breaches stay far from CBCmax."
+        ),
+    ),
+    _row("ri-sweep", "RI 50 to 250: best at 50, falling", intervals, [of_interval(x) for x in INTERVALS]),
+    _row(
+        "ld-sw",
+        "LD and SW: switch only fastest and worst perplexity, load only the reverse, both in between",
+        reactions,
+        (SWITCH_ONLY, HELIOS, LOAD_ONLY),
+    ),
+    _row(
+        "ablations",
+        "each mechanism off",
+        ablations,
+        (
+            HELIOS,
+            *(helios(**{name: False}) for name in SWITCHES),
+            helios(use_load=False, use_switch=False),
+            LOAD_ONLY,
+        ),
+        is_ours=True,
+    ),
+    _row(
+        "identity",
+        "HELIOS with one candidate at full depth is early exit alone",
+        identity,
+        (SAME, ALONE_SMALL),
+        is_ours=True,
+    ),
+    _row(
+        "cbc-sweep",
+        "CBCmax 30 to 70",
+        _sweep("Breaches allowed (CBCmax)", "breaches in 100 tokens", BREACHES, of_breaches),
+        [of_breaches(x) for x in BREACHES],
+        is_ours=True,
+    ),
+    _row(
+        "window-sweep",
+        "window 50 to 400 tokens, CBCmax half of it",
+        _sweep("Window", "tokens", WINDOWS, of_window),
+        [of_window(x) for x in WINDOWS],
+        is_ours=True,
+    ),
+    _row(
+        "q-sweep",
+        "q 0.5 to 0.9",
+        _sweep("Coverage q", "q", COVERAGES, of_coverage),
+        [of_coverage(x) for x in COVERAGES],
+        is_ours=True,
+    ),
+    _row(
+        "candidates-sweep",
+        "candidates: one model or both",
+        candidates,
+        [of_candidates(k) for k in range(len(CANDIDATES))],
+        is_ours=True,
+    ),
+)
