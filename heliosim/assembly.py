@@ -18,7 +18,7 @@ from heliosim.serving.loading import HostTier, Loading
 from heliosim.serving.memory import MemoryPool
 from heliosim.serving.ordered_batcher import OrderedBatcher
 from heliosim.serving.ordering import Fcfs
-from heliosim.serving.repository import Repository
+from heliosim.serving.repository import Limits, Repository
 from heliosim.serving.server import Server, require_placeable
 from heliosim.types import ExitBatching, ExitRule, ModelSpec
 
@@ -95,6 +95,15 @@ def _break_evens(scenario: Scenario, profile: Profile) -> Callable[[str, ExitRul
     return at
 
 
+def _limits(scenario: Scenario) -> Limits:
+    """The scenario's limits per request, as far as a repository has figures for them."""
+    slo = scenario.slo
+    if slo is None:
+        return Limits()
+    ttft_ms, tpot_ms = slo.ttft_ms, slo.tpot_ms
+    return Limits(None if ttft_ms is None else ttft_ms / 1e3, None if tpot_ms is None else tpot_ms / 1e3)
+
+
 def repositories(scenario: Scenario, profile: Profile) -> Repositories:
     """Offline figures, worked out once for each threshold and batch rule that is asked for."""
 
@@ -111,6 +120,7 @@ def repositories(scenario: Scenario, profile: Profile) -> Repositories:
             batching,
             loads=load_costs(scenario, profile),
             overlaps=scenario.memory.loads == "overlapped",
+            limits=_limits(scenario),
         )
 
     return at

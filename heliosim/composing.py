@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -137,6 +138,7 @@ def _outside(wanted: Sequence[Wanted], device: Device, allow_extrapolation: bool
         for matrix in (*w.architecture.matrices(w.tp), w.architecture.head_matrix(w.tp)):
             for axis, value in (("n", matrix.n), ("k", matrix.k)):
                 low, high = ranges.get(axis, (value, value))
+                high = math.inf if axis == "n" else high  # wider ones are several products, see Kernels.gemm
                 if not low <= value <= high:
                     found.append(f"{w.name}, {matrix.name}: {axis} = {value}, curves from {low:g} to {high:g}")
         if w.tp > 1 and not min(gpus) <= w.tp <= max(gpus):
@@ -187,7 +189,14 @@ def model_facts(model: ComposedModel, budget_bytes: int) -> ModelFacts:
         max_context=model.max_context,
         vocabulary=model.vocabulary,
         step={"wall": step},
-        load={"wall": LoadFit(seconds_per=dict(model.load_seconds_per), loads=0, median_abs_error=None)},
+        load={
+            "wall": LoadFit(
+                seconds_per=dict(model.load_seconds_per),
+                loads=0,
+                median_abs_error=None,
+                seconds_per_byte={"disk": model.disk_seconds_per_byte},
+            )
+        },
         largest_batch=(),
     )
     return facts.model_copy(update={"largest_batch": largest_batches(facts, budget_bytes)})

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from heliosim.behaviour import ANY_SOURCE, Behaviour, source_name
 from heliosim.costs import StepCost, layers_run, load_seconds, load_terms, shape_of
 from heliosim.formats.profile import ClockName, Profile
-from heliosim.serving.repository import Candidate, Performance, Repository
+from heliosim.serving.repository import Candidate, Limits, Performance, Repository
 from heliosim.types import (
     Batch,
     ExitBatching,
@@ -41,6 +41,7 @@ def build_repository(
     *,
     loads: Mapping[str, Mapping[str, float]] | None = None,
     overlaps: bool = False,
+    limits: Limits | None = None,
 ) -> Repository:
     """Candidates with offline figures, and the expected cost of changing placement.
 
@@ -73,7 +74,7 @@ def build_repository(
         )
         for name in names
     }
-    return Repository(candidates, budget_bytes, expected_load)
+    return Repository(candidates, budget_bytes, expected_load, limits or Limits())
 
 
 def _candidate(
@@ -101,18 +102,19 @@ def _candidate(
         rows = max(1, min(rows, max_batch, cost.max_rows))
         rule = full_rule if is_full else ExitRule("greedy", threshold)
         source = source_name(Placement(spec.name, depth), rule, spec.layers)
-        decode = _decode_seconds(spec, cost, depth, rule, shares, rows, context)
-        prefill = _prefill_seconds(spec, cost, depth, rule, prompt)
+        decode = decode_seconds(spec, cost, depth, rule, shares, rows, context)
+        prefill = prefill_seconds(spec, cost, depth, rule, prompt)
         offline[depth] = Performance(
             throughput_tok_per_s=rows / decode,
             ttft_s=prefill,
             perplexity=behaviour.perplexity(spec.name, depth, source, threshold if is_full else None),
-            energy_j=None if power is None else _request_j(power, prefill, output * decode / rows),
+            energy_j=None if power is None else request_j(power, prefill, output * decode / rows),
+            tpot_s=decode,
         )
     return Candidate(spec, offline, shares)
 
 
-def _request_j(power: StepPower, prefill_s: float, decode_s: float) -> float:
+def request_j(power: StepPower, prefill_s: float, decode_s: float) -> float:
     """Energy of a request that is read alone and decoded in a full batch, of which it bears its share."""
     return power.decode_w * (prefill_s + decode_s) + (power.prefill_w - power.decode_w) * prefill_s
 
@@ -121,7 +123,7 @@ def _mean(values: list[int]) -> int:
     return max(1, round(math.fsum(values) / max(1, len(values))))
 
 
-def _decode_seconds(
+def decode_seconds(
     spec: ModelSpec, cost: StepCost, depth: int, rule: ExitRule, shares: dict[int, float], rows: int, context: int
 ) -> float:
     """Expected seconds of one decode step; under a threshold, over the distribution of the batch's deepest exit."""
@@ -146,7 +148,7 @@ def _typical_exits(shares: dict[int, float], deepest: int, rows: int) -> list[in
     return exits + [deepest] * (rows - len(exits))
 
 
-def _prefill_seconds(spec: ModelSpec, cost: StepCost, depth: int, rule: ExitRule, prompt: int) -> float:
+def prefill_seconds(spec: ModelSpec, cost: StepCost, depth: int, rule: ExitRule, prompt: int) -> float:
     return _step_seconds(spec, cost, depth, rule, [depth], [0], [prompt])
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from heliosim.errors import InputError, UnknownNameError
 from heliosim.serving.controller import Controller, Note
 from heliosim.serving.kinds import Context, check_exit_numbers
-from heliosim.serving.repository import Evaluation, Objective, Performance, PhtRow, Repository, scaled
+from heliosim.serving.repository import Evaluation, Limits, Objective, Performance, PhtRow, Repository, scaled
 from heliosim.types import (
     Directive,
     ExitBatching,
@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 class HeliosParameters:
     """Every default and open point of the system (P: the paper's, C: our choice).
 
-    ``threshold`` TH (C 0.8) · ``probe_requests`` live requests per candidate (P 5) · ``max_candidates`` K (P 3) ·
+    ``threshold`` TH (C 0.8) · ``shortlist_by_slo``
+    (C false), ``max_perplexity`` and ``longest_request`` (tokens of prompt and output; C none): what candidates must
+    meet to be shortlisted · ``probe_requests`` live requests per candidate (P 5) · ``max_candidates`` K (P 3) ·
     ``coverage`` q, share of profiled tokens the greedy depth must cover (C 0.70) · ``window_tokens`` (P 100) ·
     ``max_breaches`` CBCmax (P 50) · ``window`` kind (C sliding) · ``reassess_interval`` RI in served requests (P 150) ·
     ``probes_count`` whether evaluation requests count towards RI (C true) · ``load_step`` LD to the full model, to the
@@ -51,6 +53,9 @@ class HeliosParameters:
     objective: Objective = "throughput"
     candidates: tuple[str, ...] = ()
     max_candidates: int = 3
+    shortlist_by_slo: bool = False
+    max_perplexity: float | None = None
+    longest_request: int | None = None
     threshold: float = 0.8
     probe_requests: int = 5
     coverage: float = 0.70
@@ -75,13 +80,14 @@ class HeliosParameters:
     def __post_init__(self) -> None:
         least = {
             "max_candidates": 1,
+            "longest_request": 1,
             "probe_requests": 1,
             "window_tokens": 1,
             "max_breaches": 0,
             "reassess_interval": 1,
         }
         for name, smallest in least.items():
-            if getattr(self, name) < smallest:
+            if getattr(self, name) is not None and getattr(self, name) < smallest:
                 problem = f"must be at least {smallest}"
                 raise InputError(f"controller.{name}", getattr(self, name), problem, "Correct the value.")
         check_exit_numbers(self.quorum, self.break_even)
@@ -233,13 +239,15 @@ class Helios:
 
     def __post_init__(self) -> None:
         p = self.parameters
-        self.candidates = self.repository.shortlist(p.objective, p.max_candidates, p.candidates)
+        self.shortlist = self.repository.shortlist(p.objective, p.max_candidates, p.candidates, self._limits())
+        self.candidates = self.shortlist.names
         if not self.candidates:
             raise InputError(
                 "controller.candidates",
                 list(p.candidates) or "all",
-                f"no candidate fits the memory budget of {self.repository.budget_bytes:,} B fully loaded",
-                "Raise memory.budget_bytes or name a smaller model.",
+                f"no candidate fits the memory budget of {self.repository.budget_bytes:,} B fully loaded and what is "
+                f"asked of it: {'; '.join(self.shortlist.explain())}",
+                "Raise memory.budget_bytes or the limits, or name a smaller model.",
             )
         if p.objective == "energy" and any(
             perf.energy_j is None
@@ -261,7 +269,8 @@ class Helios:
         self._is_draining = False
         self._served_since = 0
         self._tokens_since = 0
-        self._note("shortlist", candidates=self.candidates, objective=p.objective)
+        refused = dict(self.shortlist.refused)
+        self._note("shortlist", candidates=self.candidates, objective=p.objective, refused=refused)
         if p.use_evaluation:
             self._start_evaluation()
         else:
@@ -320,6 +329,18 @@ class Helios:
         notes, self._notes = self._notes, []
         return notes
 
+    # -- step 1: shortlist ----------------------------------------------------------------------------------------
+
+    def _limits(self) -> Limits:
+        """What candidates must meet: the scenario's SLO where it counts, and the controller's own floors."""
+        p, own = self.parameters, self.repository.limits
+        return Limits(
+            own.ttft_s if p.shortlist_by_slo else None,
+            own.tpot_s if p.shortlist_by_slo else None,
+            p.max_perplexity,
+            p.longest_request,
+        )
+
     # -- step 2: evaluate -----------------------------------------------------------------------------------------
 
     def _start_evaluation(self) -> None:
@@ -375,6 +396,7 @@ class Helios:
             ttft_s=live.ttft_s,
             perplexity=live.perplexity,
             partial_throughput_tok_per_s=partial.throughput_tok_per_s,
+            standard_error=self._evaluation.standard_errors(),
         )
 
     def _fill_from_repository(self) -> None:

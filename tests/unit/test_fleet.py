@@ -18,6 +18,7 @@ from heliosim.fleet import NO_REPLICA, FleetRun, Outage
 from heliosim.fleet_tables import merged
 from heliosim.recorder import TableRecorder, Tables
 from heliosim.replica import Life
+from heliosim.runs import ANY_STRIDE
 from heliosim.serving.routing import LeastKv, LeastOutstanding, ReplicaStatus, RoundRobin, Router
 from heliosim.types import Arrival, Request
 from heliosim.workload import Body, ClosedLoop, OpenLoop, Source
@@ -59,7 +60,8 @@ def fleet(
         return life
 
     members = [(f"r-{k}", begin(f"r-{k}")) for k in range(count)]
-    return FleetRun(members, router or RoundRobin(), source, outages, recorder=TableRecorder(replica=None), gaps=gaps)
+    nobody, chosen = TableRecorder(replica=None), router or RoundRobin()
+    return FleetRun(members, chosen, source, outages, recorder=nobody, gaps=gaps, may_hurry=max_stride > 1)
 
 
 def tables(run: FleetRun) -> Tables:
@@ -203,7 +205,8 @@ def test_a_router_that_chooses_who_is_down_is_told() -> None:
         fleet(2, OpenLoop([arrival(0, 2.0)]), Stubborn(), [Outage(0, 1.0, None)]).run()
 
 
-def test_a_status_is_read_only_and_counts_what_is_under_way() -> None:
+@pytest.mark.parametrize("max_stride", [1000, ANY_STRIDE])
+def test_a_status_is_read_only_and_counts_what_is_under_way(max_stride: int) -> None:
     seen: list[tuple[int, int, int, int]] = []
 
     class Watching:
@@ -215,14 +218,15 @@ def test_a_status_is_read_only_and_counts_what_is_under_way() -> None:
             return 0
 
     arrivals = [arrival(0, 0.0, prompt=20, output=60), arrival(1, 3.0), arrival(2, 3.01), arrival(3, 3.02)]
-    run = fleet(1, OpenLoop(arrivals), Watching(), engine=simulated, max_stride=1000)
+    run = fleet(1, OpenLoop(arrivals), Watching(), engine=simulated, max_stride=max_stride)
     run.run()
     block = 16 * 6 * 2
     # at 3 s a step of 39 tokens ends; at 3.01 s the prompt of request 1 is read; request 2 waits behind that step
     assert seen == [(0, 0, 0, 0), (1, 0, 1, 3 * block), (2, 0, 2, 5 * block), (3, 1, 2, 5 * block)]
 
 
-def test_a_status_is_true_in_the_middle_of_a_stride() -> None:
+@pytest.mark.parametrize("max_stride", [1000, ANY_STRIDE])
+def test_a_status_is_true_in_the_middle_of_a_stride(max_stride: int) -> None:
     """Replica 0 reads 20 tokens up to 0.625 s, then decodes; its step from 2.125 s on takes the third block."""
     seen: list[tuple[float, int, int, int]] = []
 
@@ -234,7 +238,7 @@ def test_a_status_is_true_in_the_middle_of_a_stride() -> None:
 
     arrivals = [arrival(0, 0.0, prompt=20, output=60), arrival(1, 0.0, prompt=20, output=16)]
     arrivals += [arrival(k, t) for k, t in enumerate((0.5625, 0.625, 2.0, 2.125, 2.25, 2.375, 2.5), 2)]
-    ran(2, OpenLoop(arrivals), Watching(), engine=simulated, max_stride=1000, gaps=100.0)
+    ran(2, OpenLoop(arrivals), Watching(), engine=simulated, max_stride=max_stride, gaps=100.0)
     assert seen[2:] == [
         (0.5625, 2, 2, 4), (0.625, 2, 2, 4), (2.0, 2, 2, 4), (2.125, 2, 2, 4), (2.25, 2, 2, 6), (2.375, 2, 2, 6),
         (2.5, 1, 1, 3),

@@ -12,9 +12,9 @@ from heliosim.drive import Finished
 from heliosim.errors import InputError
 from heliosim.recorder import TableRecorder
 from heliosim.serving.helios import BreachCounter, BreachGuard, Helios, HeliosParameters
-from heliosim.serving.repository import Candidate, Evaluation, Performance, Repository
+from heliosim.serving.repository import Candidate, Evaluation, Limits, Performance, Repository
 from heliosim.simulate import simulate_server
-from heliosim.types import Load, Placement, Run, Stride, StrideStep, Tokens
+from heliosim.types import Load, Placement, Run, StepPower, Stride, StrideStep, Tokens
 from heliosim.workload import OpenLoop
 from tests.helpers import StubEngine, arrival, server, spec
 
@@ -166,6 +166,47 @@ def test_candidates_that_do_not_fit_are_left_out_and_none_is_an_error() -> None:
         Helios(repository(budget=3_000), HeliosParameters())
 
 
+@pytest.mark.parametrize(
+    ("limits", "left_out", "reason"),
+    [
+        (Limits(), None, ""),
+        (Limits(ttft_s=0.005), "large", "TTFT of 6.7 ms at best, 5.0 ms asked for"),
+        (Limits(perplexity=2.0), None, ""),
+        (Limits(longest_tokens=400), "large", "no KV for a request of 400 tokens"),
+    ],
+    ids=str,
+)
+def test_limits_make_the_shortlist(limits: Limits, left_out: str | None, reason: str) -> None:
+    """large answers in 1 / 150 s at best; its 12,500 B leave 7,500 B: 19 blocks of 384 B, 304 tokens."""
+    found = repository(budget=20_000).shortlist("throughput", 3, (), limits)
+    assert found.names == [n for n in ("small", "large") if n != left_out]
+    assert list(found.refused) == ([left_out] if left_out else [])
+    assert reason in "".join(found.refused.values())
+    assert found.explain()[0].startswith(f"{found.names[0]}: candidate 1")
+
+
+def test_every_model_that_is_no_candidate_is_told_why() -> None:
+    other = Candidate(replace(LARGE, name="other", vocabulary="w"), repository().candidates["large"].offline, {4: 1.0})
+    repo = Repository({**repository().candidates, "other": other}, 100_000, lambda old, new: 0.0)
+    found = repo.shortlist("throughput", 1)
+    assert found.names == ["small"]
+    assert found.refused["large"] == "not among the 1 best by throughput"
+    assert found.refused["other"] == "another tokenizer or vocabulary than small, the best by throughput"
+    named = repo.shortlist("throughput", 3, ("large",))
+    assert named.refused["small"] == "not among the scenario's candidates"
+
+
+def test_the_slo_counts_for_the_shortlist_where_it_is_asked_to() -> None:
+    base = repository()
+    repo = Repository(base.candidates, base.budget_bytes, base.load_seconds, Limits(ttft_s=0.005))
+    assert Helios(repo, HeliosParameters()).candidates == ["small", "large"]
+    controller = Helios(repo, HeliosParameters(shortlist_by_slo=True))
+    assert controller.candidates == ["small"]
+    assert "large" in controller.take_notes()[0].detail["refused"]
+    with pytest.raises(InputError, match=r"perplexity of 2\.000 at best, 1\.500 asked for"):
+        Helios(repo, HeliosParameters(max_perplexity=1.5))
+
+
 def test_energy_needs_energy_figures() -> None:
     with pytest.raises(InputError, match="no energy figures"):
         Helios(repository(), HeliosParameters(objective="energy"))
@@ -203,9 +244,10 @@ class _Told:
 def test_an_evaluation_counts_a_stride_as_its_steps() -> None:
     exits, logprobs = [2, 4, 6, 2, 2], np.log([0.9, 0.31, 0.77, 0.5, 0.123])
     seconds, rows, watts = [0.25, 0.125, 0.5], [2, 1, 2], 3.7
+    power = StepPower(watts, watts, watts)
     steps = [StrideStep(s, 6, n, n, 0, n) for s, n in zip(seconds, rows, strict=True)]
     whole, single = Evaluation(), Evaluation()
-    whole.add_stride(Stride(steps, [], watts, _Told(np.array(exits), logprobs)))
+    whole.add_stride(Stride(steps, [], power, _Told(np.array(exits), logprobs)))
     at = 0
     for s, n in zip(seconds, rows, strict=True):
         left, sums = tuple(exits[at : at + n]), tuple(logprobs[at : at + n].tolist())
