@@ -31,6 +31,7 @@ profile_app = typer.Typer(help="Look at and check profiles.", no_args_is_help=Tr
 app.add_typer(profile_app, name="profile")
 profile_app.command("compose")(cli_profile.compose)
 profile_app.command("diff")(cli_profile.diff)
+profile_app.command("memory")(cli_profile.memory)
 profile_app.command("import")(cli_profile.import_tables)
 app.command()(sweep)
 app.command()(tune)

@@ -124,6 +124,35 @@ def import_tables(
     typer.echo(f"\nComposed profile written to {out}")
 
 
+def memory(
+    profile: Annotated[str, typer.Argument(help="Profile folder, or the name of a shipped one.")],
+    budget: Annotated[
+        str | None, typer.Option(help="Memory of one GPU for all of it: '72 GB'. Default: nine tenths of the device's.")
+    ] = None,
+    context: Annotated[str, typer.Option(help="Tokens each request holds, separated by commas.")] = "256,1024,4096",
+    rows: Annotated[int, typer.Option(min=1, help="Rows that would be served if memory did not end.")] = 256,
+    step_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the largest step (activations).")] = 2048,
+) -> None:
+    """Weights by depth, the largest batch by depth and context, and where throughput falls off because KV ends."""
+    from heliosim.composing import MEMORY_SHARE
+    from heliosim.memory_view import print_memory
+    from heliosim.profile_view import open_profile
+    from heliosim.scenario import parse_bytes
+
+    found = open_profile(profile)
+    device = found.facts.device.get("gpu_memory_bytes")
+    if budget is None and not isinstance(device, int):
+        raise InputError("--budget", "", "the profile names no device memory", "Give one, such as '24 MB'.")
+    try:
+        most = parse_bytes(budget) if budget is not None else int(MEMORY_SHARE * int(device or 0))
+    except ValueError as error:
+        raise InputError("--budget", budget, str(error), "Give bytes, or a number with a unit: '72 GB'.") from None
+    contexts = sorted({_whole(part, "--context") for part in context.split(",")})
+    if contexts[0] < 1 or most < 1:
+        raise InputError("--context", context, "must be 1 or more, as the budget", "Give positive numbers.")
+    print_memory(found, most, contexts, rows, step_tokens)
+
+
 def _tables(
     form: str, folder: Path, wanted: Wanted, dtype: str, kernels: str | None, all_reduce: Path | None
 ) -> tuple[OperatorTables, list[Path]]:

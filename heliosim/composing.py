@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heliosim import __version__
+from heliosim.costs import TERMS
 from heliosim.errors import InputError, OutOfRangeError
 from heliosim.formats.files import new_folder, sha256_of
 from heliosim.formats.profile import (
@@ -24,6 +26,7 @@ from heliosim.formats.profile import (
     HoldOut,
     LargestBatch,
     LoadFit,
+    MemoryFacts,
     ModelFacts,
     ModelPower,
     Profile,
@@ -32,6 +35,7 @@ from heliosim.formats.profile import (
     load_profile,
     write_profile,
 )
+from heliosim.operators.tables import rising_at_the_end
 from heliosim.types import blocks_for
 
 if TYPE_CHECKING:
@@ -106,6 +110,7 @@ def compose_profile(
         ),
         assumptions=(
             *(f"EXTRAPOLATED beyond the device's curves: {line}" for line in outside),
+            *_wide_heads(wanted, device),
             *dict.fromkeys(line for model in made.values() for line in model.assumptions),
         ),
         synthetic=(),
@@ -129,14 +134,18 @@ def compose_profile(
 
 
 def _outside(wanted: Sequence[Wanted], device: Device, allow_extrapolation: bool) -> list[str]:
-    """Matrices and numbers of ranks outside the device's curves, in words. Raises OutOfRangeError unless allowed."""
+    """Matrices and numbers of ranks outside the device's curves, in words. Raises OutOfRangeError unless allowed.
+
+    An output head may have more columns than the curves reach: its product falls into blocks (``_wide_heads``).
+    """
     ranges = {axis.name: (axis.points[0], axis.points[-1]) for axis in device.gemm.efficiency.axes}
     gpus = {count for part in device.all_reduce.values() for count in part.gpus}
     found = []
     for w in wanted:
-        for matrix in (*w.architecture.matrices(w.tp), w.architecture.head_matrix(w.tp)):
+        for matrix in w.architecture.matrices(w.tp):
             for axis, value in (("n", matrix.n), ("k", matrix.k)):
                 low, high = ranges.get(axis, (value, value))
+                high = math.inf if axis == "n" else high  # wider ones are several products, see Kernels.gemm
                 if not low <= value <= high:
                     found.append(f"{w.name}, {matrix.name}: {axis} = {value}, curves from {low:g} to {high:g}")
         if w.tp > 1 and not min(gpus) <= w.tp <= max(gpus):
@@ -145,6 +154,17 @@ def _outside(wanted: Sequence[Wanted], device: Device, allow_extrapolation: bool
         remedy = "Pass --allow-extrapolation to compose it all the same; the profile will say so."
         raise OutOfRangeError(device.name, "; ".join(found), "outside the range of the device's curves", remedy)
     return found
+
+
+def _wide_heads(wanted: Sequence[Wanted], device: Device) -> list[str]:
+    """Output heads with more columns than the device's curves reach, in words."""
+    most = next((axis.points[-1] for axis in device.gemm.efficiency.axes if axis.name == "n"), None)
+    heads = [(w.name, w.architecture.head_matrix(w.tp).n) for w in wanted]
+    return [
+        f"{name}: output head of {n:,} columns, beyond the curves' {most:,.0f}: taken as blocks of that many"
+        for name, n in heads
+        if most is not None and n > most
+    ]
 
 
 def model_facts(model: ComposedModel, budget_bytes: int) -> ModelFacts:
@@ -158,16 +178,15 @@ def model_facts(model: ComposedModel, budget_bytes: int) -> ModelFacts:
         mean_signed_error=sum(e.mean_signed * e.points for e in errors.values()) / cells,
         by_region={region: e.median_abs for region, e in errors.items()},
     )
-    from heliosim.costs import TERMS
-
+    layer, head = (rising_at_the_end(tuple(model.curves[name])) for name in ("layer", "head"))
     step = CostFit(
         seconds_per=dict.fromkeys(TERMS, 0.0) | dict(model.seconds_per),
-        curves=Curves(layer=model.curves["layer"], head=model.curves["head"]),
+        curves=Curves(layer=layer, head=head),
         steps=cells,
         cell_spread=0.0,
-        max_rows=model.fitted_rows,
+        max_rows=min(model.fitted_rows, int(head[-1][0])),
         max_context=model.fitted_context,
-        max_tokens=model.fitted_tokens,
+        max_tokens=min(model.fitted_tokens, int(layer[-1][0])),
         holdout=holdout,
     )
     facts = ModelFacts(
@@ -196,6 +215,7 @@ def model_facts(model: ComposedModel, budget_bytes: int) -> ModelFacts:
             )
         },
         largest_batch=(),
+        memory=MemoryFacts(activation_bytes_per_token=model.activation_bytes_per_token),
     )
     return facts.model_copy(update={"largest_batch": largest_batches(facts, budget_bytes)})
 

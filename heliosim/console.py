@@ -165,8 +165,7 @@ def print_summary(run: RunResults | LiveRun, slo: Slo | None) -> None:
     if (line := growth_line(results)) is not None:
         console().print(line)
     say_kind(results.info.profile_kind)
-    if results.info.quality_unknown:
-        console().print(f"[yellow]{quality_line(results.info.quality_unknown)}[/]")
+    say_quality(results.info.quality_unknown)
     print_details(results, summary)
     if (noise := _noise_of(results)) is not None:
         console().print(noise)
@@ -189,12 +188,12 @@ def _noise_of(results: RunResults) -> str | None:
     return noise_line(evaluation_noise(results, profile))
 
 
-def quality_line(methods: str) -> str:
-    """What to say of a run whose profile has no texts generated under its exit methods."""
-    return (
-        f"Quality unknown under {methods}: the profile holds no texts generated so. "
-        "Record them with heliosim calibrate --exit-methods, or see heliosim exits compare."
-    )
+def say_quality(methods: str) -> None:
+    """Say it if a run's profile has no texts generated under its exit methods."""
+    if methods:
+        problem = f"Quality unknown under {methods}: the profile holds no texts generated so."
+        remedy = "Record them with heliosim calibrate --exit-methods, or see heliosim exits compare."
+        console().print(f"[yellow]{problem} {remedy}[/]")
 
 
 def growth_line(results: RunResults) -> str | None:

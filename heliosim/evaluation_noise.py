@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from heliosim.assembly import repositories
 from heliosim.errors import InputError
-from heliosim.offline import decode_seconds, prefill_seconds
+from heliosim.offline import decode_seconds, prefill_seconds, request_j
 from heliosim.scenario import Scenario
 from heliosim.serving.helios import HeliosParameters
 from heliosim.serving.repository import Candidate, Performance, Repository, scaled
@@ -174,8 +174,8 @@ class _Expected:
         decoding = decode_seconds(spec, cost, spec.layers, rule, shares, rows, prompt + round(output / 2))
         busy_s = reading + max(0.0, output - 1) * decoding / rows
         perplexity = own.perplexity(spec.name, spec.layers, source, rule.threshold)
-        watts = self.profile.busy_watts
-        energy = None if watts is None else watts * busy_s
+        power = self.profile.step_power(spec.name)
+        energy = None if power is None else request_j(power, reading, busy_s - reading)
         return Performance(output / busy_s, reading, perplexity, energy), shares
 
 

@@ -108,13 +108,13 @@ def _candidate(
             throughput_tok_per_s=rows / decode,
             ttft_s=prefill,
             perplexity=behaviour.perplexity(spec.name, depth, source, threshold if is_full else None),
-            energy_j=None if power is None else _request_j(power, prefill, output * decode / rows),
+            energy_j=None if power is None else request_j(power, prefill, output * decode / rows),
             tpot_s=decode,
         )
     return Candidate(spec, offline, shares)
 
 
-def _request_j(power: StepPower, prefill_s: float, decode_s: float) -> float:
+def request_j(power: StepPower, prefill_s: float, decode_s: float) -> float:
     """Energy of a request that is read alone and decoded in a full batch, of which it bears its share."""
     return power.decode_w * (prefill_s + decode_s) + (power.prefill_w - power.decode_w) * prefill_s
 

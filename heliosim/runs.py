@@ -184,6 +184,7 @@ def make_engine(
         device=device,
         dtype=profile.model(scenario.models[0]).dtype,
         threads=threads or int(profile.facts.device.get("threads") or 1),
+        is_pageable=scenario.memory.host == "pageable",
     )
 
 

@@ -55,9 +55,9 @@ class _Sequence:
 class TorchEngine:
     """Serves early-exit OPT and Llama checkpoints on one device.
 
-    ``checkpoints``: folder or shipped name by model name; all must share a vocabulary. ``exits``: exit layers by model
-    name, in place of the checkpoint's own. ``threads``: CPU threads, set for the whole process. ``record_ids``: report
-    token ids in ``Tokens.ids``.
+    ``checkpoints``: folder or shipped name by model name; all must share a vocabulary. ``exits``: exit layers by
+    model name, in place of the checkpoint's own. ``is_pageable``: host weights are not pinned, on a GPU either.
+    ``threads``: CPU threads, set for the whole process. ``record_ids``: report token ids in ``Tokens.ids``.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class TorchEngine:
         record_ids: bool = True,
         *,
         exits: Mapping[str, Sequence[int]] | None = None,
+        is_pageable: bool = False,
     ) -> None:
         self.device = _device(device)
         if self.device.type == "cpu":
@@ -80,7 +81,10 @@ class TorchEngine:
             for name, folder in checkpoints.items()
         }
         _require_one_vocabulary(infos)
-        self.hosts = {name: HostModel(info, is_pinned=self.device.type == "cuda") for name, info in infos.items()}
+        self.hosts = {
+            name: HostModel(info, is_pinned=self.device.type == "cuda" and not is_pageable)
+            for name, info in infos.items()
+        }
         self.specs: dict[str, ModelSpec] = {name: info.spec for name, info in infos.items()}
         self.vocab = min(info.vocab for info in infos.values())
         self.record_ids = record_ids

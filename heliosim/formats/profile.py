@@ -161,6 +161,16 @@ class LargestBatch(Strict):
     rows: int
 
 
+class MemoryFacts(Strict):
+    """Bytes of one rank beside weights and KV. ``max_rows``: most rows an engine serves at once; null: no own limit."""
+
+    activation_bytes_per_token: int = Field(default=0, ge=0, description="of the largest step's tokens")
+    workspace_bytes: int = Field(default=0, ge=0)
+    graph_bytes: int = Field(default=0, ge=0)
+    request_bytes: int = Field(default=0, ge=0, description="of every request held, whatever its length")
+    max_rows: int | None = Field(default=None, ge=1)
+
+
 class ModelFacts(Strict):
     """One model: identity, sizes in bytes, costs by clock.
 
@@ -185,6 +195,7 @@ class ModelFacts(Strict):
     step: dict[ClockName, CostFit]
     load: dict[ClockName, LoadFit]
     largest_batch: tuple[LargestBatch, ...]
+    memory: MemoryFacts | None = Field(default=None, description="what is needed beside weights and KV, if known")
 
     def spec(self, name: str) -> ModelSpec:
         return ModelSpec(

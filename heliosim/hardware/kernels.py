@@ -29,14 +29,19 @@ class Kernels:
         self._peak, self._base_peak = device.flops[dtype], device.flops[device.gemm.dtype]
         self._ridge = max(1.0, self._base_peak / self._peak * ITEM_BYTES[dtype] / ITEM_BYTES[device.gemm.dtype])
 
-    def roofline(self, m: float, n: int, k: int) -> Seconds:
+    def roofline(self, m: float, n: float, k: int) -> Seconds:
         """Data-sheet seconds of a product: whichever is more, arithmetic or one pass over its three matrices."""
         moved = self.item * (n * k + m * (n + k))
         return max(2.0 * m * n * k / self._peak, moved / self.device.bytes_per_s)
 
-    def gemm(self, m: float, n: int, k: int) -> Seconds:
-        """``m`` tokens times an ``n`` by ``k`` matrix."""
-        m = max(1.0, m)
+    def gemm(self, m: float, n: float, k: int) -> Seconds:
+        """``m`` tokens times an ``n`` by ``k`` matrix. One with more outputs than the table has (a head over a large
+        vocabulary) is taken as several equal ones.
+        """
+        m, widest = max(1.0, m), self.device.gemm.efficiency.axes[1].points[-1]
+        if n > widest:
+            pieces = math.ceil(n / widest)
+            return pieces * self.gemm(m, n / pieces, k)
         at = (m * self._ridge, n, k * self.item / 2)
         return self.roofline(m, n, k) / on_grid(self.device.gemm.efficiency, at, logs=(True, True, True), values=False)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from heliosim.composing import model_facts
+from heliosim.costs import StepShape
 from heliosim.errors import InputError, OutOfRangeError, UnknownNameError
 from heliosim.hardware.architecture import ExitHead, open_architecture
 from heliosim.hardware.compose import ComposedModel, Exits, compose_model
@@ -145,3 +147,25 @@ def test_a_gpu_that_waits_for_its_host_draws_less() -> None:
     assert busy["idle"] == waiting["idle"] < waiting["decode"] < busy["decode"]
     power = open_device("A100-80GB").power
     assert power.idle_w < busy["decode"] <= power.decode_w
+
+
+def test_a_profile_says_the_same_as_the_composed_model() -> None:
+    model = composed("llama2-70b", tp=4, exits=(40,), host="vllm-2024")
+    facts = model_facts(model, 10**11)
+    cost = facts.step["wall"].cost()
+    decode = shape(rows=8, tokens=8, decode_rows=8, context=8 * 700, checked_rows=8, longest=700)
+    assert cost.seconds(decode) == pytest.approx(model.step_seconds(decode_rows=8, context=700))
+    prefill = shape(
+        rows=2, tokens=1024, prefill_rows=2, prefill_products=2 * 512**2, checked_rows=2, started=2, longest=512
+    )
+    assert cost.seconds(prefill) == pytest.approx(model.step_seconds(prompts=[(512, 512)] * 2))
+    spec = facts.spec("llama2-70b")
+    assert spec.weights_bytes(40) == model.base_bytes + 40 * model.layer_bytes
+    assert facts.tensor_parallel == 4
+    assert facts.load["wall"].seconds_per_byte == {"disk": pytest.approx(1 / 12.6e9)}
+    assert (cost.max_rows, cost.max_context, cost.max_tokens) == (512, 4096, 8192)
+
+
+def shape(**changes: int) -> StepShape:
+    values = dict.fromkeys(StepShape._fields, 0) | {"layers": 80, "checks": 1}
+    return StepShape(**(values | changes))

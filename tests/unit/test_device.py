@@ -99,6 +99,11 @@ def test_a_product_takes_its_roofline_over_its_efficiency() -> None:
     assert kernels.gemm(*at) == pytest.approx(roofline / efficiency)
 
 
+def test_a_head_wider_than_the_table_is_several_products() -> None:
+    kernels = Kernels(open_device("A100-80GB"), "bfloat16")
+    assert kernels.gemm(16, 128_256, 4096) == pytest.approx(2 * kernels.gemm(16, 64_128, 4096))
+
+
 def test_float32_is_bound_by_its_own_roofline() -> None:
     """Twice the bytes for a vector, and 16 times the arithmetic time for many tokens: 312 over 19.5 TFLOP/s."""
     device = open_device("A100-80GB")

@@ -14,7 +14,7 @@ from heliosim.recorder import TableRecorder
 from heliosim.serving.helios import BreachCounter, BreachGuard, Helios, HeliosParameters
 from heliosim.serving.repository import Candidate, Evaluation, Limits, Performance, Repository
 from heliosim.simulate import simulate_server
-from heliosim.types import Load, Placement, Run, Stride, StrideStep, Tokens
+from heliosim.types import Load, Placement, Run, StepPower, Stride, StrideStep, Tokens
 from heliosim.workload import OpenLoop
 from tests.helpers import StubEngine, arrival, server, spec
 
@@ -244,9 +244,10 @@ class _Told:
 def test_an_evaluation_counts_a_stride_as_its_steps() -> None:
     exits, logprobs = [2, 4, 6, 2, 2], np.log([0.9, 0.31, 0.77, 0.5, 0.123])
     seconds, rows, watts = [0.25, 0.125, 0.5], [2, 1, 2], 3.7
+    power = StepPower(watts, watts, watts)
     steps = [StrideStep(s, 6, n, n, 0, n) for s, n in zip(seconds, rows, strict=True)]
     whole, single = Evaluation(), Evaluation()
-    whole.add_stride(Stride(steps, [], watts, _Told(np.array(exits), logprobs)))
+    whole.add_stride(Stride(steps, [], power, _Told(np.array(exits), logprobs)))
     at = 0
     for s, n in zip(seconds, rows, strict=True):
         left, sums = tuple(exits[at : at + n]), tuple(logprobs[at : at + n].tolist())

@@ -236,3 +236,26 @@ def test_every_shipped_order_can_be_built_by_name() -> None:
     for name in ORDERS.names():
         assert isinstance(parse_kind(ORDERS, {"kind": name}, "", "batcher.order"), Order)
     assert isinstance(Scenario.model_fields["batcher"].default.the_order(), Order)
+
+
+def test_run_folders_of_before_are_read(profile: Profile, tmp_path: Path) -> None:
+    """Without the columns of classes and predictions, and without what servers run on."""
+    import json
+
+    import pyarrow.parquet as pq
+
+    from heliosim.formats.results import load_run, write_table
+    from heliosim.metrics import summarise
+    from heliosim.runs import run_simulated, save
+
+    save(run_simulated(scenario(profile), profile), tmp_path / "run")
+    later = ["priority", "predicted_tokens", "recomputed_tokens"]
+    old = pq.read_table(tmp_path / "run" / "requests.parquet").drop_columns(later)
+    write_table(tmp_path / "run" / "requests.parquet", old)
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    del info["deployed"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(info))
+    found = load_run(tmp_path / "run", verify=False)
+    assert set(found.requests["priority"].to_pylist()) == {0}
+    assert summarise(found).recomputed_tokens is None
+    assert summarise(found).prediction_tau is None

@@ -216,7 +216,7 @@ def test_schema_1_reads_as_a_profile_without_what_came_later(folder: Path) -> No
         values["schema_version"] = 1
         del values["composition"]
         for model in values["models"].values():
-            del model["tensor_parallel"]
+            del model["tensor_parallel"], model["memory"]
             for fit in model["step"].values():
                 del fit["curves"], fit["seconds_per"]["layer_decode_context"], fit["seconds_per"]["layer_mixed_context"]
 
