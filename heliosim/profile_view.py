@@ -29,9 +29,8 @@ def open_profile(name_or_folder: str) -> Profile:
 
 def show_profile(profile: Profile) -> None:
     """Print device, sizes, costs with errors, behaviour and premises."""
-    from rich.table import Table
-
     from heliosim.console import console
+    from heliosim.fitted import Column, print_fitted
 
     facts = profile.facts
     device = facts.device
@@ -54,45 +53,38 @@ def show_profile(profile: Profile) -> None:
         else f"{energy.idle_w} W idle, {energy.joules_per_step_second} W more while stepping"
     )
     out.print(f"energy: {shown} {f'({energy.reason})' if energy.reason else ''}")
-    sizes = Table(title="Models", title_justify="left")
-    for column in ("model", "layers", "exits", "dtype", "weights MB", "layer kB", "KV B/token/layer", "context"):
-        sizes.add_column(column, justify="left" if column in ("model", "exits", "dtype") else "right")
+    names = [Column("model", is_name=True)]
+    sizes = []
     for model, m in facts.models.items():
         weights = m.spec(model).weights_bytes(m.layers)
         exits = f"{', '.join(map(str, m.exits))} ({m.exit_kind})"
-        sizes.add_row(
-            model, str(m.layers), exits, m.dtype, f"{weights / 1e6:.2f}", f"{m.layer_bytes / 1e3:.1f}",
-            str(m.kv_bytes_per_token_layer), str(m.max_context),
+        ranks = f" × {m.tensor_parallel}" if m.tensor_parallel > 1 else ""
+        sizes.append(
+            [model, str(m.layers), m.dtype, f"{weights / 1e6:.2f}{ranks}", f"{m.layer_bytes / 1e3:.1f}",
+             str(m.kv_bytes_per_token_layer), str(m.max_context), exits]
         )  # fmt: skip
-    out.print(sizes)
+    heads = ("layers", "dtype", "weights MB", "layer kB", "KV B/token/layer", "context", "exits")
+    columns = [*names, *map(Column, heads)]
+    title = "Models" if not any(m.tensor_parallel > 1 for m in facts.models.values()) else "Models, sizes of one rank"
+    print_fitted(out, title, columns, sizes)
     scored = {
         "measured": "error on held-out cells",
         "derived": "error on held-out composed steps",
         "composed": "terms against the operator times they were made of (no error of an engine's steps)",
     }
-    fits = Table(title=f"Step times: fit and {scored[facts.kind]}", title_justify="left")
-    for column in (
-        "model",
-        "clock",
-        "steps",
-        "cell spread",
-        "noise floor",
-        "median |error|",
-        "p90 |error|",
-        "signed mean",
-        "range",
-    ):
-        fits.add_column(column, justify="left" if column in ("model", "clock", "range") else "right")
+    fits = []
     for model, m in facts.models.items():
         for clock, fit in m.step.items():
             h = fit.holdout
             limits = f"batch ≤ {fit.max_rows}, context ≤ {fit.max_context}, {fit.max_tokens} tok/step"
-            fits.add_row(
-                model, clock, f"{fit.steps:,}", f"{fit.cell_spread:.1%}",
-                "–" if h.repeat_error is None else f"{h.repeat_error:.1%}", f"{h.median_abs_error:.1%}",
-                f"{h.p90_abs_error:.1%}", f"{h.mean_signed_error:+.1%}", limits,
+            fits.append(
+                [model, clock, f"{fit.steps:,}", f"{fit.cell_spread:.1%}",
+                 "–" if h.repeat_error is None else f"{h.repeat_error:.1%}", f"{h.median_abs_error:.1%}",
+                 f"{h.p90_abs_error:.1%}", f"{h.mean_signed_error:+.1%}", limits]
             )  # fmt: skip
-    out.print(fits)
+    heads = ("steps", "cell spread", "noise floor", "median |error|", "p90 |error|", "signed mean", "range")
+    columns = [*names, Column("clock", is_name=True), *map(Column, heads)]
+    print_fitted(out, f"Step times: fit and {scored[facts.kind]}", columns, fits)
     show_premises(profile)
 
 
