@@ -303,5 +303,8 @@ class OrderedBatcher(ContinuousBatcher):
 
 
 def is_too_large(seq: Sequence, pool: MemoryPool) -> bool:
-    """Whether the whole pool cannot hold what a request may come to; its last token is never read."""
-    return pool.blocks_for(seq.request.prompt_tokens + seq.request.max_tokens - 1) > pool.total_blocks
+    """Whether the whole pool cannot hold what a request may come to, nor could it without weights under way; the last
+    token is never read.
+    """
+    longest = pool.blocks_for(seq.request.prompt_tokens + seq.request.max_tokens - 1)
+    return longest > pool.total_blocks and longest > pool.most_blocks
