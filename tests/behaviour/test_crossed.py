@@ -15,7 +15,15 @@ import pytest
 
 from heliosim.energy_metrics import CAUSES
 from heliosim.errors import HelioSimError
-from heliosim.formats.profile import Energy, ExitMethodFit, ModelPower, Profile, load_profile, write_profile
+from heliosim.formats.profile import (
+    Energy,
+    ExitMethodFit,
+    MemoryFacts,
+    ModelPower,
+    Profile,
+    load_profile,
+    write_profile,
+)
 from heliosim.formats.results import RunResults, load_run
 from heliosim.metrics import summarise
 from heliosim.runs import ANY_STRIDE, run_simulated, save
@@ -27,17 +35,20 @@ POWER = Energy(
     source="data-sheet", reason="made up", idle_w=70.0, decode_w=250.0, prefill_w=390.0, load_w=110.0,
     models={"large": ModelPower(decode_w=300.0)},
 )  # fmt: skip
+NEEDS = MemoryFacts(activation_bytes_per_token=2, workspace_bytes=200, request_bytes=150, max_rows=6)
 EXITS = ExitMethodFit(regroup=3e-4, copy_layer=5e-6, copy_layer_token=3e-8, steps=10)
 
 
-@pytest.fixture(scope="module")
-def profiles(tmp_path_factory: pytest.TempPathFactory) -> list[Profile]:
-    """Straight costs and curved ones, both with slow loads and with what other exit methods cost."""
+@pytest.fixture(scope="module", params=[None, NEEDS], ids=["plain", "needy"])
+def profiles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Profile]:
+    """Straight costs and curved ones, both with slow loads and with what other exit methods cost; ``needy``: models that
+    need memory beside weights and KV.
+    """
     found = []
     for curves, limits in ((False, (64, 512)), (True, (20, 300))):
         folder = tmp_path_factory.mktemp("profile") / "crossed"
         made = write_synthetic_profile(
-            folder, max_rows=limits[0], max_tokens=limits[1], curves=curves, energy=POWER
+            folder, max_rows=limits[0], max_tokens=limits[1], curves=curves, energy=POWER, memory=request.param
         ).facts
         models = {}
         for name, facts in made.models.items():
