@@ -93,6 +93,8 @@ class HeliosParameters:
             if getattr(self, name) is not None and getattr(self, name) < smallest:
                 problem = f"must be at least {smallest}"
                 raise InputError(f"controller.{name}", getattr(self, name), problem, "Correct the value.")
+            if getattr(self, name) is not None and getattr(self, name) >= 2**31:
+                raise InputError(f"controller.{name}", getattr(self, name), "must be less than 2^31", "Give less.")
         check_exit_numbers(self.quorum, self.break_even)
         if not 0 <= self.tie_tolerance < 10:
             raise InputError("controller.tie_tolerance", self.tie_tolerance, "must be 0 or a share", "Try 0.01.")
