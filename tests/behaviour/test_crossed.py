@@ -41,8 +41,8 @@ EXITS = ExitMethodFit(regroup=3e-4, copy_layer=5e-6, copy_layer_token=3e-8, step
 
 @pytest.fixture(scope="module", params=[None, NEEDS], ids=["plain", "needy"])
 def profiles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Profile]:
-    """Straight costs and curved ones, both with slow loads and with what other exit methods cost; ``needy``: models that
-    need memory beside weights and KV.
+    """Straight costs and curved ones, both with slow loads and with what other exit methods cost; ``needy``: models
+    that need memory beside weights and KV.
     """
     found = []
     for curves, limits in ((False, (64, 512)), (True, (20, 300))):
