@@ -288,11 +288,14 @@ def doctor() -> None:
 
 
 @profile_app.command("show")
-def profile_show(folder: Annotated[Path, typer.Argument(help="Profile folder, or the name of a shipped one.")]) -> None:
+def profile_show(
+    folder: Annotated[Path, typer.Argument(help="Profile folder, or the name of a shipped one.")],
+    sources: Annotated[bool, typer.Option("--sources", help="Every source and assumption in full.")] = False,
+) -> None:
     """Print what a profile says, with its errors."""
     from heliosim.profile_view import open_profile, show_profile
 
-    show_profile(open_profile(str(folder)))
+    show_profile(open_profile(str(folder)), sources=sources)
 
 
 @profile_app.command("check")

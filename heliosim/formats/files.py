@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import Any, TypeVar, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
-from heliosim.errors import InputError
+from heliosim.errors import InputError, UnknownNameError
 
 M = TypeVar("M", bound=BaseModel)
 LOCK = ".lock"
@@ -253,6 +254,11 @@ def input_error(error: ValidationError, where: str, model: type[BaseModel]) -> I
     problem = chosen["msg"].removeprefix("Value error, ")
     remedy = "Correct the value."
     place = f"{where}, field {path}" if path else where
+    if chosen["type"] == "union_tag_invalid":
+        tags, field = chosen["ctx"]["expected_tags"], chosen["ctx"]["discriminator"].strip("'")
+        return UnknownNameError(f"{place}.{field}", chosen["ctx"]["tag"], re.findall(r"'([^']*)'", tags))
+    if chosen["type"] in ("tuple_type", "list_type"):
+        problem, remedy = "a list is wanted", "Put it into brackets: [a, b]."
     if chosen["type"] in UNKNOWN:
         known = sorted(_field_names(model, chosen["loc"][:-1]))
         name = str(chosen["loc"][-1])
