@@ -142,7 +142,7 @@ class OrderedBatcher(ContinuousBatcher):
                     return True
                 at += 1  # who had started may go on
                 continue
-            if is_too_large(seq, total):
+            if is_too_large(seq, pool):
                 plan.refused += ((queue.pop(at), "larger than the memory pool"),)
                 continue
             is_kept = seq.computed > 0
@@ -199,7 +199,7 @@ class OrderedBatcher(ContinuousBatcher):
             is_new = seq.admitted_s is None
             if is_new and admit is not None and started >= admit:
                 continue
-            if is_too_large(seq, pool.total_blocks):
+            if is_too_large(seq, pool):
                 continue
             place, gone = place_of(self.order, seq), 0
             need = 0 if seq.computed else blocks_for(seq.known)
@@ -302,6 +302,9 @@ class OrderedBatcher(ContinuousBatcher):
             self._set_aside.append(seq)
 
 
-def is_too_large(seq: Sequence, total_blocks: int) -> bool:
-    """Whether the whole pool cannot hold what a request may come to; its last token is never read."""
-    return blocks_for(seq.request.prompt_tokens + seq.request.max_tokens - 1) > total_blocks
+def is_too_large(seq: Sequence, pool: MemoryPool) -> bool:
+    """Whether the pool cannot hold what a request may come to, not even once the blocks reserved for arriving weights
+    are free again; its last token is never read.
+    """
+    longest = blocks_for(seq.request.prompt_tokens + seq.request.max_tokens - 1)
+    return longest > max(pool.total_blocks, pool.most_blocks)
