@@ -247,7 +247,7 @@ def test_run_folders_of_before_are_read(profile: Profile, tmp_path: Path) -> Non
 
 
 def test_room_reserved_for_arriving_weights_refuses_nobody() -> None:
-    """A request that fits beside the resident weights waits for the reserved blocks, as first come first served does."""
+    """Who fits beside the resident weights waits for the reserved blocks, as with first come, first served."""
     for batcher in (ContinuousBatcher(4, 64), OrderedBatcher(PriorityClasses(), 4, 64)):
         pool = pool_of(10)
         pool.reserve(80)
