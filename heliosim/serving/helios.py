@@ -96,6 +96,9 @@ class HeliosParameters:
             if getattr(self, name) is not None and getattr(self, name) >= 2**31:
                 raise InputError(f"controller.{name}", getattr(self, name), "must be less than 2^31", "Give less.")
         check_exit_numbers(self.quorum, self.break_even)
+        if self.max_perplexity is not None and not self.max_perplexity >= 1:  # NaN fails too
+            problem = "no perplexity is below 1"
+            raise InputError("controller.max_perplexity", self.max_perplexity, problem, "Correct it or leave it out.")
         if not 0 <= self.tie_tolerance < 10:
             raise InputError("controller.tie_tolerance", self.tie_tolerance, "must be 0 or a share", "Try 0.01.")
         for name in ("threshold", "coverage"):
@@ -341,6 +344,9 @@ class Helios:
     def _limits(self) -> Limits:
         """What candidates must meet: the scenario's SLO where it counts, and the controller's own floors."""
         p, own = self.parameters, self.repository.limits
+        if p.shortlist_by_slo and own.ttft_s is None and own.tpot_s is None:
+            problem = "has no effect: the scenario's slo limits neither TTFT nor TPOT"
+            raise InputError("controller.shortlist_by_slo", True, problem, "Give slo.ttft_ms or slo.tpot_ms.")
         return Limits(
             own.ttft_s if p.shortlist_by_slo else None,
             own.tpot_s if p.shortlist_by_slo else None,

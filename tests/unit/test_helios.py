@@ -212,6 +212,14 @@ def test_the_slo_counts_for_the_shortlist_where_it_is_asked_to() -> None:
         Helios(repo, HeliosParameters(max_perplexity=1.5))
 
 
+def test_limits_that_limit_nothing_are_refused() -> None:
+    with pytest.raises(InputError, match=r"controller\.shortlist_by_slo: has no effect"):
+        Helios(repository(), HeliosParameters(shortlist_by_slo=True))
+    for value in (0.5, -1.0, float("nan")):
+        with pytest.raises(InputError, match=r"controller\.max_perplexity"):
+            HeliosParameters(max_perplexity=value)
+
+
 def test_energy_needs_energy_figures() -> None:
     with pytest.raises(InputError, match="no energy figures"):
         Helios(repository(), HeliosParameters(objective="energy"))
