@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
-from heliosim.memory_model import MemoryNeeds, largest_batch
+from heliosim.composing import model_facts
+from heliosim.formats.profile import ModelFacts
+from heliosim.hardware.compose import Exits, compose_model
+from heliosim.hardware.device import open_device
+from heliosim.memory_model import STEP_TOKENS, largest_batch, needs_of
 from heliosim.reproduction.inputs import (
     CONTEXT_TOKENS,
     DEVICE,
@@ -16,7 +21,6 @@ from heliosim.reproduction.inputs import (
 )
 from heliosim.reproduction.rows import Answer, Row, Runs, Value
 from heliosim.reproduction.shapes import GIB, architecture, layers
-from heliosim.types import ModelSpec
 
 QUARTERS = (1, 2, 3)
 BUDGET = round(HBM_GIB[DEVICE] * USABLE_SHARE * GIB)
@@ -24,60 +28,50 @@ BUDGET = round(HBM_GIB[DEVICE] * USABLE_SHARE * GIB)
 
 
 @cache
-def spec(model: str, dtype: str = "fp16") -> ModelSpec:
-    """A rank of a model that may be cut anywhere."""
-    a, tp = architecture(model), TENSOR_PARALLEL[model]
-    return ModelSpec(
-        name=model,
-        layers=a.layers,
-        exits=tuple(range(1, a.layers + 1)),
-        kind="anywhere",
-        layer_bytes=a.layer_bytes(dtype, tp),
-        base_bytes=a.base_bytes(dtype, tp),
-        exit_head_bytes={},
-        kv_bytes_per_token_layer=a.kv_bytes(dtype, tp),
-        hidden_bytes=a.hidden_bytes(dtype),
-        max_context=a.max_context,
-        vocabulary=a.vocabulary_name,
-    )
+def facts(model: str, dtype: str = "fp16") -> ModelFacts:
+    """A rank of a model as composed profiles have it, cut anywhere, with what a step needs beside weights and KV."""
+    a = architecture(model)
+    exits = Exits(tuple(range(1, a.layers)), "anywhere")
+    made = compose_model(a, open_device(DEVICE), dtype=dtype, tp=TENSOR_PARALLEL[model], exits=exits)
+    return model_facts(made, 0)
 
 
-def needs(model: str, context: int, widths: float = 0.0, cap: int | None = None) -> MemoryNeeds:
-    """A request keeps ``widths`` hidden states of each of its tokens, whole on every rank; ``cap``: most rows."""
-    return MemoryNeeds(per_request=round(widths * spec(model).hidden_bytes * context), cap=cap)
+@cache
+def rows(model: str, depth: int, context: int, widths: float = 0.0, cap: int | None = None, dtype: str = "fp16") -> int:
+    """Requests of ``context`` tokens beside ``depth`` layers. A request keeps ``widths`` hidden states of each of its
+    tokens, whole on every rank and at any depth; ``cap``: most rows.
+    """
+    found, needs = facts(model, dtype), needs_of(facts(model, dtype), STEP_TOKENS)
+    spec = replace(found.spec(model), request_bytes=round(widths * found.hidden_bytes * context))
+    return largest_batch(spec, depth, context, BUDGET, replace(needs, cap=cap))
 
 
-def gain(model: str, depth: int, context: int, beside: MemoryNeeds | None = None, dtype: str = "fp16") -> float:
+def gain(
+    model: str, depth: int, context: int, widths: float = 0.0, cap: int | None = None, dtype: str = "fp16"
+) -> float:
     """Requests beside ``depth`` layers over those beside all of them."""
-    of = [largest_batch(spec(model, dtype), d, context, BUDGET, beside) for d in (depth, layers(model))]
+    of = [rows(model, d, context, widths, cap, dtype) for d in (depth, layers(model))]
     return of[0] / of[1]
 
 
 def kv_alone(model: str, depth: int, context: int) -> float:
     """The same with no blocks, as if any number of bytes could be a request's: the bound of KV alone."""
-    s = spec(model)
+    s = facts(model).spec(model)
     left = [(BUDGET - s.weights_bytes(d)) / d for d in (depth, s.layers)]
     return left[0] / left[1]
 
 
 @cache
 def solved_widths() -> float:
-    """Hidden states per token that give the one figure of ``SOLVED_FROM``; by halving."""
+    """Hidden states per token that come nearest to the one figure of ``SOLVED_FROM``: whole blocks make it a stair."""
     model, depth, wanted = SOLVED_FROM
     context = CONTEXT_TOKENS["HellaSwag"]
-    low, high = 0.0, 64.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (
-            (middle, high) if gain(model, depth, context, needs(model, context, middle)) > wanted else (low, middle)
-        )
-    return high
+    tried = [k / 20 for k in range(1, 200)]
+    return min(tried, key=lambda widths: abs(gain(model, depth, context, widths) - wanted))
 
 
 def measured_widths() -> float:
     """What FasterTransformer's buffers hold per prompt token, fitted to its own memory figures."""
-    from heliosim.hardware.device import open_device
-
     return open_device(DEVICE).host("fastertransformer-cpp").activation_widths
 
 
@@ -87,20 +81,15 @@ def _depths(model: str) -> list[int]:
 
 def table(model: str, workload: str, widths: float, cap: int | None) -> Answer:
     """Gains at a quarter, half and three quarters of the layers."""
-    context = CONTEXT_TOKENS[workload]
-    beside = needs(model, context, widths, cap)
-    full = largest_batch(spec(model), layers(model), context, BUDGET, beside)
-    others = needs(model, context, measured_widths())
+    context, buffers = CONTEXT_TOKENS[workload], measured_widths()
+    found = _depths(model)
     return Answer(
-        tuple(Value(f"{model}@{d}", gain(model, d, context, beside)) for d in _depths(model)),
+        tuple(Value(f"{model}@{d}", gain(model, d, context, widths, cap)) for d in found),
         beside=(
-            *(Value(f"{model}@{d}, KV alone, not rounded", kv_alone(model, d, context)) for d in _depths(model)),
-            *(
-                Value(f"{model}@{d}, FasterTransformer's buffers", gain(model, d, context, others))
-                for d in _depths(model)
-            ),
+            *(Value(f"{model}@{d}, KV alone, not rounded", kv_alone(model, d, context)) for d in found),
+            *(Value(f"{model}@{d}, buffers of FasterTransformer", gain(model, d, context, buffers)) for d in found),
             Value("hidden states per token beside KV", widths),
-            Value("requests beside the full model", float(full)),
+            Value("requests beside the full model", float(rows(model, layers(model), context, widths, cap))),
         ),
     )
 
@@ -110,7 +99,7 @@ def largest(widths: float) -> Answer:
     context = CONTEXT_TOKENS["HellaSwag"]
 
     def of(model: str, depth: int, dtype: str = "fp16") -> float:
-        return gain(model, depth, context, needs(model, context, widths), dtype)
+        return gain(model, depth, context, widths, dtype=dtype)
 
     gains = [of(m, d) for m in ("Llama3-8B", "Llama2-70B") for d in _depths(m)]
     others = (("CodeLlama-34B", 8), ("CodeLlama-34B", 16), ("Llama2-70B", 8), ("Llama2-70B", 16), ("Llama2-13B", 8))
@@ -130,7 +119,8 @@ _SHAREGPT = (
     "paper does not describe one."
 )
 _HELLASWAG = (
-    "Defaults: weights and KV blocks, nothing else. Calibrated: one number, hidden states that a request keeps per "
+    "Defaults: the memory model of composed profiles (weights, KV blocks, what a step needs). "
+    "Calibrated: one number, hidden states that a request keeps per "
     "token at any depth, is solved from {solved} alone; the other figures test it. FasterTransformer's own buffers "
     "(beside), measured independently, are larger and would lower every gain. No limit on rows: 256 would leave no "
     "gain, since the full model serves more. At a quarter of the layers the paper's gain is lower than any of these."

@@ -95,7 +95,8 @@ ASSUMPTIONS: Mapping[str, Basis] = {
     ),
     "usable memory": Basis("39.49 of 40 GiB of each GPU; follows from the KV-only bounds", "D"),
     "per-request fixed cost": Basis(
-        "defaults: none. Calibrated: hidden states (FP16) per token of a request at any depth, as many as "
+        "defaults: none beside what a step needs. Calibrated: hidden states (FP16) per token of a request "
+        "at any depth, as many as "
         "give one figure of the HellaSwag table, which is marked fitted",
         "C",
     ),
@@ -125,7 +126,8 @@ ASSUMPTIONS: Mapping[str, Basis] = {
     ),
     "composed OPT pair under load": Basis(
         "OPT-1.3B and OPT-6.7B composed in FP16 on A100-40GB, host preset graph, exits of the spec opt-pair, "
-        "39.49 GiB, batch up to 256, overlapped loads, Poisson arrivals, prompts of 300 and answers of 150 tokens on average",
+        "39.49 GiB, batch up to 256, overlapped loads, Poisson arrivals, prompts of 300 and answers of 150 "
+        "tokens on average",
         "C",
     ),
     "composed large pair": Basis(

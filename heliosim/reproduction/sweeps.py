@@ -238,8 +238,8 @@ def _row(
 _RI = "evaluations on full models cost what an early reaction saves"
 _IDENTITY = (
     "HELIOS with candidates [opt-1.3b], use_greedy_depth: false and use_evaluation: false against early-exit with "
-    "model opt-1.3b, otherwise one scenario: tables of requests, tokens and steps, less the word that gives the reason of a "
-    "load. Set-ups differ in nothing that matters here but the exits drawn."
+    "model opt-1.3b, otherwise one scenario: tables of requests, tokens and steps, less the word that gives the "
+    "reason of a load. Set-ups differ in nothing that matters here but the exits drawn."
 )
 
 ROWS = (
@@ -252,8 +252,8 @@ ROWS = (
         remark=(
             "HELIOS is not flat here. A partial model's speed does not depend on TH, but its breaches do: at a low TH "
             "fewer of 100 tokens are unsure than CBCmax allows and nothing happens; at a high TH more are, so "
-            "reactions and full models follow (unsure tokens in a window and reactions stand beside). TH also decides the "
-            "depth: coverage by layer 6 falls below q when TH rises, and a deeper exit is chosen. It would be flat "
+            "reactions and full models follow (unsure tokens in a window and reactions stand beside). TH also decides "
+            "the depth: coverage by layer 6 falls below q when TH rises, and a deeper exit is chosen. It would be flat "
             "only where both stay away from their limits over the whole sweep."
         ),
     ),

@@ -137,14 +137,13 @@ def test_kv_alone_gives_the_published_bound() -> None:
         depths = [layers * q // 4 for q in (1, 2, 3)]
         assert [batch_size.kv_alone(model, d, 100) for d in depths] == pytest.approx(expected, rel=0.005)
         whole = [batch_size.gain(model, d, 100) for d in depths]
-        assert whole == pytest.approx(expected, rel=0.01)  # whole requests of whole blocks
+        assert whole == pytest.approx(expected, rel=0.03)  # whole requests, and what a step needs
 
 
 def test_a_fixed_cost_lowers_the_gain_and_a_limit_on_rows_ends_it() -> None:
     bare = batch_size.gain("Llama3-8B", 16, 100)
-    fixed = batch_size.gain("Llama3-8B", 16, 100, batch_size.needs("Llama3-8B", 100, 2.0))
-    limited = batch_size.gain("Llama3-8B", 16, 100, batch_size.needs("Llama3-8B", 100, 2.0, cap=10))
-    assert bare > fixed > limited == 1
+    fixed = batch_size.gain("Llama3-8B", 16, 100, 2.0)
+    assert bare > fixed > batch_size.gain("Llama3-8B", 16, 100, 2.0, cap=10) == 1
 
 
 def test_defaults_are_those_of_the_exit_spec_and_of_the_controller() -> None:
