@@ -21,7 +21,7 @@ from heliosim.reproduction.page import markdown
 from heliosim.reproduction.paper import PAPER, Said
 from heliosim.reproduction.plots import decades, spread, svg, ticks
 from heliosim.reproduction.rows import CALIBRATED, DEFAULTS, Answer, Row, Value, flatter, greater, value_of
-from heliosim.reproduction.settings import key_of, prepare
+from heliosim.reproduction.settings import key_of, perform, prepare
 from heliosim.reproduction.setups import GRID, SETUPS
 from heliosim.reproduction.systems import ALONE_SMALL, HELIOS, helios
 from heliosim.serving.helios import HeliosParameters
@@ -231,13 +231,13 @@ def test_finished_runs_are_kept_and_gone_on_with(tmp_path: Path, monkeypatch: py
     rows = pick(("tpot-simulated",))
     done: list[Any] = []
 
-    def perform(task: Any) -> dict[str, float]:
+    def one(task: Any) -> dict[str, float]:
         if len(done) == 4:
             raise KeyboardInterrupt
         done.append(task)
         return {"token_weighted_tpot_ms": float(len(done)), "mean_tpot_ms": 1.0}
 
-    monkeypatch.setattr(runner, "perform", perform)
+    monkeypatch.setattr(runner, "perform", one)
     planned = runner.plan(rows, tmp_path, 2, 0.1)
     assert len(planned.jobs) == 2 * count_of(rows) == 12
     with pytest.raises(KeyboardInterrupt):
@@ -245,7 +245,8 @@ def test_finished_runs_are_kept_and_gone_on_with(tmp_path: Path, monkeypatch: py
     again = runner.plan(rows, tmp_path, 2, 0.1)
     assert len(again.known) == 4
     assert len(again.jobs) == 8
-    monkeypatch.setattr(runner, "perform", lambda _: {"token_weighted_tpot_ms": 2.0, "mean_tpot_ms": 1.0})
+    figures = {"token_weighted_tpot_ms": 2.0, "mean_tpot_ms": 1.0}
+    monkeypatch.setattr("heliosim.reproduction.runner.perform", lambda _: figures)
     answers = runner.run(again, tmp_path)
     assert [v.part for v in answers["tpot-simulated"][0].values] == ["OPT-1.3B", "OPT-6.7B", "HELIOS"]
     assert len(runner.plan(rows, tmp_path, 3, 0.1).jobs) == 6
@@ -260,7 +261,7 @@ def test_one_candidate_at_full_depth_is_early_exit(tmp_path: Path) -> None:
 
 
 def test_shares_of_a_run_add_up(tmp_path: Path) -> None:
-    metrics = runner.perform((HELIOS, 3, 0.05))
+    metrics = perform((HELIOS, 3, 0.05))
     for kind in ("state:", "exit:"):
         assert sum(v for k, v in metrics.items() if k.startswith(kind)) == pytest.approx(1.0)
     assert metrics["evaluations"] >= 1
