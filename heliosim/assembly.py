@@ -9,6 +9,7 @@ from heliosim.costs import DISK_BYTE
 from heliosim.errors import InputError
 from heliosim.exits.pricing import break_even
 from heliosim.formats.profile import Profile
+from heliosim.memory_model import MemoryNeeds, engine_needs
 from heliosim.offline import build_repository
 from heliosim.recorder import Recorder
 from heliosim.scenario import Memory, Scenario
@@ -42,13 +43,19 @@ def build_server(
     layer fits.
     """
     models = {name: profile.spec(name) for name in scenario.models}
+    needs = needs_beside(scenario, profile)
     for spec in models.values():
-        require_placeable(spec, min(spec.exits), scenario.memory.budget_bytes)
+        require_placeable(spec, min(spec.exits), scenario.memory.budget_bytes, needs.fixed)
     context = Context(models, known or repositories(scenario, profile), _break_evens(scenario, profile))
     controller = scenario.controller_kind().build(context)
-    batcher = build_batcher(scenario)
-    pool = MemoryPool(scenario.memory.budget_bytes)
+    batcher = build_batcher(scenario, needs.cap)
+    pool = MemoryPool(scenario.memory.budget_bytes - needs.fixed)
     return Server(controller, batcher, pool, models, recorder, max_stride, loading_of(scenario.memory, models))
+
+
+def needs_beside(scenario: Scenario, profile: Profile) -> MemoryNeeds:
+    """What the scenario's engine needs beside weights and KV for steps of its token budget."""
+    return engine_needs([profile.facts.models[name] for name in scenario.models], scenario.batcher.token_budget)
 
 
 def loading_of(memory: Memory, models: Mapping[str, ModelSpec]) -> Loading:
@@ -74,15 +81,18 @@ def load_costs(scenario: Scenario, profile: Profile) -> dict[str, Mapping[str, f
     return found
 
 
-def build_batcher(scenario: Scenario) -> ContinuousBatcher:
-    """The batcher of a scenario. Raises InputError for an order that needs predictions where none are made."""
+def build_batcher(scenario: Scenario, cap: int | None = None) -> ContinuousBatcher:
+    """The batcher of a scenario, of at most ``cap`` rows. Raises InputError for an order that needs predictions where
+    none are made.
+    """
     spec, order = scenario.batcher, scenario.batcher.the_order()
+    rows = spec.max_batch if cap is None else min(spec.max_batch, cap)
     if isinstance(order, Fcfs):
-        return ContinuousBatcher(spec.max_batch, spec.token_budget, spec.watermark)
+        return ContinuousBatcher(rows, spec.token_budget, spec.watermark)
     if order.needs_prediction and scenario.workload.predictor is None:
         remedy = "Give workload.predictor a kind; kind none takes max_tokens for the length."
         raise InputError("batcher.order", (spec.order or {})["kind"], "needs predicted lengths", remedy)
-    return OrderedBatcher(order, spec.max_batch, spec.token_budget, spec.watermark)
+    return OrderedBatcher(order, rows, spec.token_budget, spec.watermark)
 
 
 def _break_evens(scenario: Scenario, profile: Profile) -> Callable[[str, ExitRule], float]:
@@ -109,13 +119,14 @@ def repositories(scenario: Scenario, profile: Profile) -> Repositories:
 
     @cache
     def at(threshold: float, batching: ExitBatching) -> Repository:
-        budget, max_batch = scenario.memory.budget_bytes, scenario.batcher.max_batch
+        needs, max_batch = needs_beside(scenario, profile), scenario.batcher.max_batch
+        budget = scenario.memory.budget_bytes - needs.fixed
         return build_repository(
             profile,
             scenario.models,
             scenario.clock,
             budget,
-            max_batch,
+            max_batch if needs.cap is None else min(max_batch, needs.cap),
             threshold,
             batching,
             loads=load_costs(scenario, profile),

@@ -8,9 +8,9 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -65,11 +65,20 @@ def write_json(path: Path, value: Any) -> None:
 
 @dataclass(frozen=True)
 class FolderKind:
-    """A folder that a command writes whole: ``what`` it is, the file that is its ``mark``, and every file's name."""
+    """A folder that a command writes whole: ``what`` it is, the file that is its ``mark``, every file's name, and the
+    ``folders`` in it with the names of their files.
+    """
 
     what: str
     mark: str
     names: frozenset[str]
+    folders: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    def is_own(self, path: Path) -> bool:
+        """Whether something in such a folder is what the command writes."""
+        if path.name in self.folders and path.is_dir() and not path.is_symlink():
+            return all(p.is_file() and p.name in self.folders[path.name] for p in path.iterdir())
+        return path.name in self.names and path.is_file()
 
 
 def require_free(path: Path, kind: FolderKind, *, overwrite: bool, source: Path | None = None) -> None:
@@ -88,7 +97,7 @@ def require_free(path: Path, kind: FolderKind, *, overwrite: bool, source: Path 
     if Path.cwd().is_relative_to(path.resolve()):
         raise InputError(str(path), path.name, "is or holds the folder you are in", remedy)
     held = sorted(path.iterdir())
-    odd = next((p.name for p in held if p.name not in kind.names or not p.is_file()), None)
+    odd = next((p.name for p in held if not kind.is_own(p)), None)
     if odd is not None:
         raise InputError(str(path), odd, f"holds what is no part of {kind.what}", remedy)
     if held and not (path / kind.mark).is_file():

@@ -157,7 +157,7 @@ class Server:
             if self.loading.overlaps:
                 meanwhile = self._meanwhile(directive, now, within, max_ends)
                 if meanwhile is None and len(self._refused) > refused:
-                    return self.next_action(now, next_arrival_s, max_ends)
+                    return self.next_action(now, now, max_ends)  # the refused may answer at once
                 if meanwhile is not None:
                     return meanwhile
             drain = self.drain(directive)
@@ -173,8 +173,8 @@ class Server:
         admit = None if directive.admit is None else directive.admit - self._started
         action = self._run(directive, now, within, max_ends, admit=admit)
         if action is None and len(self._refused) > refused:
-            # the controller may have waited for those just refused
-            return self.next_action(now, next_arrival_s, max_ends)
+            # the controller may have waited for those just refused; they may answer at once
+            return self.next_action(now, now, max_ends)
         return action or _IDLE
 
     def follow(self, directive: Directive) -> None:
@@ -480,13 +480,14 @@ class Server:
         is_pipelined = self.loading.is_pipelined and fetch is None and present < new.depth
         stores_hidden = directive.in_flight == "extend"
         weights, block = spec.weights_bytes(new.depth), spec.block_bytes(new.depth, stores_hidden)
+        beside = spec.request_blocks(new.depth, stores_hidden)
         extends = stores_hidden and old is not None and old.model == new.model and old.depth < new.depth
         keep = self.batcher.running if extends else 0
         self._evicted += self.batcher.preempt(self.pool, keep=keep)
-        while not self.pool.can_place(weights, block) and keep:
+        while not self.pool.can_place(weights, block, beside) and keep:
             keep -= 1
             self._evicted += self.batcher.preempt(self.pool, keep=keep)
-        self.pool.place(weights, block)
+        self.pool.place(weights, block, beside)
         self.placement = new
         self._settings.clear()
         self._directive = directive
@@ -583,13 +584,16 @@ def _as_seen_live(outcome: Outcome) -> Outcome:
     return outcome._replace(tokens=replace(outcome.tokens, agrees=None))
 
 
-def require_placeable(spec: ModelSpec, depth: int, budget_bytes: int) -> None:
-    """Raise MemoryBudgetError unless ``depth`` layers of a model and one KV block fit the budget."""
-    need = spec.weights_bytes(depth) + spec.block_bytes(depth)
+def require_placeable(spec: ModelSpec, depth: int, budget_bytes: int, set_aside: int = 0) -> None:
+    """Raise MemoryBudgetError unless ``depth`` layers of a model and one KV block fit the budget, beside ``set_aside``
+    bytes that an engine needs otherwise.
+    """
+    need = spec.weights_bytes(depth) + spec.block_bytes(depth) * (1 + spec.request_blocks(depth)) + set_aside
     if need > budget_bytes:
         raise MemoryBudgetError(
             "memory.budget_bytes",
             budget_bytes,
-            f"too small for {spec.name} at {depth} of {spec.layers} layers with one KV block",
+            f"too small for {spec.name} at {depth} of {spec.layers} layers with one KV block"
+            + (f", beside {set_aside:,} B of activations and workspace" if set_aside else ""),
             f"Give at least {need:,} B, or choose a smaller model.",
         )
