@@ -228,9 +228,11 @@ def shipped_specs() -> dict[str, Path]:
 
 
 def load_spec(name_or_file: str | Path) -> ExitSpec:
-    """A spec by file, or by the name of a shipped one. Raises InputError naming field, value and remedy."""
+    """A spec by file, or by the name of a shipped one, whatever folder has that name too. Raises InputError naming
+    field, value and remedy.
+    """
     path, shipped = Path(name_or_file), shipped_specs()
-    if not path.exists() and str(name_or_file) in shipped:
+    if not path.is_file() and str(name_or_file) in shipped:
         path = shipped[str(name_or_file)]
     elif not path.exists() and path.suffix not in (".yaml", ".yml", ".json"):
         raise UnknownNameError("exit spec", str(name_or_file), shipped)

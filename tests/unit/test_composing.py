@@ -10,13 +10,14 @@ from typer.testing import CliRunner
 
 from heliosim.cli import app
 from heliosim.composing import Wanted, compose_profile
+from heliosim.console import console
 from heliosim.errors import InputError, OutOfRangeError
 from heliosim.formats.profile import Profile
 from heliosim.hardware.architecture import open_architecture, read_architecture, shipped_architectures
 from heliosim.hardware.compose import compose_model
 from heliosim.hardware.device import open_device
 from heliosim.profile_diff import decode_shape, mixed_shape
-from heliosim.profile_view import check_profile, open_profile
+from heliosim.profile_view import check_profile, open_profile, show_profile
 from heliosim.runs import run_simulated
 from heliosim.scenario import Scenario
 
@@ -129,3 +130,30 @@ def test_options_that_cannot_be(tmp_path: Path, options: list[str], said: str) -
     done = CliRunner().invoke(app, arguments)
     assert isinstance(done.exception, InputError)
     assert said in str(done.exception)
+
+
+def test_a_shown_profile_fits_a_narrow_terminal_and_cuts_no_names(
+    pair: Profile, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    console.cache_clear()
+    show_profile(pair)
+    short = capsys.readouterr().out
+    show_profile(pair, sources=True)
+    full = capsys.readouterr().out
+    console.cache_clear()
+    assert max(map(len, short.splitlines())) <= 80
+    assert "…" not in short + full
+    assert all(name in short for name in pair.facts.models)
+    assert pair.facts.derivation is not None
+    assert all(line.split()[0] in full for line in pair.facts.derivation.assumptions)
+    assert all(source.url in full for source in pair.facts.derivation.sources)
+    assert len(short.splitlines()) < len(full.splitlines())
+    assert "assumed:" in full
+
+
+def test_weights_that_do_not_fit_one_gpu_are_pointed_out(tmp_path: Path) -> None:
+    arguments = ["profile", "compose", "--model", "llama2-70b", "--device", "A100-40GB", "-o", str(tmp_path / "p")]
+    assert "llama2-70b does not fit" in CliRunner().invoke(app, arguments).output
+    split = [*arguments[:-1], str(tmp_path / "q"), "--tp", "4"]
+    assert "does not fit" not in CliRunner().invoke(app, split).output

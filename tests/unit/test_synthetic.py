@@ -342,3 +342,11 @@ def test_states_are_found_again() -> None:
 def test_states_that_cannot_be_are_refused() -> None:
     with pytest.raises(InputError, match="negative share"):
         implied_states({"a": {1: 0.9, 2: 0.1}}, {"a": {1: 0.1, 2: 0.9}})
+
+
+def test_a_folder_of_the_same_name_does_not_hide_a_shipped_spec(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "opt-pair").mkdir()
+    assert load_spec("opt-pair").name == "opt-pair"
