@@ -69,38 +69,28 @@ def _reproduce(planned: Plan, out: Path, where: tuple[str, int, str | None], com
     except KeyboardInterrupt:
         sys.stderr.write(f"\nFinished runs are kept in {out}.\n")
         raise
-    data = report_data(
-        planned.rows, {k: a for k, (a, _) in answers.items()}, planned.replications, planned.share, command
-    )
+    data = report_data(planned.rows, answers, planned.replications, planned.share, command)
     files = write(out, data)
     _print(data)
     typer.echo(f"Page: {files[0]}. Data: {files[1]}. Plots: {len(files) - 2}.")
 
 
 def _print(data: dict[str, Any]) -> None:
-    """Every part with a figure of the paper, and every check."""
+    """One line per row, in 80 columns."""
     from rich.table import Table
 
     from heliosim.console import console
-    from heliosim.metrics import significant
 
-    table = Table(title="Claims of the paper beside ours", title_justify="left")
-    for column in ("row", "class", "part", "paper", "ours", "error", ""):
-        table.add_column(column, justify="right" if column in ("paper", "ours", "error") else "left", overflow="fold")
-    for row in data["rows"]:
-        for part in row["values"]:
-            if part["paper"] is not None:
-                error = "–" if part["relative_error"] is None else f"{part['relative_error']:+.1%}"
-                table.add_row(
-                    row["id"], row["class"], part["part"], f"{part['paper']:g}", significant(part["value"]), error,
-                    part["verdict"] or "",
-                )  # fmt: skip
-        for check in row["checks"]:
-            word = "holds" if check["holds"] else "does not hold"
-            table.add_row(row["id"], row["class"], check["says"], "", significant(check["mean"]), "", word)
+    table = Table(title="Claims of the paper", title_justify="left", box=None, pad_edge=False, width=80)
+    for column in ("row", "class", "defaults", "calibrated"):
+        table.add_column(column, overflow="fold")
+    for line in data["summary"]:
+        kind = "ours" if line["is_ours"] else line["class"]
+        table.add_row(line["id"], kind, line["defaults"] or "shown", line["calibrated"] or "–")
     out = console()
     out.print(table)
-    out.print("Exits are synthetic and times derived: nothing here was measured on the paper's GPUs.")
+    out.print("Percentages: relative errors where no tolerance is claimed. Exits are")
+    out.print("synthetic and times derived: nothing here was measured on the paper's GPUs.")
 
 
 def _say_costs(planned: Plan, workers: int) -> None:

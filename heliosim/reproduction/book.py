@@ -5,8 +5,10 @@ from __future__ import annotations
 from heliosim.errors import UnknownNameError
 from heliosim.reproduction import (
     batch_size,
+    choosing,
     energy,
     exits,
+    large_pair,
     latency,
     load,
     memory,
@@ -25,10 +27,12 @@ ROWS: tuple[Row, ...] = (
     *energy.ROWS,
     *transitions.ROWS,
     *batch_size.ROWS,
+    *large_pair.ROWS,
     *(row for row in sweeps.ROWS if not row.is_ours),
     *quality.ROWS,
     *(row for row in sweeps.ROWS if row.is_ours),
     *load.ROWS,
+    *choosing.ROWS,
 )
 
 
@@ -44,4 +48,4 @@ def pick(names: tuple[str, ...] = ()) -> list[Row]:
 
 def experiments_of(rows: list[Row]) -> list[Experiment]:
     """What the rows need run, each once, in order."""
-    return list(dict.fromkeys(x for row in rows for x in row.needs))
+    return list(dict.fromkeys(x for row in rows for x in row.experiments))

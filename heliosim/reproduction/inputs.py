@@ -21,9 +21,10 @@ TENSOR_PARALLEL: Mapping[str, int] = {
 }  # fmt: skip
 USABLE_SHARE = 39.49 / 40
 """The paper's KV-only bounds follow from 39.5 GiB a GPU: what the driver shows of 40."""
-ACTIVATION_COPIES = 2.0
-"""Hidden states a request keeps per token at any depth: the stream into a layer and the one out of it."""
-CAPS: Mapping[str, int] = {"ShareGPT": 256, "HellaSwag": 6144}
+SOLVED_FROM = ("Llama3-8B", 16, 2.29)
+"""The one figure of the batch tables that the per-request cost of the calibrated set-up is solved from."""
+ENGINE_ROWS = 256
+"""Most rows that vLLM serves at once by default; the calibrated set-up has it where the data set was served."""
 CONTEXT_TOKENS: Mapping[str, int] = {"ShareGPT": 1024, "HellaSwag": 100}
 
 # --- the OPT pair -------------------------------------------------------------------------------------------
@@ -46,17 +47,16 @@ STATE_SHARES: Mapping[tuple[str, int], float] = {
 }
 """Share of tokens served by each placement, solved from the paper's tokens by exit."""
 
-REQUEST_EFFECT = 0.10
-COVERAGE = 0.60
-EXPOSED_LOAD_S = 4e-3
+DEFAULT_SETUP = (0.70, 0.03, True)
+"""q, request effect, whether probes count towards RI: as fixed before any result (q, probes: the project's table of
+defaults; request effect: the shipped exit spec).
+"""
+CALIBRATED_SETUP = (0.60, 0.10, True)
+"""The same, chosen from the grid by the state shares."""
+GRID_COVERAGE, GRID_EFFECT = (0.60, 0.65, 0.70), (0.03, 0.06, 0.10)
 PREFILL_FLOPS = 0.5 * 156e12
-HOST_LINK_BYTES_PER_S = 24.8e9
-
-# --- power --------------------------------------------------------------------------------------------------
-
-TDP_W, IDLE_W, NODE_GPUS, HBM_BYTES_PER_S = 400.0, 55.0, 4, 1555e9
-BUSY_SHARE, BUSY_AT_BANDWIDTH = 0.6, 34.5e9 / 44e-3 / 2039e9
-"""Splitwise: Llama-2-70B at TP 4 on A100-80GB draws 60 % of its limit while it reads 38 % of its memory bandwidth."""
+DEVICE = "A100-40GB"
+NODE_GPUS = 4
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ INPUTS: Mapping[str, Basis] = {
         "exit",
         "D",
     ),
+    "one batch figure": Basis("2.29 (Llama3-8B@16, HellaSwag): calibrated set-up only, and marked fitted there", "P"),
     "live perplexity": Basis("1.47 (OPT-1.3B) and 1.49 (OPT-6.7B) alone", "P"),
     "workload": Basis("1087 requests in four task blocks, batch 1", "P"),
     "HELIOS parameters": Basis("RI 150, 5 probes, CBCmax 50 in a window of 100 tokens", "P"),
@@ -94,41 +95,48 @@ ASSUMPTIONS: Mapping[str, Basis] = {
     ),
     "usable memory": Basis("39.49 of 40 GiB of each GPU; follows from the KV-only bounds", "D"),
     "per-request fixed cost": Basis(
-        "two FP16 hidden states per token beside its KV, whatever the depth: the buffers into and out of a layer", "C"
+        "defaults: none beside what a step needs. Calibrated: hidden states (FP16) per token of a request "
+        "at any depth, as many as "
+        "give one figure of the HellaSwag table, which is marked fitted",
+        "C",
     ),
-    "batch cap": Basis("256 rows with ShareGPT (vLLM's default), 6144 with HellaSwag (free of it)", "C"),
-    "threshold": Basis("TH 0.8: the paper is silent", "C"),
-    "coverage": Basis(
-        "q 0.60: with 0.70, three points under the 73 % of layer 6, five requests often choose layer 12, where no "
-        "token of "
-        "the paper's table left a partial model",
-        "D",
+    "row limit": Basis(
+        "defaults: none. Calibrated: 256 rows with ShareGPT, vLLM's default; none with HellaSwag, which is no serving",
+        "C",
     ),
-    "hidden loads": Basis("every load exposes the 4 ms the paper reports for four layers, whatever its size", "C"),
-    "probes do not count": Basis(
-        "evaluation requests do not count towards RI: closer to the share of full OPT-6.7B", "D"
-    ),
+    "threshold": Basis("TH 0.8: the paper is silent; client default of EE-LLM, on which it builds", "C"),
+    "coverage": Basis("defaults: q 0.70, which gives layers 6 and 9 on average. Calibrated: q 0.60", "C"),
+    "probes": Basis("evaluation requests count towards RI, in both set-ups; that they do not was tried too", "C"),
     "request effect": Basis(
-        "10 % of the variance of a token's difficulty is its request's; calibrated to the state share of full "
-        "OPT-1.3B, "
-        "the top of the 0 to 10 % that measured exits show (GREEN-CODE)",
+        "share of the variance of a token's difficulty that is its request's. Defaults: 0.03, as the exit spec has it "
+        "(measured exits: 0 to 0.1). Calibrated: 0.10",
         "C",
     ),
     "exit spec": Basis(
         "everything else about exits: spec opt-pair of heliosim/synthetic (tasks, lengths, confidences)", "C"
     ),
     "back to back": Basis("one request behind the other (closed loop of one user): the paper gives no arrivals", "C"),
+    "overlapped loads": Basis("what is resident serves on while weights come; the change itself takes nothing", "C"),
     "prefill rate": Basis("prompts are read at half the TF32 peak of an A100 (78 TFLOP/s) beside the launches", "C"),
-    "host link": Basis("weights wait in pinned host memory and come at 24.8 GB/s", "C"),
+    "host link": Basis("weights wait in pinned host memory and come at the device file's 24.8 GB/s for each rank", "C"),
     "power of the node": Basis(
-        "four GPUs of 55 W idle; the one that works draws more in proportion to the memory bandwidth it uses, at the "
-        "slope of Splitwise's Llama-2-70B (60 % of 400 W at 38 % of the bandwidth)",
+        "four GPUs; the one that works draws the device file's power while kernels run (composed FP32 times) and idle "
+        "power while it waits for launches; the other three idle",
         "C",
     ),
-    "derived profile under load": Basis(
-        "costs of the shipped profile llama2-a100-80gb (kernel times composed), synthetic exits, 40 GiB, Poisson "
-        "arrivals",
+    "composed OPT pair under load": Basis(
+        "OPT-1.3B and OPT-6.7B composed in FP16 on A100-40GB, host preset graph, exits of the spec opt-pair, "
+        "39.49 GiB, batch up to 256, overlapped loads, Poisson arrivals, prompts of 300 and answers of 150 "
+        "tokens on average",
         "C",
+    ),
+    "composed large pair": Basis(
+        "CodeLlama-34B at TP 2 and Llama2-70B at TP 4 composed in FP16 on A100-40GB, host preset graph, exits of the "
+        "spec codellama-llama2, overlapped loads, requests in flight extended, a closed loop of users",
+        "C",
+    ),
+    "sharegpt lengths": Basis(
+        "prompts of 220 and answers of 200 tokens on average, lognormal, as the exit spec has", "C"
     ),
     "agreement by depth": Basis(
         "exit specs codellama-llama2 and llama-three of heliosim/synthetic: assumed levels", "C"

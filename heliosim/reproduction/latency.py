@@ -68,6 +68,8 @@ ROWS = (
         "calibrated",
         "ms",
         tpot_simulated,
+        fitted=("HELIOS",),
+        why="follows from the shares of placements",
         inputs=SIMULATED,
         assumptions=ASSUMED,
         needs=THREE,
@@ -81,6 +83,7 @@ ROWS = (
         inputs=SIMULATED,
         assumptions=(*ASSUMED, "prefill rate"),
         needs=(*THREE, TTFT),
+        why="prompt lengths and what both models pay alike are not published",
         remark=(
             "No prompt length is published. 42 and 69 ms cannot both come from launches (23 and 33 ms) plus "
             "arithmetic, "

@@ -21,14 +21,18 @@ from heliosim.formats.profile import (
     HoldOut,
     LoadFit,
     ModelFacts,
+    ModelPower,
     Profile,
     ProfileFile,
     Source,
     load_profile,
     write_profile,
 )
+from heliosim.hardware.device import Device, open_device
+from heliosim.hardware.steps import StepTimes
 from heliosim.reproduction import inputs
 from heliosim.reproduction.inputs import LARGE, SMALL
+from heliosim.reproduction.setups import Setup
 from heliosim.reproduction.shapes import GIB, architecture
 from heliosim.scenario import BatcherSpec, Memory, Scenario
 from heliosim.synthetic.draw import behaviour_for
@@ -42,29 +46,31 @@ SYSTEMS: Mapping[str, Mapping[str, Any]] = {
     "vanilla 6.7B": {"kind": "vanilla", "model": LARGE},
     "early exit 1.3B": {"kind": "early-exit", "model": SMALL},
     "early exit 6.7B": {"kind": "early-exit", "model": LARGE},
-    "HELIOS": {
-        "kind": "helios",
-        "candidates": [SMALL, LARGE],
-        "coverage": inputs.COVERAGE,
-        "probes_count": False,
-    },
+    "HELIOS": {"kind": "helios", "candidates": [SMALL, LARGE]},
 }
 
 
+def controller(system: Mapping[str, Any], setup: Setup) -> dict[str, Any]:
+    """A system's controller under a set-up, which says something about HELIOS alone."""
+    if system["kind"] != "helios":
+        return dict(system)
+    return {**system, "coverage": setup.coverage, "probes_count": setup.probes_count}
+
+
 @cache
-def exit_spec() -> ExitSpec:
-    """The shipped spec of the pair, with the request effect that the state shares ask for."""
+def exit_spec(request_effect: float | None = None) -> ExitSpec:
+    """The shipped spec of the pair; ``request_effect``: in the place of its own."""
     content = load_spec("opt-pair").model_dump(mode="json")
-    content["tokens"]["request_effect"] = {
-        "value": inputs.REQUEST_EFFECT,
-        "source": inputs.ASSUMPTIONS["request effect"].text,
-    }
+    own = content["tokens"]["request_effect"]
+    if request_effect is not None and request_effect != own["value"]:
+        source = "varied by the reproduction of the paper; see there"
+        content["tokens"]["request_effect"] = {"value": request_effect, "source": source}
     return ExitSpec.model_validate(content)
 
 
-def write(folder: Path, seed: int) -> None:
+def write(folder: Path, seed: int, request_effect: float) -> None:
     """The pair's profile with the exits of replication ``seed``, into a folder that exists."""
-    made = behaviour_for(inputs.EXITS, exit_spec(), seed)
+    made = behaviour_for(inputs.EXITS, exit_spec(request_effect), seed)
     made.write(folder / "behaviour.parquet")
     write_profile(folder, facts(made, sha256_of(folder / "behaviour.parquet")))
 
@@ -80,11 +86,11 @@ class Kept(Profile):
         return self.digest
 
 
-@lru_cache(maxsize=1)
-def profile(seed: int) -> Profile:
+@lru_cache(maxsize=4)
+def profile(seed: int, request_effect: float) -> Profile:
     """The profile of a replication: the same exits for every system and change, other ones for another seed."""
     with TemporaryDirectory() as folder:
-        write(Path(folder), seed)
+        write(Path(folder), seed, request_effect)
         read = load_profile(Path(folder), verify=False)
         kept = Kept(Path(NAME), read.facts, read.hash)
         vars(kept)["behaviour"] = read.behaviour
@@ -115,7 +121,7 @@ def scenario(controller: Mapping[str, Any], seed: int, share: float = 1.0) -> Sc
         profile=NAME,
         models=(SMALL, LARGE),
         workload=workload,
-        memory=Memory(budget_bytes=round(inputs.HBM_GIB["A100-40GB"] * inputs.USABLE_SHARE * GIB)),
+        memory=Memory(budget_bytes=round(inputs.HBM_GIB["A100-40GB"] * inputs.USABLE_SHARE * GIB), loads="overlapped"),
         batcher=BatcherSpec(max_batch=1, token_budget=2048),
         controller=dict(controller),
         clock="wall",
@@ -124,7 +130,7 @@ def scenario(controller: Mapping[str, Any], seed: int, share: float = 1.0) -> Sc
 
 def facts(made: BehaviourTable, digest: str) -> ProfileFile:
     """profile.json of the pair, beside a table with this digest."""
-    assumed = ("prefill rate", "hidden loads", "power of the node")
+    assumed = ("prefill rate", "host link", "power of the node")
     return ProfileFile(
         schema_version=1,
         kind="derived",
@@ -145,34 +151,54 @@ def facts(made: BehaviourTable, digest: str) -> ProfileFile:
         versions={},
         seed=made.seed or 0,
         models={name: _model(name) for name in (SMALL, LARGE)},
-        energy=Energy(source="data-sheet", reason=inputs.ASSUMPTIONS["power of the node"].text, busy_w=_busy_watts()),
+        energy=Energy(
+            source="published",
+            reason=inputs.ASSUMPTIONS["power of the node"].text,
+            idle_w=device().power.idle_w,
+            decode_w=device().power.decode_w,
+            gpus=inputs.NODE_GPUS,
+            models={name: power(name) for name in (SMALL, LARGE)},
+        ),
         behaviour=made.facts,
         files={"behaviour.parquet": digest},
     )
 
 
-def watts(model: str) -> float:
-    """Mean power of the node while a GPU decodes: that one by the share of its bandwidth it uses, the others idle."""
-    share = architecture(model).layer_bytes("fp32") / inputs.LAYER_S[model] / inputs.HBM_BYTES_PER_S
-    slope = (inputs.BUSY_SHARE * inputs.TDP_W - inputs.IDLE_W) / inputs.BUSY_AT_BANDWIDTH
-    return inputs.NODE_GPUS * inputs.IDLE_W + slope * share
+@cache
+def device() -> Device:
+    return open_device(inputs.DEVICE)
 
 
-def _busy_watts() -> float:
-    """What the controller is told: one number for both models."""
-    return round((watts(SMALL) + watts(LARGE)) / 2, 1)
+@cache
+def power(model: str) -> ModelPower:
+    """Mean power of one GPU: while kernels run that of its device, while it waits for launches that of an idle one."""
+    d = device()
+    times = StepTimes.of(architecture(model), d, dtype="fp32")
+    rows, context, prompt = 1, 512, 512
+    decoding = times.dense(rows) + times.decode_attention(rows, context)
+    reading = times.dense(prompt) + times.prefill_attention(1, prompt)
+    taken = inputs.LAYER_S[model] + (prompt - 1) * _seconds_per_prompt_token(model)
+    busy, read = (min(1.0, kernels / s) for kernels, s in ((decoding, inputs.LAYER_S[model]), (reading, taken)))
+    idle = d.power.idle_w
+    return ModelPower(
+        decode_w=idle + busy * (d.power.decode_w - idle), prefill_w=idle + read * (d.power.prefill_w - idle)
+    )
+
+
+def _seconds_per_prompt_token(model: str) -> float:
+    return 2 * architecture(model).layer_parameters() / inputs.PREFILL_FLOPS
 
 
 def _model(name: str) -> ModelFacts:
     shape = architecture(name)
     seconds = dict.fromkeys(TERMS, 0.0)
     seconds["layer"] = inputs.LAYER_S[name]
-    seconds["layer_token_more"] = 2 * shape.layer_parameters() / inputs.PREFILL_FLOPS
+    seconds["layer_token_more"] = _seconds_per_prompt_token(name)
     unmeasured = HoldOut(cells=0, median_abs_error=0.0, p90_abs_error=0.0, mean_signed_error=0.0, by_region={})
     step = CostFit(
         seconds_per=seconds, steps=0, cell_spread=0.0, max_rows=1, max_context=2048, max_tokens=2048, holdout=unmeasured
     )
-    loads = {**dict.fromkeys(LOAD_TERMS, 0.0), "load": inputs.EXPOSED_LOAD_S}
+    loads = {**dict.fromkeys(LOAD_TERMS, 0.0), "weights_byte": 1 / device().links.host_bytes_per_s}
     return ModelFacts(
         architecture="opt",
         checkpoint=name,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from heliosim.stats import paired_difference, t_interval
 
+DEFAULTS, CALIBRATED = "defaults", "calibrated"
+"""Names of the two set-ups that rows are shown under."""
 Kind = Literal["exact", "calibrated", "shape", "input"]
 Metrics = Mapping[str, float]
 """What one simulated run showed, by name."""
@@ -19,17 +21,23 @@ class Experiment:
 
     ``setting``: which set-up (``settings.py``); ``system``: its controller by name; ``changes``: controller or scenario
     fields by dotted path, as (path, value) pairs. Replication k of every experiment of a setting meets the same
-    requests and the same exits.
+    requests and the same exits. ``setup``: of a setting that has several (``setups.py``), which.
     """
 
     setting: str
     system: str
     changes: tuple[tuple[str, object], ...] = ()
+    setup: str = ""
 
     @property
     def name(self) -> str:
         changed = ", ".join(f"{path}={value}" for path, value in self.changes)
-        return f"{self.setting}: {self.system}" + (f" ({changed})" if changed else "")
+        setup = f", {self.setup}" if self.setup else ""
+        return f"{self.setting}{setup}: {self.system}" + (f" ({changed})" if changed else "")
+
+    def under(self, setup: str) -> Experiment:
+        """The same under another set-up; itself where the setting has no set-ups."""
+        return replace(self, setup=setup) if self.setup == DEFAULTS else self
 
 
 Runs = Mapping[Experiment, Sequence[Metrics]]
@@ -74,12 +82,13 @@ class Series:
 
 @dataclass(frozen=True)
 class Plot:
-    """Series that share axes; axes name their units."""
+    """Series that share axes; axes name their units. ``is_log``: of the upright one."""
 
     title: str
     x_title: str
     y_title: str
     series: tuple[Series, ...]
+    is_log: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,9 @@ class Answer:
 @dataclass(frozen=True)
 class Row:
     """A claim. ``inputs`` and ``assumptions`` by their names in ``inputs.py``; ``remark``: what a reader must know to
-    read the row, a miss explained included. ``compute`` gets the runs of ``needs`` and nothing else.
+    read the row, a miss explained included; ``why``: that in one line, for the summary. ``compute`` gets the runs of
+    ``needs`` and nothing else; ``compute_calibrated`` stands for it under the calibrated set-up if another function
+    is needed. ``fitted``: parts that the calibrated set-up was fitted to, or that follow from those ("*": all).
     """
 
     id: str
@@ -107,9 +118,33 @@ class Row:
     assumptions: tuple[str, ...] = ()
     needs: tuple[Experiment, ...] = ()
     remark: str = ""
-    digits: int = 3
     is_ours: bool = field(default=False)
     """Not in the paper: what it left out."""
+    why: str = ""
+    fitted: tuple[str, ...] = ()
+    compute_calibrated: Callable[[Runs], Answer] | None = None
+
+    @property
+    def has_setups(self) -> bool:
+        """Whether it is shown under both set-ups; what the paper does not have is shown under the defaults."""
+        return self.compute_calibrated is not None or (
+            not self.is_ours and any(x.setup == DEFAULTS for x in self.needs)
+        )
+
+    @property
+    def experiments(self) -> tuple[Experiment, ...]:
+        """What has to be run for it, under either set-up."""
+        return (*self.needs, *(x.under(CALIBRATED) for x in self.needs if self.has_setups))
+
+    def calibrated(self, runs: Runs) -> Answer | None:
+        """The answer under the calibrated set-up, from runs of either; None where there is only one set-up."""
+        if not self.has_setups:
+            return None
+        compute = self.compute_calibrated or self.compute
+        return compute({x: runs[x.under(CALIBRATED)] for x in self.needs})
+
+    def is_fitted(self, part: str) -> bool:
+        return part in self.fitted or "*" in self.fitted
 
 
 def samples(runs: Runs, experiment: Experiment, metric: str) -> list[float]:

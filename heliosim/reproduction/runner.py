@@ -12,6 +12,7 @@ from heliosim.formats.files import read_json, write_json
 from heliosim.reproduction.book import experiments_of
 from heliosim.reproduction.rows import Answer, Experiment, Metrics, Row
 from heliosim.reproduction.settings import key_of, perform
+from heliosim.reproduction.setups import is_choosing
 from heliosim.streams import replication_seed
 
 OnProgress = Callable[[str, float], None]
@@ -35,8 +36,12 @@ class Plan:
         return experiments_of(list(self.rows))
 
 
-def seed_of(replication: int) -> int:
-    return replication_seed(0, replication)
+CHOOSING_SEED, REPORTED_SEED = 0, 1
+"""Replications that a set-up was chosen by have other seeds than those that are reported."""
+
+
+def seed_of(experiment: Experiment, replication: int) -> int:
+    return replication_seed(CHOOSING_SEED if is_choosing(experiment.setup) else REPORTED_SEED, replication + 1)
 
 
 def plan(rows: Sequence[Row], folder: Path, replications: int, share: float = 1.0) -> Plan:
@@ -55,7 +60,7 @@ def plan(rows: Sequence[Row], folder: Path, replications: int, share: float = 1.
 
 
 def _path(folder: Path, experiment: Experiment, replication: int, share: float) -> Path:
-    return folder / CACHE / f"{key_of(experiment, seed_of(replication), share)}.json"
+    return folder / CACHE / f"{key_of(experiment, seed_of(experiment, replication), share)}.json"
 
 
 def seconds_per_run(planned: Plan) -> dict[str, float]:
@@ -63,7 +68,7 @@ def seconds_per_run(planned: Plan) -> dict[str, float]:
     found: dict[str, float] = {}
     for experiment, replication in planned.jobs:
         if experiment.setting not in found:
-            task = (experiment, seed_of(replication), planned.share)
+            task = (experiment, seed_of(experiment, replication), planned.share)
             perform(task)  # what is drawn once per replication
             start = time.perf_counter()
             perform(task)
@@ -76,8 +81,11 @@ def run(
     folder: Path,
     where: tuple[str, int, str | None] = ("local", 1, None),
     report: OnProgress | None = None,
-) -> dict[str, tuple[Answer, float]]:
-    """Answers by row id, with the seconds their computation took. Every finished run is kept in ``folder`` at once."""
+) -> dict[str, tuple[Answer, Answer | None]]:
+    """Answers by row id, under the defaults and under the calibrated set-up.
+
+    Every finished run is kept in ``folder`` at once.
+    """
     known = dict(planned.known)
     total = max(1, len(known) + len(planned.jobs))
 
@@ -89,12 +97,12 @@ def run(
         if report is not None:
             report(f"{len(known)} of {total} runs: {experiment.system}", len(known) / total)
 
-    tasks = [(experiment, seed_of(k), planned.share) for experiment, k in planned.jobs]
+    tasks = [(experiment, seed_of(experiment, k), planned.share) for experiment, k in planned.jobs]
     with open_executor(*where) as executor:
         run_all(executor, perform, tasks, keep)
     found = {}
     for row in planned.rows:
-        runs = {x: [known[x, k] for k in range(planned.replications)] for x in row.needs}
-        start = time.perf_counter()
-        found[row.id] = (row.compute(runs), time.perf_counter() - start)
+        wanted = experiments_of([row])
+        runs = {x: [known[x, k] for k in range(planned.replications)] for x in wanted}
+        found[row.id] = (row.compute(runs), row.calibrated(runs))
     return found

@@ -1,51 +1,63 @@
-"""What the paper left out: the same systems under load, with batches of more than one and limits on latency.
+"""Composed pairs under load, with batches of more than one: nothing here was measured as steps.
 
-Costs are those of the shipped profile ``llama2-a100-80gb`` (composed of published kernel times; its exits synthetic).
+``opt``: the OPT pair in FP16 on one A100-40GB under Poisson arrivals, for what the paper left out. ``large``:
+CodeLlama-34B (TP 2) and Llama2-70B (TP 4) on four of them, with as many users as memory may serve.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from heliosim.examples import pair_of, systems
-from heliosim.formats.profile import Profile
+from heliosim.composing import Wanted, compose_profile
+from heliosim.examples import systems
+from heliosim.formats.profile import Profile, load_profile
+from heliosim.hardware.device import open_device
 from heliosim.metrics import Slo
-from heliosim.profile_view import open_profile
+from heliosim.reproduction import inputs
+from heliosim.reproduction.shapes import GIB, architecture
 from heliosim.scenario import BatcherSpec, Memory, Scenario
 from heliosim.workload import WorkloadSpec
 
-NAME = "llama2-a100-80gb"
 SLO = Slo(ttft_ms=1000.0, tpot_ms=50.0)
-REQUESTS = 800
-MAX_BATCH = 64
+REQUESTS, LARGE_REQUESTS = 800, 600
+MAX_BATCH, TOKEN_BUDGET = 256, 2048
+PAIRS: Mapping[str, tuple[str, tuple[tuple[str, int], ...], str]] = {
+    "opt": ("opt-pair", (("opt-1.3b", 1), ("opt-6.7b", 1)), "fixed"),
+    "large": ("codellama-llama2", (("codellama-34b", 2), ("llama2-70b", 4)), "anywhere"),
+}
+"""Exit spec, models with their ranks, and kind of exits."""
 
 
 @cache
-def profile() -> Profile:
-    return open_profile(NAME)
+def profile(pair: str) -> Profile:
+    """The composed profile of a pair, with exits drawn once from its spec."""
+    from heliosim.reproduction.opt_pair import Kept
+    from heliosim.synthetic.spec import load_spec
 
-
-class _Systems(Mapping[str, Mapping[str, Any]]):
-    """The five systems, made when first asked for: they name the profile's models."""
-
-    def __getitem__(self, name: str) -> Mapping[str, Any]:
-        return _made()[name]
-
-    def __iter__(self) -> Any:
-        return iter(_made())
-
-    def __len__(self) -> int:
-        return len(_made())
+    spec_name, models, kind = PAIRS[pair]
+    spec = load_spec(spec_name)
+    wanted = [Wanted(name, architecture(name), tp, tuple(spec.models[name].exits), kind) for name, tp in models]
+    with TemporaryDirectory() as parent:
+        folder = Path(parent) / f"composed-{pair}"
+        compose_profile(
+            folder, wanted, open_device(inputs.DEVICE), dtype="fp16", host="graph", behaviour=spec_name, seed=0
+        )
+        read = load_profile(folder, verify=False)
+        kept = Kept(Path(folder.name), read.facts, read.hash)
+        vars(kept)["behaviour"] = read.behaviour
+    return kept
 
 
 @cache
-def _made() -> Mapping[str, Mapping[str, Any]]:
-    small, large = pair_of(profile())
-    found = systems(small, large)
+def made(pair: str) -> Mapping[str, Mapping[str, Any]]:
+    """The five systems by name."""
+    small, large = (name for name, _ in PAIRS[pair][1])
     short = {small: "small", large: "large"}
-    return {_renamed(name, short): controller for name, controller in found.items()}
+    return {_renamed(name, short): controller for name, controller in systems(small, large).items()}
 
 
 def _renamed(name: str, short: Mapping[str, str]) -> str:
@@ -54,38 +66,49 @@ def _renamed(name: str, short: Mapping[str, str]) -> str:
     return name
 
 
-SYSTEMS: Mapping[str, Mapping[str, Any]] = _Systems()
-
-
-def scenario(controller: Mapping[str, Any], rate_per_s: float, seed: int, share: float = 1.0) -> Scenario:
-    """One system under Poisson arrivals of the profile's tasks, mixed; lengths drawn."""
-    made = profile()
+def under_load(controller: Mapping[str, Any], rate_per_s: float, seed: int, share: float = 1.0) -> Scenario:
+    """One system of the OPT pair under Poisson arrivals of its four tasks, mixed; lengths drawn."""
     tasks = [
         {
             "task": task,
             "share": 1.0,
-            "prompt_tokens": {"kind": "lognormal", "mean": 500, "cv": 1.0, "high": 2048},
+            "prompt_tokens": {"kind": "lognormal", "mean": 300, "cv": 1.0, "high": 1024},
             "output_tokens": {"kind": "lognormal", "mean": 150, "cv": 0.8, "high": 600},
         }
-        for task in sorted(made.facts.behaviour.tasks)
+        for task in sorted(profile("opt").facts.behaviour.tasks)
     ]
-    workload = WorkloadSpec.model_validate(
-        {
-            "arrivals": {"kind": "poisson", "rate_per_s": rate_per_s},
-            "requests": max(20, round(REQUESTS * share)),
-            "order": "mix",
-            "tasks": tasks,
-        }
-    )
+    arrivals = {"kind": "poisson", "rate_per_s": rate_per_s}
+    return _scenario("opt", controller, arrivals, tasks, max(20, round(REQUESTS * share)), seed)
+
+
+def with_users(controller: Mapping[str, Any], users: int, seed: int, share: float = 1.0) -> Scenario:
+    """One system of the large pair in a closed loop of so many users, with lengths like ShareGPT's."""
+    task = {
+        "task": "sharegpt",
+        "share": 1.0,
+        "prompt_tokens": {"kind": "lognormal", "mean": 220, "cv": 1.0, "high": 1024},
+        "output_tokens": {"kind": "lognormal", "mean": 200, "cv": 0.8, "high": 1024},
+    }
+    arrivals = {"kind": "closed", "users": users}
+    return _scenario("large", controller, arrivals, [task], max(40, round(LARGE_REQUESTS * share)), seed)
+
+
+def _scenario(
+    pair: str, controller: Mapping[str, Any], arrivals: Mapping[str, Any], tasks: list[Any], requests: int, seed: int
+) -> Scenario:
+    found = profile(pair)
+    workload = WorkloadSpec.model_validate({"arrivals": arrivals, "requests": requests, "order": "mix", "tasks": tasks})
     return Scenario(
-        name=NAME,
+        name=found.folder.name,
         seed=seed,
-        profile=NAME,
-        models=pair_of(made),
+        profile=found.folder.name,
+        models=tuple(name for name, _ in PAIRS[pair][1]),
         workload=workload,
-        memory=Memory(budget_bytes=40 * 2**30),
-        batcher=BatcherSpec(max_batch=MAX_BATCH, token_budget=1024),
+        memory=Memory(
+            budget_bytes=round(inputs.HBM_GIB[inputs.DEVICE] * inputs.USABLE_SHARE * GIB), loads="overlapped"
+        ),
+        batcher=BatcherSpec(max_batch=MAX_BATCH, token_budget=TOKEN_BUDGET),
         controller=dict(controller),
-        clock=made.clock(),
-        slo=SLO,
+        clock="wall",
+        slo=SLO if pair == "opt" else None,
     )

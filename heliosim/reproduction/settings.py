@@ -13,43 +13,50 @@ from heliosim.errors import UnknownNameError
 from heliosim.formats.profile import Profile
 from heliosim.metrics import Slo
 from heliosim.reproduction import opt_pair, serving
-from heliosim.reproduction.inputs import EXITS
 from heliosim.reproduction.measure import measure
 from heliosim.reproduction.rows import Experiment
+from heliosim.reproduction.setups import SETUPS
 from heliosim.runs import run_simulated
 from heliosim.scenario import Scenario
 
-VERSION = 1
+VERSION = 2
 """Of what is measured: a higher one makes cached results be run again."""
+OPT, LOAD, LARGE = "OPT pair, batch 1", "OPT pair under load, composed", "large pair, composed"
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """One run, ready: ``watts`` by model for energy, where known; ``slo`` for attainment."""
+    """One run, ready; ``slo`` for attainment. ``profile`` is made when the run needs it."""
 
     scenario: Scenario
-    profile: Profile
-    watts: Mapping[str, float] | None = None
+    profile: Callable[[], Profile]
     slo: Slo | None = None
 
 
 def _opt(experiment: Experiment, seed: int, share: float) -> Prepared:
-    controller = {**_system(opt_pair.SYSTEMS, experiment), **dict(experiment.changes)}
-    watts = {model: opt_pair.watts(model) for model in EXITS}
-    return Prepared(opt_pair.scenario(controller, seed, share), opt_pair.profile(seed), watts)
+    if experiment.setup not in SETUPS:
+        raise UnknownNameError("set-up", experiment.setup, SETUPS)
+    setup = SETUPS[experiment.setup]
+    system = opt_pair.controller(_system(opt_pair.SYSTEMS, experiment), setup)
+    made = opt_pair.scenario({**system, **dict(experiment.changes)}, seed, share)
+    return Prepared(made, lambda: opt_pair.profile(seed, setup.request_effect))
 
 
-def _serving(experiment: Experiment, seed: int, share: float) -> Prepared:
+def _load(experiment: Experiment, seed: int, share: float) -> Prepared:
     changes = dict(experiment.changes)
     rate = float(str(changes.pop("rate_per_s")))
-    controller = {**_system(serving.SYSTEMS, experiment), **changes}
-    return Prepared(serving.scenario(controller, rate, seed, share), serving.profile(), slo=serving.SLO)
+    system = {**_system(serving.made("opt"), experiment), **changes}
+    return Prepared(serving.under_load(system, rate, seed, share), lambda: serving.profile("opt"), serving.SLO)
 
 
-SETTINGS: Mapping[str, Callable[[Experiment, int, float], Prepared]] = {
-    "OPT pair, batch 1": _opt,
-    "Llama-2 pair, A100": _serving,
-}
+def _large(experiment: Experiment, seed: int, share: float) -> Prepared:
+    changes = dict(experiment.changes)
+    users = int(str(changes.pop("users")))
+    system = {**_system(serving.made("large"), experiment), **changes}
+    return Prepared(serving.with_users(system, users, seed, share), lambda: serving.profile("large"))
+
+
+SETTINGS: Mapping[str, Callable[[Experiment, int, float], Prepared]] = {OPT: _opt, LOAD: _load, LARGE: _large}
 
 
 def _system(systems: Mapping[str, Mapping[str, Any]], experiment: Experiment) -> Mapping[str, Any]:
@@ -68,26 +75,19 @@ def perform(task: tuple[Experiment, int, float]) -> dict[str, float]:
     """Run one replication of an experiment and measure it. Top level, so that it can be sent to a worker."""
     experiment, seed, share = task
     made = prepare(experiment, seed, share)
-    return measure(run_simulated(made.scenario, made.profile), made.watts, made.slo)
+    return measure(run_simulated(made.scenario, made.profile()), made.slo)
 
 
 @cache
-def _setting_digest(setting: str) -> str:
+def _setting_digest(setting: str, request_effect: float | None) -> str:
     """Of everything a setting rests on besides scenario and seed."""
-    if setting == "OPT pair, batch 1":
-        return opt_pair.profile(0).hash
-    return serving.profile().hash
+    if request_effect is not None:
+        return opt_pair.profile(0, request_effect).hash
+    return serving.profile("opt" if setting == LOAD else "large").hash
 
 
 def key_of(experiment: Experiment, seed: int, share: float) -> str:
     """Name of a cached result: the same inputs, the same key."""
-    scenario = prepare_scenario(experiment, seed, share)
-    parts = [VERSION, scenario.hash, _setting_digest(experiment.setting)]
+    effect = SETUPS[experiment.setup].request_effect if experiment.setting == OPT else None
+    parts = [VERSION, prepare(experiment, seed, share).scenario.hash, _setting_digest(experiment.setting, effect)]
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
-
-
-def prepare_scenario(experiment: Experiment, seed: int, share: float) -> Scenario:
-    """The scenario alone, without drawing exits."""
-    if experiment.setting == "OPT pair, batch 1":
-        return opt_pair.scenario({**_system(opt_pair.SYSTEMS, experiment), **dict(experiment.changes)}, seed, share)
-    return prepare(experiment, seed, share).scenario

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from heliosim.reproduction.rows import Experiment
+from heliosim.reproduction.rows import DEFAULTS, Experiment
+from heliosim.reproduction.settings import OPT
 
-OPT = "OPT pair, batch 1"
-ALONE_SMALL = Experiment(OPT, "early exit 1.3B")
-ALONE_LARGE = Experiment(OPT, "early exit 6.7B")
-VANILLA_SMALL = Experiment(OPT, "vanilla 1.3B")
-VANILLA_LARGE = Experiment(OPT, "vanilla 6.7B")
-HELIOS = Experiment(OPT, "HELIOS")
+ALONE_SMALL = Experiment(OPT, "early exit 1.3B", setup=DEFAULTS)
+ALONE_LARGE = Experiment(OPT, "early exit 6.7B", setup=DEFAULTS)
+HELIOS = Experiment(OPT, "HELIOS", setup=DEFAULTS)
 THREE = (ALONE_SMALL, ALONE_LARGE, HELIOS)
 
 
-def helios(**changes: object) -> Experiment:
+def helios(setup: str = DEFAULTS, **changes: object) -> Experiment:
     """HELIOS with controller fields changed."""
-    return Experiment(OPT, "HELIOS", tuple(sorted(changes.items())))
+    return Experiment(OPT, "HELIOS", tuple(sorted(changes.items())), setup)
 
 
 def alone(small: bool, **changes: object) -> Experiment:
     """A model alone under early exit, with controller fields changed."""
-    return Experiment(OPT, "early exit 1.3B" if small else "early exit 6.7B", tuple(sorted(changes.items())))
+    return Experiment(OPT, "early exit 1.3B" if small else "early exit 6.7B", tuple(sorted(changes.items())), DEFAULTS)
 
 
 SIMULATED = (
@@ -34,10 +32,11 @@ SIMULATED = (
 ASSUMED = (
     "threshold",
     "coverage",
-    "probes do not count",
+    "probes",
     "request effect",
     "exit spec",
     "back to back",
-    "hidden loads",
+    "overlapped loads",
+    "host link",
 )
 """Assumptions of every simulated row."""

@@ -192,6 +192,11 @@ def test_every_model_that_is_no_candidate_is_told_why() -> None:
     assert found.names == ["small"]
     assert found.refused["large"] == "not among the 1 best by throughput"
     assert found.refused["other"] == "another tokenizer or vocabulary than small, the best by throughput"
+    mixed = repo.shortlist("throughput", 3, one_vocabulary=False)
+    assert sorted(mixed.names) == ["large", "other", "small"]
+    assert not mixed.refused
+    assert sorted(Helios(repo, HeliosParameters(use_tokenizer_rule=False)).candidates) == sorted(mixed.names)
+    assert Helios(repo, HeliosParameters()).candidates == ["small", "large"]
     named = repo.shortlist("throughput", 3, ("large",))
     assert named.refused["small"] == "not among the scenario's candidates"
 

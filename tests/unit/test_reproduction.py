@@ -13,47 +13,22 @@ import pytest
 
 import heliosim.reproduction
 from heliosim.errors import UnknownNameError
-from heliosim.reproduction import batch_size, inputs, latency, memory, runner
+from heliosim.reproduction import batch_size, inputs, latency, memory, opt_pair, runner
 from heliosim.reproduction.book import ROWS, experiments_of, pick
+from heliosim.reproduction.claims import CLAIMS
 from heliosim.reproduction.compare import relative_error, report_data, row_data, verdict_of
 from heliosim.reproduction.page import markdown
 from heliosim.reproduction.paper import PAPER, Said
-from heliosim.reproduction.plots import svg, ticks
-from heliosim.reproduction.rows import Answer, Row, Value, flatter, greater, value_of
-from heliosim.reproduction.settings import key_of, prepare_scenario
+from heliosim.reproduction.plots import decades, spread, svg, ticks
+from heliosim.reproduction.rows import CALIBRATED, DEFAULTS, Answer, Row, Value, flatter, greater, value_of
+from heliosim.reproduction.settings import key_of, perform, prepare
+from heliosim.reproduction.setups import GRID, SETUPS
 from heliosim.reproduction.systems import ALONE_SMALL, HELIOS, helios
+from heliosim.serving.helios import HeliosParameters
 
 PACKAGE = Path(heliosim.reproduction.__file__).parent
 DOCS = Path(__file__).parents[2] / "docs"
 SEES_PAPER = {"paper.py", "compare.py"}
-
-SECTION_4 = {
-    "weight memory saved": "weights-saved",
-    "weight memory of the large pair": "weights-large-pair",
-    "weights of the Llama models": "weights-llama-set",
-    "HBM share": "hbm-shares",
-    "tokens by exit, OPT-1.3B alone": "exits-small-alone",
-    "tokens by exit, OPT-6.7B alone": "exits-large-alone",
-    "tokens by exit, HELIOS": "exits-helios",
-    "TPOT": "tpot",
-    "throughput at batch 1": "throughput",
-    "throughput, both averages": "throughput-token-weighted",
-    "TTFT": "ttft",
-    "energy per prompt": "energy",
-    "perplexity": "perplexity",
-    "transitions, profiling cost": "transitions",
-    "LD exposed": "ld-exposed",
-    "batch size, Llama3-8B, ShareGPT": "batch-llama3-sharegpt",
-    "batch size, Llama3-8B, HellaSwag": "batch-llama3-hellaswag",
-    "batch size, Llama2-70B, ShareGPT": "batch-llama2-sharegpt",
-    "batch size, Llama2-70B, HellaSwag": "batch-llama2-hellaswag",
-    "largest batch gain": "batch-largest",
-    "TH sweep": "th-sweep",
-    "RI sweep": "ri-sweep",
-    "LD/SW ablation": "ld-sw",
-    "quality against depth": "quality-depth",
-}
-"""Claims of the paper and the rows that answer them."""
 
 
 def constants(path: Path) -> set[float]:
@@ -76,9 +51,16 @@ def imported(path: Path) -> set[str]:
 # --- rows ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("row_id", SECTION_4.values(), ids=SECTION_4.keys())
-def test_every_claim_has_a_row(row_id: str) -> None:
-    assert [row.id for row in ROWS].count(row_id) == 1
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_every_claim_has_its_rows(claim: str) -> None:
+    for row_id in CLAIMS[claim]:
+        assert [row.id for row in ROWS].count(row_id) == 1
+
+
+def test_every_row_of_the_paper_answers_one_claim() -> None:
+    named = [row_id for rows in CLAIMS.values() for row_id in rows]
+    assert len(CLAIMS) == 21
+    assert sorted(named) == sorted(row.id for row in ROWS if not row.is_ours)
 
 
 def test_every_figure_of_the_paper_belongs_to_a_row() -> None:
@@ -114,7 +96,7 @@ def test_answers_do_not_change_with_the_paper(monkeypatch: pytest.MonkeyPatch) -
     assert len(rows) > 10
     before = {row.id: row.compute({}) for row in rows}
     for row_id in list(PAPER):
-        monkeypatch.setitem(PAPER, row_id, {"anything": Said(1e9)})  # type: ignore[index]
+        monkeypatch.setitem(PAPER, row_id, {"anything": Said(1e9)})
     assert {row.id: row.compute({}) for row in rows} == before
 
 
@@ -136,12 +118,13 @@ def test_exact_rows_are_within_two_percent(row: Row) -> None:
         assert values[part] == pytest.approx(said.value, rel=0.02), part
 
 
-@pytest.mark.parametrize("row_id", ["batch-llama3-hellaswag", "batch-llama2-hellaswag"])
-def test_batches_at_half_and_three_quarters_are_within_ten_percent(row_id: str) -> None:
-    (row,) = pick((row_id,))
-    values = row.compute({}).values[1:]
-    for value in values:
-        assert value.value == pytest.approx(PAPER[row_id][value.part].value, rel=0.1), value.part
+def test_one_batch_figure_is_fitted_and_nothing_is_fitted_under_the_defaults() -> None:
+    (row,) = pick(("batch-llama3-hellaswag",))
+    data = row_data(row, row.compute({}), "command", row.calibrated({}))
+    verdicts = {p["part"]: (p["verdict"], p["calibrated"]["verdict"]) for p in data["values"]}
+    assert verdicts["Llama3-8B@16"] == ("beyond", "fitted")
+    assert verdicts["Llama3-8B@24"] == ("within", "within")
+    assert data["values"][1]["calibrated"]["relative_error"] == pytest.approx(0, abs=0.005)
 
 
 # --- models behind rows -------------------------------------------------------------------------------------
@@ -150,19 +133,35 @@ def test_batches_at_half_and_three_quarters_are_within_ten_percent(row_id: str) 
 def test_kv_alone_gives_the_published_bound() -> None:
     bounds = {"Llama3-8B": (5.59, 2.53, 1.51), "Llama2-70B": (16.96, 6.32, 2.77)}
     for model, expected in bounds.items():
-        pool = batch_size.MemoryModel(batch_size.budget_bytes(model))
         layers = {"Llama3-8B": 32, "Llama2-70B": 80}[model]
-        gains = [pool.gain(model, layers * q // 4, 100) for q in (1, 2, 3)]
-        assert gains == pytest.approx(expected, rel=0.005)
+        depths = [layers * q // 4 for q in (1, 2, 3)]
+        assert [batch_size.kv_alone(model, d, 100) for d in depths] == pytest.approx(expected, rel=0.005)
+        whole = [batch_size.gain(model, d, 100) for d in depths]
+        assert whole == pytest.approx(expected, rel=0.03)  # whole requests, and what a step needs
 
 
-def test_a_fixed_cost_lowers_the_gain_and_a_cap_ends_it() -> None:
-    bare = batch_size.MemoryModel(batch_size.budget_bytes("Llama3-8B"))
-    fixed = batch_size.MemoryModel(bare.budget_bytes, copies=2.0)
-    capped = batch_size.MemoryModel(bare.budget_bytes, copies=2.0, cap=10)
-    assert bare.gain("Llama3-8B", 16, 100) > fixed.gain("Llama3-8B", 16, 100) > 1
-    assert capped.rows("Llama3-8B", 16, 100) == 10
-    assert batch_size.MemoryModel(1e9).rows("Llama2-70B", 80, 100) == 0
+def test_a_fixed_cost_lowers_the_gain_and_a_limit_on_rows_ends_it() -> None:
+    bare = batch_size.gain("Llama3-8B", 16, 100)
+    fixed = batch_size.gain("Llama3-8B", 16, 100, 2.0)
+    assert bare > fixed > batch_size.gain("Llama3-8B", 16, 100, 2.0, cap=10) == 1
+
+
+def test_defaults_are_those_of_the_exit_spec_and_of_the_controller() -> None:
+    setup = SETUPS[DEFAULTS]
+    fields = HeliosParameters()
+    assert setup.request_effect == opt_pair.exit_spec().tokens.request_effect.value
+    assert (fields.threshold, fields.coverage, fields.probes_count) == (0.8, setup.coverage, setup.probes_count)
+    assert (fields.reassess_interval, fields.probe_requests) == (150, 5)
+    assert (fields.window, fields.window_tokens, fields.max_breaches) == ("sliding", 100, 50)
+    assert opt_pair.scenario(dict(opt_pair.SYSTEMS["HELIOS"]), 0).memory.loads == "overlapped"
+
+
+def test_reported_runs_have_other_seeds_than_those_that_choose() -> None:
+    name = next(iter(GRID))
+    chosen = {runner.seed_of(HELIOS.under(name), k) for k in range(50)}
+    reported = {runner.seed_of(x, k) for x in (HELIOS, HELIOS.under(CALIBRATED)) for k in range(50)}
+    assert not chosen & reported
+    assert len(reported) == 50
 
 
 def test_overhead_widens_the_interval_and_nothing_else() -> None:
@@ -210,7 +209,7 @@ def count_of(rows: Sequence[Row]) -> int:
 
 
 def test_replications_of_all_systems_meet_the_same_requests() -> None:
-    one, other = (prepare_scenario(x, 7, 1.0) for x in (HELIOS, ALONE_SMALL))
+    one, other = (prepare(x, 7, 1.0).scenario for x in (HELIOS, ALONE_SMALL))
     assert one.workload == other.workload
     assert one.seed == other.seed
     assert sum(task.count or 0 for task in one.workload.tasks) == 1087
@@ -222,8 +221,9 @@ def test_a_key_depends_on_what_a_run_depends_on() -> None:
         key_of(HELIOS, 2, 1.0),
         key_of(HELIOS, 1, 0.1),
         key_of(helios(threshold=0.7), 1, 1.0),
+        key_of(HELIOS.under(CALIBRATED), 1, 1.0),
     }
-    assert len(keys) == 4
+    assert len(keys) == 5
     assert key_of(HELIOS, 1, 1.0) == key_of(HELIOS, 1, 1.0)
 
 
@@ -231,36 +231,37 @@ def test_finished_runs_are_kept_and_gone_on_with(tmp_path: Path, monkeypatch: py
     rows = pick(("tpot-simulated",))
     done: list[Any] = []
 
-    def perform(task: Any) -> dict[str, float]:
+    def one(task: Any) -> dict[str, float]:
         if len(done) == 4:
             raise KeyboardInterrupt
         done.append(task)
         return {"token_weighted_tpot_ms": float(len(done)), "mean_tpot_ms": 1.0}
 
-    monkeypatch.setattr(runner, "perform", perform)
+    monkeypatch.setattr(runner, "perform", one)
     planned = runner.plan(rows, tmp_path, 2, 0.1)
-    assert len(planned.jobs) == 2 * count_of(rows) == 6
+    assert len(planned.jobs) == 2 * count_of(rows) == 12
     with pytest.raises(KeyboardInterrupt):
         runner.run(planned, tmp_path)
     again = runner.plan(rows, tmp_path, 2, 0.1)
     assert len(again.known) == 4
-    assert len(again.jobs) == 2
-    done.clear()
+    assert len(again.jobs) == 8
+    figures = {"token_weighted_tpot_ms": 2.0, "mean_tpot_ms": 1.0}
+    monkeypatch.setattr("heliosim.reproduction.runner.perform", lambda _: figures)
     answers = runner.run(again, tmp_path)
-    assert len(done) == 2
     assert [v.part for v in answers["tpot-simulated"][0].values] == ["OPT-1.3B", "OPT-6.7B", "HELIOS"]
-    assert len(runner.plan(rows, tmp_path, 3, 0.1).jobs) == 3
+    assert len(runner.plan(rows, tmp_path, 3, 0.1).jobs) == 6
 
 
 def test_one_candidate_at_full_depth_is_early_exit(tmp_path: Path) -> None:
     rows = pick(("identity",))
     answers = runner.run(runner.plan(rows, tmp_path, 2, 0.05), tmp_path)
-    (check,) = answers["identity"][0].checks
-    assert check.holds
+    checks = answers["identity"][0].checks
+    assert len(checks) == 3
+    assert all(check.holds for check in checks)
 
 
 def test_shares_of_a_run_add_up(tmp_path: Path) -> None:
-    metrics = runner.perform((HELIOS, 3, 0.05))
+    metrics = perform((HELIOS, 3, 0.05))
     for kind in ("state:", "exit:"):
         assert sum(v for k, v in metrics.items() if k.startswith(kind)) == pytest.approx(1.0)
     assert metrics["evaluations"] >= 1
@@ -285,11 +286,33 @@ def test_ticks_hold_the_data_and_are_few(low: float, high: float) -> None:
     assert 2 <= len(found) <= 9
 
 
+def test_a_logarithmic_axis_shows_whole_decades_and_labels_do_not_meet() -> None:
+    assert decades(18.0, 42_000.0) == [10.0, 100.0, 1000.0, 10_000.0, 100_000.0]
+    found = spread([100.0, 101.0, 99.0, 330.0, 331.0], 68, 328)
+    assert all(b - a >= 16.9 for a, b in zip(sorted(found), sorted(found)[1:], strict=False))
+    assert min(found) >= 68
+    assert max(found) <= 328
+
+
+def test_the_committed_choice_is_the_best_of_the_committed_grid() -> None:
+    data = json.loads((DOCS / "reproduction.json").read_text(encoding="utf-8"))
+    (grid,) = (row["beside"] for row in data["rows"] if row["id"] == "choosing")
+    assert len(grid) == len(GRID)
+    best = min(grid, key=lambda v: v["value"])
+    assert best["part"].startswith(SETUPS[CALIBRATED].name)
+
+
+def test_the_page_begins_with_a_line_for_every_row() -> None:
+    page = (DOCS / "reproduction.md").read_text(encoding="utf-8")
+    first = page.split("## ")[0]
+    assert all(f"[{row.claim}](#" in first for row in ROWS)
+
+
 def test_a_miss_is_said_and_contradictions_stay() -> None:
     (row,) = pick(("weights-saved",))
     data = row_data(row, Answer((Value("OPT-1.3B@6", 4.0),)), "command")
     assert data["values"][0]["verdict"] == "beyond"
-    answer = {row.id: Answer((Value("OPT-1.3B@6", 4.0),))}
+    answer = {row.id: (Answer((Value("OPT-1.3B@6", 4.0),)), None)}
     page = markdown(report_data([row], answer, 2, 1.0, "heliosim reproduce"))
     assert "**beyond 2%**" in page
     assert "85, 92.1 and 95 %" in page
@@ -338,5 +361,5 @@ def test_unknown_rows_and_foreign_folders_are_refused(cli: Any) -> None:
 def test_a_dry_run_says_what_rows_cost_and_writes_nothing(cli: Any) -> None:
     code, out, _ = cli("reproduce", "--dry-run", "--quick", "--rows", "tpot-simulated")
     assert code == 0
-    assert "6 runs to do" in out
+    assert "12 runs to do" in out
     assert not Path("reproduction").exists()
