@@ -171,7 +171,6 @@ def shape(**changes: int) -> StepShape:
     return StepShape(**(values | changes))
 
 
-<<<<<<< HEAD
 def test_line_errors_tell_that_attention_adds_to_launches() -> None:
     """Attention that launches hide in the sum of kernels is added by the terms: the errors must not leave it out."""
     graph, eager = (composed(host=host) for host in ("graph", "eager"))
@@ -182,7 +181,8 @@ def test_line_errors_tell_that_attention_adds_to_launches() -> None:
     assert abs(of_graph.mean_signed) < 0.01
     assert of_eager.p90_abs > 0.2
     assert of_eager.mean_signed > 0.1
-=======
+
+
 def test_memory_beside_weights_and_kv() -> None:
     """By hand: residual and normed states of 4,096, gate, up and their product of 11,008 / tp, two bytes each."""
     for tp in (1, 4):
@@ -197,4 +197,3 @@ def test_memory_beside_weights_and_kv() -> None:
     assert memory is not None
     assert preset in memory.sources["activation_bytes_per_token"]
     assert memory.sources["workspace_bytes"] == "assumed"
->>>>>>> main
