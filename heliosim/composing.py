@@ -76,7 +76,7 @@ def compose_profile(
 ) -> Profile:
     """Write the profile of models on a device. ``behaviour``: ``none``, ``synthetic``, an exit spec or a profile.
 
-    ``files``: digests of what was read, by name. Raises InputError for models that do not fit or cannot be cut, and
+    ``files``: digests of what was read, by name. Raises InputError for models that cannot be cut, and
     OutOfRangeError where a model's own context goes beyond the curves, unless ``allow_extrapolation``.
     """
     from heliosim.hardware.compose import Exits, compose_model

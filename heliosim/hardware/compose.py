@@ -243,9 +243,16 @@ def _watts(times: StepTimes, device: Device) -> dict[str, float]:
 
 def _curves(times: StepTimes, terms: Mapping[str, Seconds]) -> dict[str, Points]:
     """Launches hide behind the device's work: a layer's curve holds what they take beyond the least attention."""
-    least = times.host.layer_s - min(terms["layer_decode"] + terms["layer_decode_row"], terms["layer_prefill_row"])
+    least = _least_dense(times, terms)
     layer = tuple((float(t), max(least, times.dense(t))) for t in TOKEN_POINTS)
     return {"layer": layer, "head": tuple((float(r), times.head(r)) for r in ROW_POINTS)}
+
+
+def _least_dense(times: StepTimes, terms: Mapping[str, Seconds]) -> Seconds:
+    """Below this no layer's curve goes, because of its launches. Attention adds to it, although launches would hide
+    some of that too: ``line_errors`` show by how much that is too long.
+    """
+    return times.host.layer_s - min(terms["layer_decode"] + terms["layer_decode_row"], terms["layer_prefill_row"])
 
 
 def _lines(times: StepTimes, max_context: int) -> tuple[dict[str, Seconds], dict[str, LineErrors]]:
@@ -281,9 +288,10 @@ def _lines(times: StepTimes, max_context: int) -> tuple[dict[str, Seconds], dict
         "fill_layer": fill[0],
         "fill_layer_token": fill[1],
     }
+    least = _least_dense(times, terms)
     errors = {
-        "decode layers": _errors((base + x @ first) / (base + y) - 1),
-        "prefill layers": _errors((base2 + x2 @ second) / (base2 + y2) - 1),
+        "decode layers": _errors((np.maximum(least, base) + x @ first) / np.maximum(host.layer_s, base + y) - 1),
+        "prefill layers": _errors((np.maximum(least, base2) + x2 @ second) / np.maximum(host.layer_s, base2 + y2) - 1),
         "KV fill": _errors(np.stack([np.ones_like(counts), counts], axis=1) @ fill / fills - 1),
     }
     return {name: float(value) for name, value in terms.items()}, errors

@@ -171,6 +171,18 @@ def shape(**changes: int) -> StepShape:
     return StepShape(**(values | changes))
 
 
+def test_line_errors_tell_that_attention_adds_to_launches() -> None:
+    """Attention that launches hide in the sum of kernels is added by the terms: the errors must not leave it out."""
+    graph, eager = (composed(host=host) for host in ("graph", "eager"))
+    summed = times(host="eager").decode_step(32, 1024)
+    assert eager.step_seconds(decode_rows=32, context=1024) / summed - 1 > 0.2
+    of_graph, of_eager = (model.line_errors["decode layers"] for model in (graph, eager))
+    assert of_graph.p90_abs < 0.1
+    assert abs(of_graph.mean_signed) < 0.01
+    assert of_eager.p90_abs > 0.2
+    assert of_eager.mean_signed > 0.1
+
+
 def test_memory_beside_weights_and_kv() -> None:
     """By hand: residual and normed states of 4,096, gate, up and their product of 11,008 / tp, two bytes each."""
     for tp in (1, 4):
