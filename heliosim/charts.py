@@ -1048,3 +1048,7 @@ def _finish(fig: go.Figure, title: str, caption: str, *, height: int) -> go.Figu
         ),
         hoverlabel={"font": {"family": FONT, "size": 12.5}, "bgcolor": "white", "bordercolor": "#C5CDD5"},
     )
+
+
+finish = _finish
+"""The common look, for figures drawn elsewhere."""

@@ -246,11 +246,24 @@ def example(
     plans: Annotated[
         bool, typer.Option("--plans", help="Write example plans and the price table instead of scenarios.")
     ] = False,
+    example_set: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--set", help="HELIOS's models on A100-40GB: opt-pair, llama-three or codellama-llama2."),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write example scenarios (vanilla, early exit, HELIOS, a fleet), or plans, ready to run and to change."""
     from heliosim.examples import write_examples, write_plans
 
+    if example_set is not None:
+        for option, given in (("--profile", profile), ("--plans", plans or None)):
+            if given is not None:
+                raise InputError(option, str(given), "an example set has its own profile", "Leave it out.")
+        from heliosim.example_sets import write_set
+
+        for path in write_set(out, example_set, overwrite=overwrite):
+            typer.echo(path)
+        return
     if plans:
         if profile is not None:
             raise InputError("--profile", str(profile), "the example plans name their own", "Leave it out.")
@@ -275,11 +288,14 @@ def doctor() -> None:
 
 
 @profile_app.command("show")
-def profile_show(folder: Annotated[Path, typer.Argument(help="Profile folder, or the name of a shipped one.")]) -> None:
+def profile_show(
+    folder: Annotated[Path, typer.Argument(help="Profile folder, or the name of a shipped one.")],
+    sources: Annotated[bool, typer.Option("--sources", help="Every source and assumption in full.")] = False,
+) -> None:
     """Print what a profile says, with its errors."""
     from heliosim.profile_view import open_profile, show_profile
 
-    show_profile(open_profile(str(folder)))
+    show_profile(open_profile(str(folder)), sources=sources)
 
 
 @profile_app.command("check")

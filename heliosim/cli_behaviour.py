@@ -47,18 +47,21 @@ def import_exits(
     kind: Annotated[str, typer.Argument(help=f"Form of the data: {', '.join(KINDS)}.")],
     source: Annotated[Path, typer.Argument(help="Its folder or file.")],
     out: Out,
-    model: Annotated[str, typer.Option(help="green-code: opt or llama.")] = "opt",
+    model: Annotated[str | None, typer.Option(help="green-code: opt (default) or llama.")] = None,
     threshold: Annotated[
         float | None,
         typer.Option(help="green-code: the recorded threshold to replay. ee-llama: that of the spec's shares (0.8)."),
     ] = None,
-    seed: Seed = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="green-code: seed of drawn agreement; default: 0.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Read exits that others measured: GREEN-CODE's tokens to replay, or the early-exit Llama's sweep as a spec."""
     if kind not in KINDS:
         raise UnknownNameError("kind", kind, KINDS)
     if kind == "ee-llama":
+        for option, value in (("--model", model), ("--seed", seed)):
+            if value is not None:
+                raise InputError(option, value, f"has no effect on {kind}", "Leave it out.")
         _import_sweep(source, out, threshold, overwrite)
         return
     from heliosim.formats.files import require_free
@@ -67,7 +70,7 @@ def import_exits(
     from heliosim.synthetic.view import print_table
 
     require_free(out, BEHAVIOUR_FOLDER, overwrite=overwrite, source=source)
-    import_green_code(source, model, threshold, seed).save(out, overwrite=overwrite)
+    import_green_code(source, model or "opt", threshold, seed or 0).save(out, overwrite=overwrite)
     print_table(*load_table(out), out.name)
     typer.echo(f"Imported behaviour written to {out}")
 

@@ -140,6 +140,7 @@ def memory(
     context: Annotated[str, typer.Option(help="Tokens each request holds, separated by commas.")] = "256,1024,4096",
     rows: Annotated[int, typer.Option(min=1, help="Rows that would be served if memory did not end.")] = 256,
     step_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the largest step (activations).")] = 2048,
+    report: Annotated[Path | None, typer.Option(help="HTML file to write with the same in pictures.")] = None,
 ) -> None:
     """Weights by depth, the largest batch by depth and context, and where throughput falls off because KV ends."""
     from heliosim.composing import MEMORY_SHARE
@@ -159,6 +160,11 @@ def memory(
     if contexts[0] < 1 or most < 1:
         raise InputError("--context", context, "must be 1 or more, as the budget", "Give positive numbers.")
     print_memory(found, most, contexts, rows, step_tokens)
+    if report is not None:
+        from heliosim.memory_report import write_memory_report
+
+        write_memory_report(found, report, most, contexts, rows, step_tokens)
+        typer.echo(f"\nReport written to {report}")
 
 
 def _tables(

@@ -17,8 +17,8 @@ from heliosim.engines.sim import SimEngine
 from heliosim.errors import InputError
 from heliosim.herd import Herd
 from heliosim.recorder import TableRecorder
-from heliosim.replica import MOST_REPLICAS, Life, Moment, Replica, Seen, Turn, by_arrival
-from heliosim.serving.routing import Router
+from heliosim.replica import Life, Moment, Replica, Seen, Turn, by_arrival
+from heliosim.serving.routing import MOST_REPLICAS, Router
 from heliosim.simulate import simulate_server
 from heliosim.types import Arrival, RequestId, Seconds, Served, tick
 from heliosim.workload import OpenLoop, Source

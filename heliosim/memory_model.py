@@ -78,13 +78,14 @@ def cliff(
     contexts: Sequence[int],
     wanted: int,
     needs: MemoryNeeds | None = None,
+    depths: Sequence[int] | None = None,
 ) -> list[CliffRow]:
-    """Where throughput falls off because KV ends: every exit and context, against ``wanted`` rows (at most the fitted
-    ones).
+    """Where throughput falls off because KV ends: every depth (None: every exit) and context, against ``wanted`` rows
+    (at most the fitted ones).
     """
     wanted = min(wanted, cost.max_rows)
     found = []
-    for depth in spec.exits:
+    for depth in spec.exits if depths is None else depths:
         for context in contexts:
             rows = min(wanted, largest_batch(spec, depth, context, budget, needs))
             now = rows / _decode_seconds(cost, depth, rows, context) if rows else 0.0

@@ -26,8 +26,8 @@ def print_memory(profile: Profile, budget: Bytes, contexts: Sequence[int], wante
             weights, kv = spec.weights_bytes(depth), spec.kv_bytes_per_token_layer * depth
             left = budget - weights - need.fixed
             sizes.append([name, str(depth), _mb(weights), f"{kv:,}", _mb(need.fixed), _mb(max(0, left))])
-            fits = [largest_batch(spec, depth, c, budget, need) for c in contexts]
-            batches.append([name, str(depth), *(f"{rows:,}" for rows in fits)])
+            fits = [largest_batch(spec, depth, c, budget, need) if c <= facts.max_context else None for c in contexts]
+            batches.append([name, str(depth), *("·" if rows is None else f"{rows:,}" for rows in fits)])
         known = [c for c in contexts if c <= profile.step_cost(name, clock).max_context]
         for row in cliff(spec, profile.step_cost(name, clock), budget, known, wanted, need):
             falls.append(
@@ -47,6 +47,8 @@ def print_memory(profile: Profile, budget: Bytes, contexts: Sequence[int], wante
     if not known_beside and not any(profile.spec(name).request_bytes for name in needs):
         out.print("beside weights and KV nothing is counted: the profile knows no activations or workspace")
     out.print("–: KV does not end before the rows wanted")
+    if any(c > facts.max_context for c in contexts for facts in profile.facts.models.values()):
+        out.print("·: longer than the model's context")
 
 
 def _mb(count: Bytes) -> str:

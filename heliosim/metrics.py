@@ -272,7 +272,7 @@ def _specs() -> dict[str, MetricSpec]:
         MetricSpec("idle_energy_j", "Energy, idle", "J", better="lower"),
         MetricSpec("joules_per_token", "Energy per token", "J", better="lower"),
         MetricSpec("joules_per_prompt", "Energy per prompt", "J", better="lower"),
-        MetricSpec("wh_per_prompt", "Energy per prompt, in Wh", "Wh", better="lower"),
+        MetricSpec("wh_per_prompt", "Energy per prompt", "Wh", better="lower"),
         MetricSpec("joules_per_token_with_idle", "Energy per token, idle included", "J", better="lower"),
         MetricSpec("wh_per_prompt_with_idle", "Energy per prompt, idle included", "Wh", better="lower"),
         MetricSpec("recomputed_tokens", "Recomputed tokens", "tokens", better="lower", is_count=True),

@@ -165,7 +165,7 @@ def _notes(plan: PlanFile, result: PlanResult, table: PriceTable) -> list[str]:
 def _derived_notes(profiles: list[str]) -> list[str]:
     rests_on = {
         "derived": "published kernel times, synthetic exits; energy from data sheets",
-        "composed": "shapes and a device's efficiency curves; energy from a power model",
+        "composed": "shapes and a device's efficiency curves; energy from a power model; exits, if any, synthetic or taken over",
     }
     found = []
     for kind, what in rests_on.items():

@@ -23,10 +23,9 @@ from heliosim.engines.sim import SimEngine
 from heliosim.flight import Flight
 from heliosim.lost_work import idle_loss, lost_step
 from heliosim.recorder import TableRecorder
+from heliosim.serving.routing import MOST_REPLICAS
 from heliosim.serving.server import Server
 from heliosim.types import Arrival, Bytes, Directive, Idle, RequestId, Run, Seconds, Served
-
-MOST_REPLICAS = 2**20
 
 
 class Turn(IntEnum):

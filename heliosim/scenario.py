@@ -31,6 +31,7 @@ from heliosim.metrics import SCALARS, Slo
 from heliosim.registry import CONTROLLERS, EXIT_BATCHING, ORDERS, ROUTERS, SKIPPED_KV, Registry
 from heliosim.serving.kinds import ControllerKind
 from heliosim.serving.ordering import Order
+from heliosim.serving.routing import MOST_REPLICAS
 from heliosim.stats import StoppingRule
 from heliosim.workload import WorkloadSpec
 
@@ -230,6 +231,9 @@ class Fleet(Strict):
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"the name {twice!r} stands at two groups")
+        total = sum(group.count for group in value)
+        if total > MOST_REPLICAS:
+            raise ValueError(f"{total} replicas; a fleet has at most {MOST_REPLICAS}")
         return value
 
     @model_validator(mode="after")

@@ -196,7 +196,7 @@ class TaskSpec(Strict):
     count: int | None = Field(default=None, ge=1)
     prompt_tokens: Lengths | None = None
     output_tokens: Lengths | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1, le=2**31 - 1)
 
     @model_validator(mode="after")
     def _consistent(self) -> TaskSpec:
@@ -228,7 +228,7 @@ class WorkloadSpec(Strict):
     tasks: tuple[TaskSpec, ...] = ()
     order: Literal["blocks", "mix"] | None = None
     trace: str | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1, le=2**31 - 1)
     lengths: Literal["forced", "natural"] = "forced"
     predictor: AnyPredictor | None = None
     priorities: Priorities | None = None

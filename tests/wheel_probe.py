@@ -59,6 +59,13 @@ def main() -> None:
         assert open_architecture(name).parameters() > 0, name
     for name in shipped_devices():
         assert open_device(name).name == name
+    from tempfile import TemporaryDirectory
+
+    from heliosim.example_sets import SETS, write_set
+
+    with TemporaryDirectory() as out:
+        for name in SETS:
+            assert write_set(Path(out) / name, name), name
     version = metadata.version("heliosim")
     print(
         f"wheel {version}: {len(modules)} modules without torch, checkpoints {', '.join(p.name for p in checkpoints)}, "

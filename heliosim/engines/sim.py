@@ -572,6 +572,8 @@ class SimEngine:
         steps, most, max_ends = plan.stride.steps, 1 if self._one_by_one else run.max_steps, run.max_ends
         chunks, program = run.batch.chunks, run.program
         left_s = _FOREVER if run.within_s is None else run.within_s
+        if left_s <= 0:  # somebody answered at once, and comes behind this step
+            left_s, most = _FOREVER, 1
         k = ended = 0
         while True:
             if chunks:

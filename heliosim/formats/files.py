@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -17,7 +18,7 @@ from typing import Any, TypeVar, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
-from heliosim.errors import InputError
+from heliosim.errors import InputError, UnknownNameError
 
 M = TypeVar("M", bound=BaseModel)
 LOCK = ".lock"
@@ -64,11 +65,20 @@ def write_json(path: Path, value: Any) -> None:
 
 @dataclass(frozen=True)
 class FolderKind:
-    """A folder that a command writes whole: ``what`` it is, the file that is its ``mark``, and every file's name."""
+    """A folder that a command writes whole: ``what`` it is, the file that is its ``mark``, every file's name, and the
+    ``folders`` in it with the names of their files.
+    """
 
     what: str
     mark: str
     names: frozenset[str]
+    folders: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    def is_own(self, path: Path) -> bool:
+        """Whether something in such a folder is what the command writes."""
+        if path.name in self.folders and path.is_dir() and not path.is_symlink():
+            return all(p.is_file() and p.name in self.folders[path.name] for p in path.iterdir())
+        return path.name in self.names and path.is_file()
 
 
 def require_free(path: Path, kind: FolderKind, *, overwrite: bool, source: Path | None = None) -> None:
@@ -87,7 +97,7 @@ def require_free(path: Path, kind: FolderKind, *, overwrite: bool, source: Path 
     if Path.cwd().is_relative_to(path.resolve()):
         raise InputError(str(path), path.name, "is or holds the folder you are in", remedy)
     held = sorted(path.iterdir())
-    odd = next((p.name for p in held if p.name not in kind.names or not p.is_file()), None)
+    odd = next((p.name for p in held if not kind.is_own(p)), None)
     if odd is not None:
         raise InputError(str(path), odd, f"holds what is no part of {kind.what}", remedy)
     if held and not (path / kind.mark).is_file():
@@ -244,6 +254,11 @@ def input_error(error: ValidationError, where: str, model: type[BaseModel]) -> I
     problem = chosen["msg"].removeprefix("Value error, ")
     remedy = "Correct the value."
     place = f"{where}, field {path}" if path else where
+    if chosen["type"] == "union_tag_invalid":
+        tags, field = chosen["ctx"]["expected_tags"], chosen["ctx"]["discriminator"].strip("'")
+        return UnknownNameError(f"{place}.{field}", chosen["ctx"]["tag"], re.findall(r"'([^']*)'", tags))
+    if chosen["type"] in ("tuple_type", "list_type"):
+        problem, remedy = "a list is wanted", "Put it into brackets: [a, b]."
     if chosen["type"] in UNKNOWN:
         known = sorted(_field_names(model, chosen["loc"][:-1]))
         name = str(chosen["loc"][-1])

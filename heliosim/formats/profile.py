@@ -41,7 +41,8 @@ ORIGINS: Mapping[ProfileKind, str] = {
 """What is said of a profile of each kind wherever its figures show."""
 CAUTIONS: Mapping[ProfileKind, str] = {
     "derived": "Derived, not measured: step times come from published kernel times, exits are synthetic.",
-    "composed": "Composed, not measured: step times come from shapes and a device's efficiency curves.",
+    "composed": "Composed, not measured: step times come from shapes and a device's efficiency curves; exits, if any, "
+    "are synthetic or another profile's.",
 }
 """The same as a sentence; nothing need be said of a measured one."""
 
@@ -413,7 +414,7 @@ class Profile:
                 f"{self.folder}: costs of {name}",
                 clock,
                 "the profile was not measured on this clock",
-                f"Use one of: {', '.join(fits)}.",
+                f"Set clock: {' or '.join(fits)}.",
             )
         return fits[clock]
 
@@ -491,7 +492,12 @@ def load_profile(folder: Path, *, verify: bool = True) -> Profile:
     """Read and check a profile. Raises InputError naming file, field, value and remedy if anything is wrong."""
     path = folder / "profile.json"
     if not folder.is_dir() or not path.exists():
-        raise InputError(str(folder), folder.name, "no profile here", "Make one with: heliosim calibrate --out FOLDER")
+        raise InputError(
+            str(folder),
+            folder.name,
+            "no profile here",
+            "Make one with: heliosim calibrate --out FOLDER, or heliosim profile compose.",
+        )
     raw = read_json(path)
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version not in READABLE_VERSIONS:

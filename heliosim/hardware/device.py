@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from heliosim.errors import InputError, UnknownNameError
 from heliosim.formats.files import Strict, read_json, validate
@@ -29,7 +29,13 @@ PRESETS = ("graph", "compiled", "eager")
 """Host presets that every device has."""
 
 
-class Errors(Strict):
+class Finite(Strict):
+    """Part of a device file, in which every number is finite."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class Errors(Finite):
     """Relative errors on points held out of the fit."""
 
     points: int
@@ -38,7 +44,7 @@ class Errors(Strict):
     mean_signed: float
 
 
-class Origin(Strict):
+class Origin(Finite):
     """Where a curve comes from and how well it fits."""
 
     source: str
@@ -50,7 +56,7 @@ class Origin(Strict):
     derivation: str = Field(default="", description="how it was derived, where it was not fitted to this device")
 
 
-class Curve(Strict):
+class Curve(Finite):
     """Values over one quantity, both positive, ascending."""
 
     at: tuple[float, ...]
@@ -67,14 +73,14 @@ class Curve(Strict):
         return self
 
 
-class Axis(Strict):
+class Axis(Finite):
     """One axis of a grid: what it counts, and its points."""
 
     name: str
     points: tuple[float, ...]
 
 
-class Grid(Strict):
+class Grid(Finite):
     """Values on a grid, the last axis innermost."""
 
     axes: tuple[Axis, ...]
@@ -95,7 +101,7 @@ class Grid(Strict):
         return self
 
 
-class Gemm(Strict):
+class Gemm(Finite):
     """Efficiency of matrix products by tokens m, output features n, input features k."""
 
     origin: Origin
@@ -103,14 +109,14 @@ class Gemm(Strict):
     efficiency: Grid
 
 
-class OlderGemm(Strict):
+class OlderGemm(Finite):
     """Seconds of products with the libraries of 2023 over those of the curves, against tokens."""
 
     origin: Origin
     stretch: Curve
 
 
-class Attention(Strict):
+class Attention(Finite):
     """Seconds of one layer's attention. ``mha``: as many KV heads as heads; ``gqa``: fewer.
 
     Decode: by KV groups (rows times KV heads of 128) and context. Prefill: by prompts, query heads of 128 and tokens.
@@ -121,7 +127,7 @@ class Attention(Strict):
     gqa: Grid
 
 
-class Elementwise(Strict):
+class Elementwise(Finite):
     """Seconds of one kernel by bytes read and written."""
 
     origin: Origin
@@ -135,14 +141,14 @@ class Elementwise(Strict):
         return value
 
 
-class AllReduce(Strict):
+class AllReduce(Finite):
     """Seconds by bytes, for each number of GPUs of one node."""
 
     origin: Origin
-    gpus: dict[int, Curve]
+    gpus: dict[int, Curve] = Field(min_length=1)
 
 
-class Host(Strict):
+class Host(Finite):
     """What an engine's host side adds: a preset of an engine and its era.
 
     A layer takes no less than ``layer_s`` (launches, which the device's work hides); ``step_s`` per step, ``row_s`` per
@@ -167,7 +173,7 @@ class Host(Strict):
     copies_kv: bool = False
 
 
-class Links(Strict):
+class Links(Finite):
     """Bytes per second on the ways weights come to the device."""
 
     origin: Origin
@@ -176,7 +182,7 @@ class Links(Strict):
     disk_plain_bytes_per_s: float = Field(gt=0, description="local disk to device, plain safetensors")
 
 
-class Power(Strict):
+class Power(Finite):
     """Watts of one GPU: idle, while the kernels of decode steps run, and while it reads prompts."""
 
     origin: Origin
@@ -191,7 +197,7 @@ class Power(Strict):
         return self.decode_w / self.limit_w
 
 
-class Device(Strict):
+class Device(Finite):
     """One GPU model, as a file holds it."""
 
     schema_version: Literal[1]
@@ -223,6 +229,13 @@ class Device(Strict):
         if absent := [p for p in PRESETS if p not in value]:
             raise ValueError(f"the host preset {absent[0]} is missing")
         return value
+
+    @model_validator(mode="after")
+    def _has_all_reduces(self) -> Device:
+        for name, host in self.hosts.items():
+            if host.all_reduce not in self.all_reduce:
+                raise ValueError(f"host {name} uses the all-reduce {host.all_reduce}, which is missing")
+        return self
 
     def host(self, preset: str) -> Host:
         if preset not in self.hosts:

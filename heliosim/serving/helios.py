@@ -41,12 +41,14 @@ class HeliosParameters:
 
     ``threshold`` TH (C 0.8) · ``shortlist_by_slo``
     (C false), ``max_perplexity`` and ``longest_request`` (tokens of prompt and output; C none): what candidates must
-    meet to be shortlisted · ``probe_requests`` live requests per candidate (P 5) · ``max_candidates`` K (P 3) ·
+    meet to be shortlisted · ``use_tokenizer_rule`` candidates share a vocabulary (P; without it they are taken to, as
+    the paper does with Llama2 and Llama3; simulated only) · ``probe_requests`` live requests per candidate (P 5) ·
+    ``max_candidates`` K (P 3) ·
     ``coverage`` q, share of profiled tokens the greedy depth must cover (C 0.70) · ``window_tokens`` (P 100) ·
     ``max_breaches`` CBCmax (P 50) · ``window`` kind (C sliding) · ``reassess_interval`` RI in served requests (P 150) ·
     ``probes_count`` whether evaluation requests count towards RI (C true) · ``load_step`` LD to the full model, to the
     next exit, or by kind of exits (C auto) · ``in_flight`` requests on a change (C boundary) · ``tie_tolerance``
-    relative difference of costs that counts as a tie, which the cheaper (smaller) model wins (C 1 %). The five
+    relative difference of costs that counts as a tie, which the cheaper (smaller) model wins (C 1 %). The
     ``use_*`` switches turn a mechanism off.
     """
 
@@ -76,6 +78,7 @@ class HeliosParameters:
     use_load: bool = True
     use_switch: bool = True
     use_reassess: bool = True
+    use_tokenizer_rule: bool = True
 
     def __post_init__(self) -> None:
         least = {
@@ -90,7 +93,12 @@ class HeliosParameters:
             if getattr(self, name) is not None and getattr(self, name) < smallest:
                 problem = f"must be at least {smallest}"
                 raise InputError(f"controller.{name}", getattr(self, name), problem, "Correct the value.")
+            if getattr(self, name) is not None and getattr(self, name) >= 2**31:
+                raise InputError(f"controller.{name}", getattr(self, name), "must be less than 2^31", "Give less.")
         check_exit_numbers(self.quorum, self.break_even)
+        if self.max_perplexity is not None and not self.max_perplexity >= 1:  # NaN fails too
+            problem = "no perplexity is below 1"
+            raise InputError("controller.max_perplexity", self.max_perplexity, problem, "Correct it or leave it out.")
         if not 0 <= self.tie_tolerance < 10:
             raise InputError("controller.tie_tolerance", self.tie_tolerance, "must be 0 or a share", "Try 0.01.")
         for name in ("threshold", "coverage"):
@@ -239,7 +247,9 @@ class Helios:
 
     def __post_init__(self) -> None:
         p = self.parameters
-        self.shortlist = self.repository.shortlist(p.objective, p.max_candidates, p.candidates, self._limits())
+        self.shortlist = self.repository.shortlist(
+            p.objective, p.max_candidates, p.candidates, self._limits(), one_vocabulary=p.use_tokenizer_rule
+        )
         self.candidates = self.shortlist.names
         if not self.candidates:
             raise InputError(
@@ -334,6 +344,9 @@ class Helios:
     def _limits(self) -> Limits:
         """What candidates must meet: the scenario's SLO where it counts, and the controller's own floors."""
         p, own = self.parameters, self.repository.limits
+        if p.shortlist_by_slo and own.ttft_s is None and own.tpot_s is None:
+            problem = "has no effect: the scenario's slo limits neither TTFT nor TPOT"
+            raise InputError("controller.shortlist_by_slo", True, problem, "Give slo.ttft_ms or slo.tpot_ms.")
         return Limits(
             own.ttft_s if p.shortlist_by_slo else None,
             own.tpot_s if p.shortlist_by_slo else None,

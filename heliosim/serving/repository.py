@@ -104,10 +104,16 @@ class Repository:
     limits: Limits = Limits()
 
     def shortlist(
-        self, objective: Objective, count: int, names: tuple[str, ...] = (), limits: Limits | None = None
+        self,
+        objective: Objective,
+        count: int,
+        names: tuple[str, ...] = (),
+        limits: Limits | None = None,
+        *,
+        one_vocabulary: bool = True,
     ) -> Shortlist:
         """The ``count`` best by offline performance among those that fit, can meet the limits (the repository's own by
-        default), share a vocabulary with the best of them and are in ``names``, if any are.
+        default), share a vocabulary with the best of them (if ``one_vocabulary``) and are in ``names``, if any are.
         """
         limits = limits or self.limits
         refused: dict[str, str] = {}
@@ -124,7 +130,7 @@ class Repository:
         best: list[str] = []
         for candidate in ranked:
             name = candidate.spec.name
-            if candidate.spec.vocabulary != ranked[0].spec.vocabulary:
+            if one_vocabulary and candidate.spec.vocabulary != ranked[0].spec.vocabulary:
                 refused[name] = f"another tokenizer or vocabulary than {ranked[0].spec.name}, the best by {objective}"
             elif len(best) == count:
                 refused[name] = f"not among the {count} best by {objective}"

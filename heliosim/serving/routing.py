@@ -17,6 +17,8 @@ import numpy as np
 
 from heliosim.types import Bytes, Request
 
+MOST_REPLICAS = 2**20
+"""Replicas that a fleet may have."""
 Streams = Callable[..., np.random.Generator]
 """Named random streams with the run's seed in them: the generator of a name made of texts and whole numbers."""
 

@@ -157,7 +157,7 @@ class Server:
             if self.loading.overlaps:
                 meanwhile = self._meanwhile(directive, now, within, max_ends)
                 if meanwhile is None and len(self._refused) > refused:
-                    return self.next_action(now, next_arrival_s, max_ends)
+                    return self.next_action(now, now, max_ends)  # the refused may answer at once
                 if meanwhile is not None:
                     return meanwhile
             drain = self.drain(directive)
@@ -173,8 +173,8 @@ class Server:
         admit = None if directive.admit is None else directive.admit - self._started
         action = self._run(directive, now, within, max_ends, admit=admit)
         if action is None and len(self._refused) > refused:
-            # the controller may have waited for those just refused
-            return self.next_action(now, next_arrival_s, max_ends)
+            # the controller may have waited for those just refused; they may answer at once
+            return self.next_action(now, now, max_ends)
         return action or _IDLE
 
     def follow(self, directive: Directive) -> None:

@@ -17,6 +17,7 @@ from heliosim.formats.files import Strict, read_yaml, validate
 ASSUMED = "assumed"
 Share = Annotated[float, Field(ge=0, le=1)]
 Said = Annotated[str, Field(min_length=3)]
+Ease = Annotated[float, Field(ge=-5, le=5, allow_inf_nan=False)]
 
 
 class Figure(Strict):
@@ -111,7 +112,7 @@ class TaskSpec(Strict):
     output_cv: float = Field(
         default=0.0, ge=0, le=3, description="standard deviation of output lengths over their mean"
     )
-    ease: float | dict[str, float] = 0.0
+    ease: Ease | dict[str, Ease] = 0.0
     source: Said
 
     def ease_of(self, model: str) -> float:

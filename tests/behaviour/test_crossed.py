@@ -41,8 +41,8 @@ EXITS = ExitMethodFit(regroup=3e-4, copy_layer=5e-6, copy_layer_token=3e-8, step
 
 @pytest.fixture(scope="module", params=[None, NEEDS], ids=["plain", "needy"])
 def profiles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Profile]:
-    """Straight costs and curved ones, both with slow loads and with what other exit methods cost; ``needy``: models that
-    need memory beside weights and KV.
+    """Straight costs and curved ones, both with slow loads and with what other exit methods cost; ``needy``: models
+    that need memory beside weights and KV.
     """
     found = []
     for curves, limits in ((False, (64, 512)), (True, (20, 300))):
@@ -207,3 +207,26 @@ def test_features_together(seeds: Sequence[int], profiles: Sequence[Profile], tm
             plan.save(tmp_path / "scenario.yaml")
             assert load_scenario(tmp_path / "scenario.yaml") == plan
     assert ran >= len(seeds) // 2
+
+
+@pytest.mark.parametrize("in_fleet", [False, True])
+def test_a_user_who_is_refused_and_asks_again_at_once(in_fleet: bool, profiles: Sequence[Profile]) -> None:
+    """The next request is due before the step under way has begun: that step is done all the same, alone."""
+    load = drawn_workload(Random(0)) | {"requests": 30, "arrivals": {"kind": "closed", "users": 3, "think_s": 0.0}}
+    lengths = {"prompt_tokens": {"kind": "uniform", "low": 1, "high": 60}}
+    load |= {
+        "lengths": "forced",
+        "tasks": [
+            {"task": "chat", "output_tokens": 40, **lengths},
+            {"task": "qa", "output_tokens": 400, **lengths},  # longer than any context window
+        ],
+    }
+    controller = {"kind": "early-exit", "model": "small", "threshold": 0.8}
+    fleet = {"fleet": {"replicas": [{"name": "a"}]}} if in_fleet else {}
+    plan = scenario(profiles[0], workload=load, controller=controller, memory={"budget_bytes": 300_000}, **fleet)
+    single = run_simulated(plan, profiles[0], max_stride=1)
+    assert {"finished", "refused"} == set(single.requests["status"].to_pylist())
+    for stride in (7, ANY_STRIDE):
+        other = run_simulated(plan, profiles[0], max_stride=stride)
+        for name in ("steps", "requests", "tokens", "events"):
+            assert getattr(other, name).equals(getattr(single, name)), f"{stride}: {name} differ"

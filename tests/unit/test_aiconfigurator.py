@@ -31,16 +31,16 @@ DATA = ROOT.parent / "shared" / "data" / "aiconfigurator"
 Row = dict[str, Any]
 
 
-def gemm_ms(m: float, n: float, k: float) -> float:
+def gemm_ms(m: int, n: int, k: int) -> float:
     """A power law, which log-log reading gives back exactly."""
-    return 1e-6 * m**0.5 * n**0.8 * k**0.7
+    return 1e-6 * math.pow(m, 0.5) * math.pow(n, 0.8) * math.pow(k, 0.7)
 
 
 def decode_ms(rows: float, context: float, kv_heads: float) -> float:
     return 1e-3 + 1e-6 * rows * kv_heads * context
 
 
-GEMMS = [
+GEMMS: list[Row] = [
     {"gemm_dtype": "bfloat16", "m": m, "n": n, "k": k, "latency": gemm_ms(m, n, k)}
     for m, n, k in product((1, 16, 256, 4096), (1024, 16384, 65536), (1024, 65536))
 ]
@@ -156,7 +156,7 @@ def test_all_reduces_are_added(folder: Path, name: str, rows: list[Row], seconds
     assert layer == pytest.approx(products + k.elementwise(16) + 2 * seconds, rel=1e-9)
 
 
-def refused(change: Callable[[Path], None], said: str, folder: Path, **model: Any) -> None:
+def refused(change: Callable[[Path], object], said: str, folder: Path, **model: Any) -> None:
     change(folder)
     with pytest.raises(InputError) as caught:
         read(folder, **model)

@@ -93,6 +93,8 @@ def test_import_of_the_sweep_writes_a_spec_that_synthesizes(cli: Cli, tmp_path: 
         (("import", "greencode", ".", "-o", "b"), "Did you mean 'green-code'"),
         (("import", "green-code", ".", "-o", "b"), "holds no"),
         (("import", "ee-llama", "x.csv", "-o", "b"), "no such file"),
+        (("import", "ee-llama", "x.csv", "-o", "b", "--model", "llama"), "--model: has no effect on ee-llama"),
+        (("import", "ee-llama", "x.csv", "-o", "b", "--seed", "0"), "--seed: has no effect on ee-llama"),
         (("show", "."), "no behaviour table here"),
     ],
 )

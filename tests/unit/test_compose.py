@@ -169,3 +169,19 @@ def test_a_profile_says_the_same_as_the_composed_model() -> None:
 def shape(**changes: int) -> StepShape:
     values = dict.fromkeys(StepShape._fields, 0) | {"layers": 80, "checks": 1}
     return StepShape(**(values | changes))
+
+
+def test_memory_beside_weights_and_kv() -> None:
+    """By hand: residual and normed states of 4,096, gate, up and their product of 11,008 / tp, two bytes each."""
+    for tp in (1, 4):
+        model = compose_model(open_architecture("llama2-7b"), open_device("A100-80GB"), dtype="fp16", tp=tp)
+        assert model.activation_bytes_per_token == 2 * (2 * 4096 + 3 * 11008 // tp)
+        assert "by the model's shapes" in model.activation_source
+    assert any("32 MiB of workspace (assumed)" in line for line in model.assumptions)
+    device, preset = open_device("A100-80GB"), "fastertransformer-cpp"
+    model = compose_model(open_architecture("opt-6.7b"), device, dtype="fp16", host=preset)
+    assert model.activation_bytes_per_token == round(device.host(preset).activation_widths * 2 * 4096)
+    memory = model_facts(model, 10**11).memory
+    assert memory is not None
+    assert preset in memory.sources["activation_bytes_per_token"]
+    assert memory.sources["workspace_bytes"] == "assumed"

@@ -70,6 +70,23 @@ def test_a_grid_with_cells_missing_is_refused(tmp_path: Path) -> None:
         read_device(written(tmp_path, values))
 
 
+def test_numbers_must_be_finite_and_every_host_needs_its_all_reduce(tmp_path: Path) -> None:
+    def refused(path: tuple[str | int, ...], value: Any, problem: str) -> None:
+        values: Any = raw()
+        part = values
+        for key in path[:-1]:
+            part = part[key]
+        part[path[-1]] = value
+        with pytest.raises(InputError, match=problem):
+            read_device(written(tmp_path, values))
+
+    refused(("flops", "float16"), math.nan, "flops.float16")
+    refused(("bytes_per_s",), math.inf, "bytes_per_s")
+    refused(("gemm", "efficiency", "values", 3), math.nan, "gemm.efficiency.values")
+    refused(("all_reduce", "nccl", "gpus"), {}, "all_reduce.nccl.gpus")
+    refused(("all_reduce",), {"nccl": raw()["all_reduce"]["nccl"]}, "uses the all-reduce custom, which is missing")
+
+
 def test_a_curve_is_read_in_logarithms_level_below_and_proportional_beyond() -> None:
     curve = Curve(at=(1.0, 100.0), value=(2.0, 8.0))
     assert on_curve(curve, 10) == pytest.approx(4.0)

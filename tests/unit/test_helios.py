@@ -192,6 +192,11 @@ def test_every_model_that_is_no_candidate_is_told_why() -> None:
     assert found.names == ["small"]
     assert found.refused["large"] == "not among the 1 best by throughput"
     assert found.refused["other"] == "another tokenizer or vocabulary than small, the best by throughput"
+    mixed = repo.shortlist("throughput", 3, one_vocabulary=False)
+    assert sorted(mixed.names) == ["large", "other", "small"]
+    assert not mixed.refused
+    assert sorted(Helios(repo, HeliosParameters(use_tokenizer_rule=False)).candidates) == sorted(mixed.names)
+    assert Helios(repo, HeliosParameters()).candidates == ["small", "large"]
     named = repo.shortlist("throughput", 3, ("large",))
     assert named.refused["small"] == "not among the scenario's candidates"
 
@@ -205,6 +210,14 @@ def test_the_slo_counts_for_the_shortlist_where_it_is_asked_to() -> None:
     assert "large" in controller.take_notes()[0].detail["refused"]
     with pytest.raises(InputError, match=r"perplexity of 2\.000 at best, 1\.500 asked for"):
         Helios(repo, HeliosParameters(max_perplexity=1.5))
+
+
+def test_limits_that_limit_nothing_are_refused() -> None:
+    with pytest.raises(InputError, match=r"controller\.shortlist_by_slo: has no effect"):
+        Helios(repository(), HeliosParameters(shortlist_by_slo=True))
+    for value in (0.5, -1.0, float("nan")):
+        with pytest.raises(InputError, match=r"controller\.max_perplexity"):
+            HeliosParameters(max_perplexity=value)
 
 
 def test_energy_needs_energy_figures() -> None:

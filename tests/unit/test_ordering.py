@@ -259,3 +259,20 @@ def test_run_folders_of_before_are_read(profile: Profile, tmp_path: Path) -> Non
     assert set(found.requests["priority"].to_pylist()) == {0}
     assert summarise(found).recomputed_tokens is None
     assert summarise(found).prediction_tau is None
+
+
+def test_room_reserved_for_arriving_weights_refuses_nobody() -> None:
+    """Who fits beside the resident weights waits for the reserved blocks, as with first come, first served."""
+    for batcher in (ContinuousBatcher(4, 64), OrderedBatcher(PriorityClasses(), 4, 64)):
+        pool = pool_of(10)
+        pool.reserve(80)
+        assert (pool.total_blocks, pool.most_blocks) == (2, 10)
+        batcher.add(request(0, prompt=60))  # 160 tokens in all: 10 blocks
+        plan = step(batcher, pool)
+        assert plan.refused == ()
+        assert plan.batch is None
+        pool.reserve(0)
+        assert step(batcher, pool).batch is not None
+        batcher.add(request(1, prompt=62))  # a block more than there can ever be
+        pool.reserve(0)
+        assert [seq.request.id for seq, _ in step(batcher, pool).refused] == [1]

@@ -261,7 +261,7 @@ def test_a_clock_that_was_not_measured(tmp_path: Path) -> None:
     gpu = write_synthetic_profile(tmp_path / "gpu", clocks=("wall",))
     with pytest.raises(InputError, match="not measured on this clock") as caught:
         gpu.step_cost("small", "cpu")
-    assert "Use one of: wall." in str(caught.value)
+    assert "Set clock: wall." in str(caught.value)
     with pytest.raises(InputError, match="not measured on this clock"):
         gpu.load_cost("small", "cpu")
     assert gpu.step_cost("small", "wall").max_rows == 16

@@ -275,6 +275,7 @@ def test_profiles_of_groups_count_from_the_file(tmp_path: Path) -> None:
         ({"replicas": [{"name": "a"}, {"name": "a"}]}, ["field fleet.replicas", "the name 'a' stands at two groups"]),
         ({"replicas": [{"name": "a/b"}]}, ["field fleet.replicas.0.name", "a group's name has letters"]),
         ({"replicas": [{"name": "a", "count": 0}]}, ["field fleet.replicas.0.count"]),
+        ({"replicas": [{"name": "a"}, {"name": "b", "count": 10**30}]}, ["fleet.replicas", "at most 1048576"]),
         ({"replicas": [{"name": "a", "cuont": 2}]}, ["unknown field", "Did you mean 'count'?"]),
         ({"replicas": [{"name": "a", "models": ["x", "x"]}]}, ["fleet.replicas.0.models", "a model is named twice"]),
         (

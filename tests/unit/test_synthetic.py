@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from heliosim.errors import InputError, UnknownNameError
 from heliosim.formats.files import validate
@@ -123,6 +124,14 @@ def test_a_conditional_out_of_reach_is_refused() -> None:
     flat = spec(pairs=pairs, tokens=tokens(depth_correlation=0.3))
     with pytest.raises(InputError, match=r"pairs\.0\.share: out of reach"):
         solve(flat)
+
+
+@pytest.mark.parametrize("ease", [1e9, float("nan"), {"opt-1.3b": -6.0}])
+def test_an_ease_out_of_reach_is_refused(ease: object) -> None:
+    content = load_spec("opt-pair").model_dump(mode="json")
+    content["tasks"]["gsm8k"]["ease"] = ease
+    with pytest.raises(ValidationError, match=r"tasks\.gsm8k\.ease"):
+        ExitSpec.model_validate(content)
 
 
 def test_correlations_that_cannot_all_hold_are_refused() -> None:
