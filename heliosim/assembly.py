@@ -9,6 +9,7 @@ from heliosim.costs import DISK_BYTE
 from heliosim.errors import InputError
 from heliosim.exits.pricing import break_even
 from heliosim.formats.profile import Profile
+from heliosim.memory_model import MemoryNeeds, engine_needs
 from heliosim.offline import build_repository
 from heliosim.recorder import Recorder
 from heliosim.scenario import Memory, Scenario
@@ -45,16 +46,17 @@ def build_server(
     controllers, MemoryBudgetError if not even one layer fits.
     """
     models = {name: profile.spec(name) for name in scenario.models}
+    needs = needs_beside(scenario, profile)
     for spec in models.values():
-        require_placeable(spec, min(spec.exits), scenario.memory.budget_bytes)
+        require_placeable(spec, min(spec.exits), scenario.memory.budget_bytes, needs.fixed)
     context = Context(models, known or repositories(scenario, profile), _break_evens(scenario, profile))
     controller = scenario.controller_kind().build(context)
     changes = changes_of(scenario, profile) if changes is None else changes
     check = getattr(controller, "check_changes", None)
     if check is not None:
         check(changes)
-    batcher = build_batcher(scenario)
-    pool = MemoryPool(scenario.memory.budget_bytes)
+    batcher = build_batcher(scenario, needs.cap)
+    pool = MemoryPool(scenario.memory.budget_bytes - needs.fixed)
     loading = loading_of(scenario.memory, models)
     return Server(controller, batcher, pool, models, recorder, max_stride, loading, changes)
 
@@ -71,8 +73,14 @@ def changes_of(scenario: Scenario, profile: Profile) -> tuple[Change, ...]:
         now = now.behind(change)
         budget = None if change.memory is None else change.memory.budget_bytes
         detail, known = {"at_s": change.at_s, **change.detail}, repositories(now, profile)
-        found.append(Change(tick(change.at_s), budget, known, change.objective, change.max_perplexity, detail))
+        at_s, objective, perplexity = tick(change.at_s), change.objective, change.max_perplexity
+        found.append(Change(at_s, budget, known, objective, perplexity, detail, needs_beside(now, profile).fixed))
     return tuple(found)
+
+
+def needs_beside(scenario: Scenario, profile: Profile) -> MemoryNeeds:
+    """What the scenario's engine needs beside weights and KV for steps of its token budget."""
+    return engine_needs([profile.facts.models[name] for name in scenario.models], scenario.batcher.token_budget)
 
 
 def loading_of(memory: Memory, models: Mapping[str, ModelSpec]) -> Loading:
@@ -98,15 +106,18 @@ def load_costs(scenario: Scenario, profile: Profile) -> dict[str, Mapping[str, f
     return found
 
 
-def build_batcher(scenario: Scenario) -> ContinuousBatcher:
-    """The batcher of a scenario. Raises InputError for an order that needs predictions where none are made."""
+def build_batcher(scenario: Scenario, cap: int | None = None) -> ContinuousBatcher:
+    """The batcher of a scenario, of at most ``cap`` rows. Raises InputError for an order that needs predictions where
+    none are made.
+    """
     spec, order = scenario.batcher, scenario.batcher.the_order()
+    rows = spec.max_batch if cap is None else min(spec.max_batch, cap)
     if isinstance(order, Fcfs):
-        return ContinuousBatcher(spec.max_batch, spec.token_budget, spec.watermark)
+        return ContinuousBatcher(rows, spec.token_budget, spec.watermark)
     if order.needs_prediction and scenario.workload.predictor is None:
         remedy = "Give workload.predictor a kind; kind none takes max_tokens for the length."
         raise InputError("batcher.order", (spec.order or {})["kind"], "needs predicted lengths", remedy)
-    return OrderedBatcher(order, spec.max_batch, spec.token_budget, spec.watermark)
+    return OrderedBatcher(order, rows, spec.token_budget, spec.watermark)
 
 
 def _break_evens(scenario: Scenario, profile: Profile) -> Callable[[str, ExitRule], float]:
@@ -133,13 +144,14 @@ def repositories(scenario: Scenario, profile: Profile) -> Repositories:
 
     @cache
     def at(threshold: float, batching: ExitBatching) -> Repository:
-        budget, max_batch = scenario.memory.budget_bytes, scenario.batcher.max_batch
+        needs, max_batch = needs_beside(scenario, profile), scenario.batcher.max_batch
+        budget = scenario.memory.budget_bytes - needs.fixed
         return build_repository(
             profile,
             scenario.models,
             scenario.clock,
             budget,
-            max_batch,
+            max_batch if needs.cap is None else min(max_batch, needs.cap),
             threshold,
             batching,
             loads=load_costs(scenario, profile),

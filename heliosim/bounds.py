@@ -340,7 +340,8 @@ def _windows(floor: StepFloor, demand: Demand, allowed: int, at: Floats, prompt:
 
 def fits(spec: ModelSpec, depth: int, budget_bytes: int, longest: int) -> bool:
     """Whether ``depth`` layers and the KV of one request of ``longest`` tokens fit the budget."""
-    return spec.weights_bytes(depth) + spec.block_bytes(depth) * blocks_for(longest) <= budget_bytes
+    blocks = blocks_for(longest) + spec.request_blocks(depth)
+    return spec.weights_bytes(depth) + spec.block_bytes(depth) * blocks <= budget_bytes
 
 
 def longest_served(plan: PlanFile, runs: Sequence[Sequence[Arrival]]) -> int:

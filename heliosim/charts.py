@@ -254,8 +254,12 @@ def _tokens_with_task(run: RunResults, after_s: float) -> pd.DataFrame:
 
 
 def exit_figure(data: pd.DataFrame, style: Style) -> go.Figure:
-    """One group of bars per system, one bar per task; segments are exits, darker is deeper."""
+    """One group of bars per system, one bar per task; segments are exits, darker is deeper. Without any token: a title
+    that says so.
+    """
     systems = list(data["system"].unique())
+    if not systems:
+        return _finish(go.Figure(), "Exit depth: no token was served", style.caption, height=150)
     tasks = {s: list(data[data["system"] == s]["task"].unique())[::-1] for s in systems}
     total = sum(len(t) for t in tasks.values())
     height = 150 + 25 * total + 46 * len(systems)

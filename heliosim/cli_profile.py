@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from heliosim.composing import Wanted
     from heliosim.operators.tables import OperatorTables
 
-FORMS = ("llmservingsim", "vidur")
+FORMS = ("aiconfigurator", "llmservingsim", "vidur")
+USED = {"aiconfigurator": ("--kernels", "--tables"), "llmservingsim": (), "vidur": ("--kernels", "--all-reduce")}
+"""Options that mean something to a form alone."""
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the profile to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of synthetic exits.")]
@@ -78,9 +80,13 @@ def import_tables(
     ] = None,
     link_gb_per_s: Annotated[float, typer.Option(min=0.1, help="Pinned host memory to the GPU, GB/s.")] = 25.0,
     kernels: Annotated[
-        str | None, typer.Option(help="vidur: device whose curves stand for what its tables lack (head, attention).")
+        str | None, typer.Option(help="aiconfigurator, vidur: device whose curves stand for what the tables lack.")
     ] = None,
     all_reduce: Annotated[Path | None, typer.Option(help="vidur: all_reduce.csv, for more than one GPU.")] = None,
+    tables: Annotated[
+        str | None,
+        typer.Option(help="aiconfigurator: part of the path of the tables to read, where there are several."),
+    ] = None,
     behaviour: Behaviour = "none",
     seed: Seed = 0,
     overwrite: Overwrite = False,
@@ -93,16 +99,18 @@ def import_tables(
     from heliosim.profile_view import show_profile
 
     (wanted,) = wanted_models([model], tp, [exits] if exits else [], "anywhere")
-    tables, read = _tables(form, folder, wanted, dtype, kernels, all_reduce)
+    found, read = _tables(
+        form, folder, wanted, dtype, {"--kernels": kernels, "--all-reduce": all_reduce, "--tables": tables}
+    )
     a, memory = wanted.architecture, int(memory_gib * 2**30)
     room = MEMORY_SHARE * memory - a.weights_bytes(dtype, tp=wanted.tp)
     kv_tokens = int(room / (a.layers * a.kv_bytes(dtype, wanted.tp)))
     if kv_tokens <= 0:
         raise InputError("--memory-gib", memory_gib, f"the weights of {a.name} leave no room for KV", "Give more --tp.")
-    fit = fit_operators(tables, step_s=step_ms / 1e3, row_s=row_us / 1e6, max_context=max_context, kv_tokens=kv_tokens)
+    fit = fit_operators(found, step_s=step_ms / 1e3, row_s=row_us / 1e6, max_context=max_context, kv_tokens=kv_tokens)
     profile = operator_profile(
         out,
-        tables,
+        found,
         fit,
         wanted,
         device=device,
@@ -113,7 +121,7 @@ def import_tables(
         assumptions=(
             f"the host adds {step_ms:g} ms per step and {row_us:g} us per row: given, not measured",
             f"weights come from pinned host memory at {link_gb_per_s:g} GB/s: given, not measured",
-            *([f"what the tables lack (output head, and attention if absent) is that of {kernels}"] if kernels else []),
+            *found.assumptions,
         ),
         behaviour=behaviour,
         seed=seed,
@@ -154,26 +162,35 @@ def memory(
 
 
 def _tables(
-    form: str, folder: Path, wanted: Wanted, dtype: str, kernels: str | None, all_reduce: Path | None
+    form: str, folder: Path, wanted: Wanted, dtype: str, options: dict[str, str | Path | None]
 ) -> tuple[OperatorTables, list[Path]]:
     """The tables, and the files they were read from."""
+    for option, value in options.items():
+        if value is not None and option not in USED[form]:
+            raise InputError(option, str(value), f"has no effect on {form}", "Leave it out.")
     if form == "llmservingsim":
         from heliosim.operators.llmservingsim import FILES, read_llmservingsim
 
-        for option, value in (("--kernels", kernels), ("--all-reduce", all_reduce)):
-            if value is not None:
-                raise InputError(option, str(value), f"has no effect on {form}", "Leave it out.")
         return read_llmservingsim(folder), [folder / name for name in FILES]
     from heliosim.hardware.device import open_device
     from heliosim.hardware.steps import StepTimes
+
+    kernels, all_reduce, choice = (options[name] for name in ("--kernels", "--all-reduce", "--tables"))
+    if kernels is None:
+        lacking = "output head" if form == "vidur" else "element-wise kernels"
+        remedy = "Name a device whose curves stand in, such as A100-80GB."
+        raise InputError("--kernels", "", f"the tables of {form} hold no {lacking}", remedy)
+    times = StepTimes.of(wanted.architecture, open_device(str(kernels)), dtype=dtype, tp=wanted.tp)
+    if form == "aiconfigurator":
+        from heliosim.operators.aiconfigurator import find_tables, read_aiconfigurator
+
+        files = find_tables(folder, str(choice or ""))
+        return read_aiconfigurator(files, times), list(files.values())
     from heliosim.operators.vidur import read_vidur
 
-    if kernels is None:
-        remedy = "Name a device whose curves stand in, such as A100-80GB."
-        raise InputError("--kernels", "", "Vidur's tables hold no output head", remedy)
-    times = StepTimes.of(wanted.architecture, open_device(kernels), dtype=dtype, tp=wanted.tp)
-    read = [folder / "mlp.csv", folder / "attention.csv", *([all_reduce] if all_reduce is not None else [])]
-    return read_vidur(folder, times, all_reduce), [path for path in read if path.is_file()]
+    reduced = None if all_reduce is None else Path(all_reduce)
+    read = [folder / "mlp.csv", folder / "attention.csv", *([reduced] if reduced is not None else [])]
+    return read_vidur(folder, times, reduced), [path for path in read if path.is_file()]
 
 
 def diff(

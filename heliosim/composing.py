@@ -35,8 +35,8 @@ from heliosim.formats.profile import (
     load_profile,
     write_profile,
 )
+from heliosim.memory_model import STEP_TOKENS, largest_batch, needs_of
 from heliosim.operators.tables import rising_at_the_end
-from heliosim.types import blocks_for
 
 if TYPE_CHECKING:
     from heliosim.hardware.architecture import Architecture
@@ -215,17 +215,23 @@ def model_facts(model: ComposedModel, budget_bytes: int) -> ModelFacts:
             )
         },
         largest_batch=(),
-        memory=MemoryFacts(activation_bytes_per_token=model.activation_bytes_per_token),
+        memory=MemoryFacts(
+            activation_bytes_per_token=model.activation_bytes_per_token,
+            workspace_bytes=model.workspace_bytes,
+            sources={
+                "activation_bytes_per_token": model.activation_source,
+                "workspace_bytes": "assumed",
+            },
+        ),
     )
     return facts.model_copy(update={"largest_batch": largest_batches(facts, budget_bytes)})
 
 
 def largest_batches(facts: ModelFacts, budget_bytes: int) -> tuple[LargestBatch, ...]:
-    """By the byte model: rows of ``CONTEXT_TOKENS`` beside each depth that fits."""
-    spec, found = facts.spec("model"), []
+    """By the byte model: rows of ``CONTEXT_TOKENS`` beside each depth that fits, with steps of ``STEP_TOKENS``."""
+    spec, needs, found = facts.spec("model"), needs_of(facts, STEP_TOKENS), []
     for depth in facts.exits:
-        blocks = max(0, budget_bytes - spec.weights_bytes(depth)) // spec.block_bytes(depth)
-        rows = blocks // blocks_for(CONTEXT_TOKENS)
+        rows = largest_batch(spec, depth, CONTEXT_TOKENS, budget_bytes, needs)
         found.append(LargestBatch(depth=depth, context_tokens=CONTEXT_TOKENS, budget_bytes=budget_bytes, rows=rows))
     return tuple(found)
 

@@ -10,7 +10,7 @@ from bisect import bisect_left, bisect_right
 from itertools import accumulate
 
 from heliosim.serving.memory import MemoryPool
-from heliosim.types import Load, Outcome, Run, Seconds, blocks_for
+from heliosim.types import Load, Outcome, Run, Seconds
 
 
 class Flight:
@@ -71,14 +71,14 @@ class Flight:
         blocks = pool.used_blocks
         batch = action.batch
         for request, start in zip(batch.decoding, batch.starts, strict=False):
-            blocks -= blocks_for(start + 1)
+            blocks -= pool.blocks_for(start + 1)
             if request not in gone:
-                blocks += blocks_for(start + done + next_is_planned)
+                blocks += pool.blocks_for(start + done + next_is_planned)
         for step, chunks in enumerate((batch.chunks, *action.program)):
             for chunk in chunks if step < done else ():
                 if chunk.emits:  # it decodes from the step behind this one on
                     read = chunk.start + chunk.count
-                    blocks -= blocks_for(read)
+                    blocks -= pool.blocks_for(read)
                     if chunk.request not in gone:
-                        blocks += blocks_for(read + done - step - 1 + next_is_planned)
+                        blocks += pool.blocks_for(read + done - step - 1 + next_is_planned)
         return blocks

@@ -1,29 +1,32 @@
 """What fits into a GPU's memory: weights by depth, what a step needs beside them, and how many requests KV then holds.
 
-    rows = min(cap, (budget - weights(depth) - workspace - graphs - activations) // (KV blocks(context) + per request))
+    rows = min(cap, blocks that fit(budget - weights(depth) - workspace - graphs - activations)
+                    // (blocks of KV(context) + blocks of what a request needs beside it))
 
-Weights and KV are those of one rank, as everywhere. The pool of a simulation charges weights and KV blocks; what a step
-and a request need beside them is counted here, and a scenario's budget should be less by ``MemoryNeeds.fixed``.
+Weights and KV are those of one rank, as everywhere. A server sets aside what its most demanding model needs beside
+weights and KV (``engine_needs``) and books the rest in whole KV blocks, as it is counted here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from heliosim.costs import StepCost, StepShape
 from heliosim.formats.profile import MemoryFacts, ModelFacts
 from heliosim.types import BLOCK_TOKENS, Bytes, ModelSpec, Seconds, blocks_for
 
+STEP_TOKENS = 2048
+"""Tokens of the largest step where nobody says how many: what the batches named in composed profiles leave room for."""
+
 
 @dataclass(frozen=True)
 class MemoryNeeds:
-    """Bytes beside weights and KV: ``fixed`` for an engine that computes at most so many tokens in a step, and
-    ``per_request``. ``cap``: most rows an engine serves at once; None: no limit of its own.
+    """``fixed``: bytes beside weights and KV of an engine that computes at most so many tokens in a step. ``cap``: most
+    rows an engine serves at once; None: no limit of its own. What each request needs is in ``ModelSpec``.
     """
 
     fixed: Bytes = 0
-    per_request: Bytes = 0
     cap: int | None = None
 
 
@@ -31,14 +34,21 @@ def needs_of(facts: ModelFacts, step_tokens: int) -> MemoryNeeds:
     """What a model needs beside weights and KV when its largest step has ``step_tokens`` tokens."""
     m = facts.memory or MemoryFacts()
     fixed = m.workspace_bytes + m.graph_bytes + m.activation_bytes_per_token * step_tokens
-    return MemoryNeeds(fixed, m.request_bytes, m.max_rows)
+    return MemoryNeeds(fixed, m.max_rows)
+
+
+def engine_needs(models: Iterable[ModelFacts], step_tokens: int) -> MemoryNeeds:
+    """What one engine sets aside that serves these models: the most that any needs, and the least of their caps."""
+    needs = [needs_of(facts, step_tokens) for facts in models]
+    caps = [n.cap for n in needs if n.cap is not None]
+    return MemoryNeeds(max((n.fixed for n in needs), default=0), min(caps, default=None))
 
 
 def largest_batch(spec: ModelSpec, depth: int, context: int, budget: Bytes, needs: MemoryNeeds | None = None) -> int:
     """Rows of ``context`` tokens each that fit beside ``depth`` layers; 0 if not even the weights do."""
     n = needs or MemoryNeeds()
     free = budget - spec.weights_bytes(depth) - n.fixed
-    rows = max(0, free) // (blocks_for(context) * spec.block_bytes(depth) + n.per_request)
+    rows = max(0, free) // spec.block_bytes(depth) // (blocks_for(context) + spec.request_blocks(depth))
     return rows if n.cap is None else min(rows, n.cap)
 
 

@@ -43,7 +43,8 @@ def print_memory(profile: Profile, budget: Bytes, contexts: Sequence[int], wante
     title = f"The KV cliff: output tok/s of decoding with the rows KV holds, and with {wanted} (or the most fitted)"
     cliff_columns = [*names, Column("context", is_name=True), *map(Column, ("rows", "tok/s", "without end", "lost"))]
     print_fitted(out, title, cliff_columns, falls)
-    if not any(need.fixed or need.per_request or need.cap for need in needs.values()):
+    known_beside = any(need.fixed or need.cap for need in needs.values())
+    if not known_beside and not any(profile.spec(name).request_bytes for name in needs):
         out.print("beside weights and KV nothing is counted: the profile knows no activations or workspace")
     out.print("–: KV does not end before the rows wanted")
 

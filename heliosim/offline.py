@@ -95,10 +95,11 @@ def _candidate(
     offline: dict[int, Performance] = {}
     for depth in spec.exits:
         is_full = depth == spec.layers
-        if spec.weights_bytes(depth) + spec.block_bytes(depth) * blocks_for(context) > budget:
+        row_bytes = spec.block_bytes(depth) * (blocks_for(context) + spec.request_blocks(depth))
+        if spec.weights_bytes(depth) + row_bytes > budget:
             rows = 1
         else:
-            rows = (budget - spec.weights_bytes(depth)) // (spec.block_bytes(depth) * blocks_for(context))
+            rows = (budget - spec.weights_bytes(depth)) // row_bytes
         rows = max(1, min(rows, max_batch, cost.max_rows))
         rule = full_rule if is_full else ExitRule("greedy", threshold)
         source = source_name(Placement(spec.name, depth), rule, spec.layers)

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 from heliosim.bounds import CountBound, count_bound, fits, least_layers, longest_served, step_floor
 from heliosim.errors import MemoryBudgetError, OutOfRangeError
 from heliosim.formats.profile import Profile
+from heliosim.memory_model import engine_needs
 from heliosim.plan_words import describe
 from heliosim.planfile import Candidate, PlanFile, default_memory, is_closed
 from heliosim.planner import Capacity, Judgement, Margin, Verdict, find_capacity
@@ -175,6 +176,8 @@ class Planner:
         plan, profile = self.plan, self.profiles[candidate.profile]
         specs = {name: profile.spec(name) for name in candidate.models}
         budget = (candidate.memory or default_memory(profile, candidate)).budget_bytes
+        facts = [profile.facts.models[name] for name in candidate.models]
+        budget -= engine_needs(facts, candidate.batcher.token_budget).fixed
         if is_closed(plan.workload):
             return CountBound(1, "a closed loop waits for its answers", None)
         runs = self.runs(load)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from heliosim.errors import UnknownNameError
 from heliosim.formats.profile import ModelFacts, Profile, load_profile
-from heliosim.types import BLOCK_TOKENS
+from heliosim.memory_model import STEP_TOKENS, largest_batch, needs_of
 
 
 def shipped_profiles() -> dict[str, Path]:
@@ -167,9 +167,9 @@ def _check_model(name: str, facts: ModelFacts) -> list[str]:
     spec = facts.spec(name)
     if list(facts.exits) != sorted(set(facts.exits)) or facts.exits[-1] != facts.layers:
         problems.append(f"{name}: exits {facts.exits} must ascend to the last of {facts.layers} layers")
+    needs = needs_of(facts, STEP_TOKENS)
     for batch in facts.largest_batch:
-        blocks = (batch.budget_bytes - spec.weights_bytes(batch.depth)) // spec.block_bytes(batch.depth)
-        rows = max(0, blocks) // -(-batch.context_tokens // BLOCK_TOKENS)
+        rows = largest_batch(spec, batch.depth, batch.context_tokens, batch.budget_bytes, needs)
         if rows != batch.rows:
             problems.append(
                 f"{name}@{batch.depth}: {batch.rows} rows in {batch.budget_bytes} B, the byte model says {rows}"

@@ -172,6 +172,7 @@ class Sprint:
         queue, reading, block_due = batcher._waiting, batcher._reading, batcher._block_due
         ends, ending, known = engine._ends, engine._ending, engine._going
         held, total, used, grown = pool._held, pool.total_blocks, pool.used_blocks, 0
+        beside = pool.request_blocks  # what each request holds beside its KV
         watermark, max_batch, token_budget = int(total * batcher.watermark), batcher.max_batch, batcher.token_budget
         tick, its_tick, is_booked = engine.ticks, batcher.ticks, batcher._is_due_booked
         reach: int | None = None  # the largest of reaches; None: look for it
@@ -237,11 +238,11 @@ class Sprint:
                     is_new = seq.admitted_s is None
                     if is_new and admit is not None and begun >= admit:
                         break
-                    if -(-(request.prompt_tokens + request.max_tokens - 1) // BLOCK_TOKENS) > total:
+                    if -(-(request.prompt_tokens + request.max_tokens - 1) // BLOCK_TOKENS) + beside > total:
                         is_over = True  # to be refused
                         break
                     left = request.prompt_tokens + seq.generated
-                    need = -(-left // BLOCK_TOKENS)
+                    need = -(-left // BLOCK_TOKENS) + beside
                     if need + (watermark if rows else 0) > total - used:
                         break
                     held[request.id] = need
@@ -450,7 +451,7 @@ class Sprint:
                     seq.computed += its_tick - seq.since
                     seq.since = None
                     seq.logprob_sum = sum_of_logprobs(going, tick)
-                    holds = -(-seq.computed // BLOCK_TOKENS)
+                    holds = -(-seq.computed // BLOCK_TOKENS) + beside
                     grown -= holds - held.pop(request_id)
                     used -= holds
                     record = server.finish(seq, now)

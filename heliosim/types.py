@@ -536,7 +536,8 @@ class ModelSpec:
 
     ``base_bytes`` is resident at any depth (embeddings, final norm, output head); ``exit_head_bytes`` what an exit adds
     when it can be used. ``hidden_bytes`` is one token's hidden state. ``kind``: ``fixed`` exits have trained heads;
-    ``anywhere`` exits reuse the model's own norm and head.
+    ``anywhere`` exits reuse the model's own norm and head. ``request_bytes``: what every request in memory needs beside
+    its KV, whatever its length.
     """
 
     name: str
@@ -550,6 +551,7 @@ class ModelSpec:
     max_context: int
     vocabulary: str
     exit_head_bytes: Mapping[int, Bytes] = field(default_factory=dict)
+    request_bytes: Bytes = 0
 
     def weights_bytes(self, depth: int) -> Bytes:
         """Bytes of a placement that holds the first ``depth`` layers and the heads of the exits up to there."""
@@ -560,6 +562,10 @@ class ModelSpec:
         """Bytes of one KV block over ``depth`` layers, with the exit hidden states kept beside it if asked."""
         hidden = self.hidden_bytes if stores_hidden and depth < self.layers else 0
         return BLOCK_TOKENS * (depth * self.kv_bytes_per_token_layer + hidden)
+
+    def request_blocks(self, depth: int, stores_hidden: bool = False) -> int:
+        """KV blocks that stand for ``request_bytes``: whole ones, rounded up."""
+        return -(-self.request_bytes // self.block_bytes(depth, stores_hidden)) if self.request_bytes else 0
 
 
 class StepRecord(NamedTuple):

@@ -26,6 +26,7 @@ from heliosim.formats.profile import (
     HoldOut,
     LargestBatch,
     LoadFit,
+    MemoryFacts,
     ModelFacts,
     Profile,
     ProfileFile,
@@ -99,9 +100,10 @@ def write_synthetic_profile(
     energy: Energy | None = None,
     checkpoints: Mapping[str, str] | None = None,
     curves: bool = False,
+    memory: MemoryFacts | None = None,
 ) -> Profile:
     """Write the profile into ``folder`` and load it. ``max_*``: the range its costs claim to be calibrated for;
-    ``curves``: of its costs, instead of straight lines alone.
+    ``curves``: of its costs, instead of straight lines alone; ``memory``: what models need beside weights and KV.
     """
     folder.mkdir(parents=True, exist_ok=True)
     columns = behaviour_columns()
@@ -115,7 +117,9 @@ def write_synthetic_profile(
         versions={"heliosim": "test"},
         seed=0,
         models={
-            n: _facts(s, clocks, limits, (checkpoints or {}).get(n, f"elsewhere/{n}"), curves)
+            n: _facts(s, clocks, limits, (checkpoints or {}).get(n, f"elsewhere/{n}"), curves).model_copy(
+                update={"memory": memory}
+            )
             for n, s in MODELS.items()
         },
         energy=energy or Energy(source="unavailable", reason="made up"),

@@ -162,13 +162,16 @@ class LargestBatch(Strict):
 
 
 class MemoryFacts(Strict):
-    """Bytes of one rank beside weights and KV. ``max_rows``: most rows an engine serves at once; null: no own limit."""
+    """Bytes of one rank beside weights and KV. ``max_rows``: most rows an engine serves at once; null: no own limit.
+    ``sources``: where each figure comes from, by its name, or ``assumed`` with the reason.
+    """
 
     activation_bytes_per_token: int = Field(default=0, ge=0, description="of the largest step's tokens")
     workspace_bytes: int = Field(default=0, ge=0)
     graph_bytes: int = Field(default=0, ge=0)
     request_bytes: int = Field(default=0, ge=0, description="of every request held, whatever its length")
     max_rows: int | None = Field(default=None, ge=1)
+    sources: dict[str, str] = Field(default_factory=dict)
 
 
 class ModelFacts(Strict):
@@ -210,6 +213,7 @@ class ModelFacts(Strict):
             max_context=self.max_context,
             vocabulary=self.vocabulary,
             exit_head_bytes=dict(self.exit_head_bytes),
+            request_bytes=0 if self.memory is None else self.memory.request_bytes,
         )
 
 

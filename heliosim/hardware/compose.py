@@ -36,6 +36,8 @@ TYPICAL = (8, 512)
 """Decode rows and context of the step whose share of waiting stands for all, where power is asked for."""
 KV_SHARE = 0.9
 """Share of the device's memory that weights and KV may fill in the steps that the attention line is fitted to."""
+WORKSPACE_BYTES = 32 * 2**20
+"""Scratch memory of matrix products: a choice, about what frameworks give the libraries that do them."""
 
 Points = tuple[tuple[float, Seconds], ...]
 
@@ -78,6 +80,8 @@ class ComposedModel:
     kv_bytes_per_token_layer: Bytes
     hidden_bytes: Bytes
     activation_bytes_per_token: Bytes
+    activation_source: str
+    workspace_bytes: Bytes
     max_context: int
     vocabulary: str
     seconds_per: Mapping[str, Seconds]
@@ -153,6 +157,9 @@ def compose_model(
     kv_bytes = architecture.kv_bytes(dtype, tp)
     context = min(architecture.max_context, MAX_CONTEXT)
     terms, errors = _lines(times, context)
+    widths = times.host.activation_widths
+    fitted = (round(widths * architecture.hidden_bytes(dtype)), f"{widths:g} hidden widths, of the preset {host}")
+    activations, source = fitted if widths else (_activation_bytes(times), "by the model's shapes, buffers used again")
     own = {} if wanted.head is None else {e: wanted.head for e in layers if e < architecture.layers}
     return ComposedModel(
         name=architecture.name,
@@ -169,7 +176,9 @@ def compose_model(
         exit_head_bytes={e: architecture.exit_head_bytes(head, dtype, tp) for e, head in own.items()},
         kv_bytes_per_token_layer=kv_bytes,
         hidden_bytes=architecture.hidden_bytes(dtype),
-        activation_bytes_per_token=round(times.host.activation_widths * architecture.hidden_bytes(dtype)),
+        activation_bytes_per_token=activations,
+        activation_source=source,
+        workspace_bytes=WORKSPACE_BYTES,
         max_context=architecture.max_context,
         vocabulary=architecture.vocabulary_name,
         seconds_per=terms,
@@ -200,6 +209,17 @@ def exit_layers(architecture: Architecture, exits: Exits) -> tuple[int, ...]:
     if exits.kind not in ("fixed", "anywhere"):
         raise InputError("exits.kind", exits.kind, "unknown kind of exits", "Use fixed or anywhere.")
     return tuple(sorted({*exits.layers, layers}))
+
+
+def _activation_bytes(times: StepTimes) -> Bytes:
+    """Bytes per token that one rank holds at most while a layer is computed: the residual and the normed hidden states,
+    and either QKV with the output of attention or the MLP's inner widths (what is activated, the result, and the gate
+    if there is one). Layers use the same buffers one after the other. Logits are left out: few rows have any.
+    """
+    a, tp = times.architecture, times.tp
+    q, kv = a.rank_heads(tp) * a.head_dim, a.rank_kv_heads(tp) * a.head_dim
+    inner = (3 if a.is_gated else 2) * (a.mlp // tp)
+    return times.kernels.item * (2 * a.hidden + max(2 * q + 2 * kv, inner))
 
 
 def _watts(times: StepTimes, device: Device) -> dict[str, float]:
@@ -296,6 +316,10 @@ def _assumptions(architecture: Architecture, device: Device, times: StepTimes, e
         "attention is linear in rows and context (decode) and in prompts and products (prefill)",
         f"weights come from pinned host memory at {device.links.host_bytes_per_s / 1e9:g} GB/s for each rank",
     ]
+    found.append(
+        f"beside weights and KV a step holds its activations and {WORKSPACE_BYTES >> 20} MiB of workspace (assumed); "
+        "CUDA graphs, logits and what the driver keeps are not counted: a budget leaves room for them"
+    )
     if times.dtype == "float32":
         found.append("float32 is derived from half precision: no TF32, the same share of the roofline, twice the bytes")
     if architecture.head_dim != 128:

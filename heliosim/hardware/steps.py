@@ -47,9 +47,13 @@ class StepTimes:
 
     def dense(self, tokens: float) -> Seconds:
         """A layer without its attention: products, element-wise kernels, all-reduces."""
+        products = sum(self._product(tokens, m) for m in self.architecture.matrices(self.tp))
+        reduced = self._all_reduce(tokens * self.architecture.hidden * self.kernels.item)
+        return products + self.elementwise(tokens) + 2 * reduced
+
+    def elementwise(self, tokens: float) -> Seconds:
+        """A layer's norms, residual additions, activation and (Llama) rotary positions."""
         a, k, item = self.architecture, self.kernels, self.kernels.item
-        matrices = a.matrices(self.tp)
-        products = sum(self._product(tokens, m) for m in matrices)
         width = tokens * a.hidden * item
         inner = tokens * (a.mlp // self.tp) * item
         small = 2 * k.elementwise("norm", 2 * width) + 2 * k.elementwise("add", 3 * width)
@@ -59,7 +63,7 @@ class StepTimes:
         if a.family == "llama":
             rotated = (a.rank_heads(self.tp) + a.rank_kv_heads(self.tp)) * a.head_dim
             small += k.elementwise("rope", 2 * tokens * rotated * item)
-        return products + small + 2 * self._all_reduce(width)
+        return small
 
     def _product(self, tokens: float, matrix: Matrix) -> Seconds:
         seconds = self.kernels.gemm(tokens, matrix.n, matrix.k)

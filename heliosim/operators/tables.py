@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from heliosim.errors import InputError
 from heliosim.types import Seconds
@@ -41,6 +41,8 @@ class OperatorTables:
     attention: tuple[AttentionTime, ...]
     source: str
     licence: str
+    assumptions: tuple[str, ...] = ()
+    """What stands in for what the tables lack, in words."""
 
 
 class Rows:
@@ -52,11 +54,7 @@ class Rows:
         self.path = path
         if not path.is_file():
             raise InputError(str(path.parent), path.name, "the file is missing", "Give the folder that holds it.")
-        try:
-            with path.open(encoding="utf-8", newline="") as file:
-                self.rows = list(csv.DictReader(file))
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise InputError(str(path), path.name, f"is no readable CSV file: {error}", self.remedy) from None
+        self.rows = self._read()
         if not self.rows:
             raise InputError(str(path), path.name, "has no rows", self.remedy)
         for column in columns:
@@ -64,11 +62,26 @@ class Rows:
                 known = ", ".join(str(name) for name in self.rows[0])
                 raise InputError(f"{path}, header", column, "column is missing", f"It has: {known}.")
 
+    def _read(self) -> list[dict[str, Any]]:
+        try:
+            with self.path.open(encoding="utf-8", newline="") as file:
+                return list(csv.DictReader(file))
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise InputError(str(self.path), self.path.name, f"is no readable CSV file: {error}", self.remedy) from None
+
+    def where(self, row: int, column: str) -> str:
+        """A cell, in words."""
+        return f"{self.path}, row {row + 2}, {column}"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(self.rows[0])
+
     def text(self, row: int, column: str) -> str:
         value = self.rows[row][column]
         if not value:
-            raise InputError(f"{self.path}, row {row + 2}, {column}", value, "is empty", self.remedy)
-        return value
+            raise InputError(self.where(row, column), value, "is empty", self.remedy)
+        return str(value)
 
     def number(self, row: int, column: str, least: float = 0.0) -> float:
         """A finite number of at least ``least``; times must be positive, which ``least`` cannot say (``seconds``)."""
@@ -78,20 +91,38 @@ class Rows:
         except (TypeError, ValueError):
             value = math.nan
         if not (math.isfinite(value) and value >= least):
-            where = f"{self.path}, row {row + 2}, {column}"
-            raise InputError(where, raw, f"must be a number of {least:g} or more", self.remedy)
+            raise InputError(self.where(row, column), raw, f"must be a number of {least:g} or more", self.remedy)
         return value
 
     def seconds(self, row: int, column: str, unit: Seconds) -> Seconds:
         """A positive time, in seconds. ``unit``: seconds per unit of the column."""
         value = self.number(row, column)
         if value <= 0:
-            where = f"{self.path}, row {row + 2}, {column}"
-            raise InputError(where, self.rows[row][column], "a time must be positive", self.remedy)
+            raise InputError(self.where(row, column), self.rows[row][column], "a time must be positive", self.remedy)
         return value * unit
 
     def __len__(self) -> int:
         return len(self.rows)
+
+
+class ParquetRows(Rows):
+    """The same of a Parquet file, whose rows count from 0."""
+
+    def _read(self) -> list[dict[str, Any]]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            rows: list[dict[str, Any]] = pq.read_table(self.path).to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            said = str(error).splitlines()[0]
+            raise InputError(
+                str(self.path), self.path.name, f"is no readable Parquet file: {said}", self.remedy
+            ) from None
+        return rows
+
+    def where(self, row: int, column: str) -> str:
+        return f"{self.path}, row {row} (the first is 0), {column}"
 
 
 def summed(times: Mapping[str, Mapping[float, Seconds]], names: Mapping[str, float], where: str) -> Points:

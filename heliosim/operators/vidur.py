@@ -8,13 +8,13 @@ missing comes from the curves of a device that is named for it (``kernels``).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import product
 from pathlib import Path
 from statistics import fmean
 
 from heliosim.errors import InputError
 from heliosim.hardware.architecture import ITEM_BYTES, Architecture
 from heliosim.hardware.steps import StepTimes
+from heliosim.operators.curves import attention_from_curves
 from heliosim.operators.tables import AttentionTime, OperatorTables, Points, Rows
 from heliosim.types import Seconds
 
@@ -26,8 +26,6 @@ LAYER: Mapping[str, int] = {
 """Operators of a layer, and how often each runs in it: there are two residual additions."""
 AROUND = ("attn_input_reshape", "attn_kv_cache_save", "attn_output_reshape")
 """What runs beside an attention kernel, where the table has it."""
-ROWS, CONTEXTS = (1, 4, 16, 64, 128, 256), (64, 256, 1024, 2048, 4096)
-PROMPTS = (64, 256, 1024, 2048, 4096)
 HEAD_ROWS = (1, 8, 16, 32, 64, 128, 256, 512)
 
 
@@ -43,9 +41,10 @@ def read_vidur(folder: Path, kernels: StepTimes, all_reduce: Path | None = None)
         layer=layer,
         head=tuple((float(r), kernels.head(r)) for r in HEAD_ROWS),
         once=once,
-        attention=_measured(attention, kernels) if attention.is_file() else _from_curves(kernels),
+        attention=_measured(attention, kernels) if attention.is_file() else sum(attention_from_curves(kernels), ()),
         source="Vidur profiling tables",
         licence="MIT (Microsoft)",
+        assumptions=(f"what the tables lack (output head, and attention if absent) is that of {kernels.device.name}",),
     )
 
 
@@ -119,9 +118,3 @@ def _measured(path: Path, kernels: StepTimes) -> tuple[AttentionTime, ...]:
         elif batch == 1:
             found.append(AttentionTime(chunk, held, 0, 0, seconds))
     return tuple(found)
-
-
-def _from_curves(kernels: StepTimes) -> tuple[AttentionTime, ...]:
-    decode = [(0.0, 0.0, float(r), float(c), kernels.decode_attention(r, c)) for r, c in product(ROWS, CONTEXTS)]
-    prefill = [(float(n), 0.0, 0.0, 0.0, kernels.prefill_attention(1, n)) for n in PROMPTS]
-    return tuple(AttentionTime(*point) for point in (*decode, *prefill))

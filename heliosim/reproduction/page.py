@@ -130,4 +130,4 @@ def _number(value: float) -> str:
 
 def _basis(named: Mapping[str, Mapping[str, str]]) -> Sequence[str]:
     lines = ["| name | | what |", "| --- | --- | --- |"]
-    return [*lines, *(f"| {name} | {b['mark']} | {b['text']} |" for name, b in named.items())]
+    return [*lines, *(f"| {name} | {b['mark']} | {b['text']} |" for name, b in sorted(named.items()))]

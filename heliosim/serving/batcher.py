@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, SupportsIndex
 
 from heliosim.serving.memory import MemoryPool
-from heliosim.types import BLOCK_TOKENS, Batch, Chunk, Request, RequestId, Run, Seconds, Stride, Tokens, blocks_for
+from heliosim.types import BLOCK_TOKENS, Batch, Chunk, Request, RequestId, Run, Seconds, Stride, Tokens
 
 READ_AHEAD = 8
 """Steps of reading that are planned at once."""
@@ -253,12 +253,12 @@ class ContinuousBatcher:
     def _make_room(self, pool: MemoryPool, plan: Planned) -> None:
         for seq in self._decoding:
             seq.catch_up(self.ticks)
-            pool.attribute(seq.request.id, blocks_for(seq.computed))
+            pool.attribute(seq.request.id, pool.blocks_for(seq.computed))
         i = 0
         while i < len(self._decoding):
             seq = self._decoding[i]
             i += 1
-            while not pool.take(seq.request.id, blocks_for(seq.known)):
+            while not pool.take(seq.request.id, pool.blocks_for(seq.known)):
                 victim = self._last_in_order()
                 plan.evicted += (self._give_up(victim, pool, pool.holds(victim.request.id)),)
                 if victim is seq:
@@ -311,13 +311,13 @@ class ContinuousBatcher:
             is_new = seq.admitted_s is None
             if is_new and admit is not None and plan.started >= admit:
                 return True
-            longest = blocks_for(request.prompt_tokens + request.max_tokens - 1)  # the last token is never read
+            longest = pool.blocks_for(request.prompt_tokens + request.max_tokens - 1)  # the last token is never read
             if longest > total and longest > pool.most_blocks:
                 waiting.popleft()
                 plan.refused += ((seq, "larger than the memory pool"),)
                 continue
             known = request.prompt_tokens + seq.generated
-            need = blocks_for(known)
+            need = pool.blocks_for(known)
             if need + (watermark if running else 0) > total - pool.used_blocks:
                 return True
             pool.take(request.id, need)
@@ -433,7 +433,7 @@ class ContinuousBatcher:
         """Take a decoding request out, its counts brought up to date and its KV released."""
         k = self._ids.index(request)
         seq = self._drop(k)
-        pool.release(request, blocks_for(seq.computed))
+        pool.release(request, pool.blocks_for(seq.computed))
         return seq
 
     def _drop(self, k: int) -> Sequence:
@@ -457,7 +457,7 @@ class ContinuousBatcher:
                 seq = self._decoding[-1]
                 seq.catch_up(self.ticks)
                 due = self._is_due_booked  # the block of the token that was to come next is held already
-                given_up.append(self._give_up(seq, pool, blocks_for(seq.computed + due)))
+                given_up.append(self._give_up(seq, pool, pool.blocks_for(seq.computed + due)))
         return given_up
 
     def in_kv(self) -> list[tuple[RequestId, int]]:

@@ -19,6 +19,7 @@ class Change:
     offline figures of every model in that memory, and the limits then asked for.
 
     ``objective``, ``max_perplexity``: of controllers that have them; None: as before. ``detail``: what the record says.
+    ``set_aside_bytes``: of the budget, what engines need beside weights and KV.
     """
 
     at_s: Seconds
@@ -27,3 +28,4 @@ class Change:
     objective: Objective | None = None
     max_perplexity: float | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
+    set_aside_bytes: Bytes = 0

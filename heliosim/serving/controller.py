@@ -76,7 +76,8 @@ class FixedPlacement:
         assert self.depth is not None
         for change in changes:
             if change.budget_bytes is not None:
-                require_placeable(self.model, self.depth, change.budget_bytes, f"changes at {change.at_s:g} s: ")
+                where = f"changes at {change.at_s:g} s: "
+                require_placeable(self.model, self.depth, change.budget_bytes, change.set_aside_bytes, where)
 
     def decide(self, now: Seconds, status: Status) -> Directive:
         return self._directive
@@ -93,13 +94,16 @@ def vanilla(model: ModelSpec) -> FixedPlacement:
     return FixedPlacement(model, ExitRule("none"))
 
 
-def require_placeable(spec: ModelSpec, depth: int, budget_bytes: int, where: str = "") -> None:
-    """Raise MemoryBudgetError unless ``depth`` layers of a model and one KV block fit the budget."""
-    need = spec.weights_bytes(depth) + spec.block_bytes(depth)
+def require_placeable(spec: ModelSpec, depth: int, budget_bytes: int, set_aside: int = 0, where: str = "") -> None:
+    """Raise MemoryBudgetError unless ``depth`` layers of a model and one KV block fit the budget, beside ``set_aside``
+    bytes that an engine needs otherwise.
+    """
+    need = spec.weights_bytes(depth) + spec.block_bytes(depth) * (1 + spec.request_blocks(depth)) + set_aside
     if need > budget_bytes:
         raise MemoryBudgetError(
             f"{where}memory.budget_bytes",
             budget_bytes,
-            f"too small for {spec.name} at {depth} of {spec.layers} layers with one KV block",
+            f"too small for {spec.name} at {depth} of {spec.layers} layers with one KV block"
+            + (f", beside {set_aside:,} B of activations and workspace" if set_aside else ""),
             f"Give at least {need:,} B, or choose a smaller model.",
         )

@@ -7,11 +7,15 @@ grow together, a block each every 16 steps: their growth is booked in one sum an
 from __future__ import annotations
 
 from heliosim.errors import MemoryBudgetError
-from heliosim.types import Bytes, RequestId
+from heliosim.types import Bytes, RequestId, blocks_for
 
 
 class MemoryPool:
-    """``total_bytes`` shared by the resident weights and KV blocks; whatever the weights leave becomes blocks."""
+    """``total_bytes`` shared by the resident weights and KV blocks; whatever the weights leave becomes blocks.
+
+    ``request_blocks``: what every request that holds KV needs beside it, in blocks; it takes and releases them with its
+    KV, so whatever a request is said to hold includes them.
+    """
 
     def __init__(self, total_bytes: Bytes) -> None:
         if total_bytes <= 0:
@@ -20,6 +24,7 @@ class MemoryPool:
         self.weights_bytes: Bytes = 0
         self.block_bytes: Bytes = 0
         self.reserved_bytes: Bytes = 0
+        self.request_blocks = 0
         self._held: dict[RequestId, int] = {}
         self._grown = 0
         self.used_blocks = 0
@@ -45,7 +50,12 @@ class MemoryPool:
 
     def can_reserve(self, more: Bytes) -> bool:
         """Whether ``more`` bytes of arriving weights and at least one block fit, beside the blocks in use."""
-        return self.weights_bytes + more + self.block_bytes * max(1, self.used_blocks) <= self.total_bytes
+        least = max(1 + self.request_blocks, self.used_blocks)
+        return self.weights_bytes + more + self.block_bytes * least <= self.total_bytes
+
+    def blocks_for(self, tokens: int) -> int:
+        """Blocks that a request with ``tokens`` tokens in KV holds."""
+        return blocks_for(tokens) + self.request_blocks
 
     def reserve(self, more: Bytes) -> None:
         """Keep ``more`` bytes in all for weights that are on their way; KV blocks shrink by them (0: none any more)."""
@@ -63,24 +73,34 @@ class MemoryPool:
         self.total_blocks = max(0, self.most_blocks)
         assert self.used_blocks <= self.total_blocks, f"{self.used_blocks} blocks in use, room for {self.total_blocks}"
 
-    def can_place(self, weights: Bytes, block_bytes: Bytes) -> bool:
-        """Whether these weights and at least one block fit, beside the blocks in use."""
-        return weights + block_bytes * max(1, self.used_blocks) <= self.total_bytes
+    def _least_blocks(self, request_blocks: int) -> int:
+        """Blocks in use, or one for one request, if a request takes so many beside its KV."""
+        return max(1 + request_blocks, self.used_blocks + len(self._held) * (request_blocks - self.request_blocks))
 
-    def place(self, weights: Bytes, block_bytes: Bytes) -> None:
-        """Replace the resident weights and the size of a block. Blocks in use stay in use at the new size.
+    def can_place(self, weights: Bytes, block_bytes: Bytes, request_blocks: int = 0) -> bool:
+        """Whether these weights and at least one block fit, beside the blocks in use."""
+        return weights + block_bytes * self._least_blocks(request_blocks) <= self.total_bytes
+
+    def place(self, weights: Bytes, block_bytes: Bytes, request_blocks: int = 0) -> None:
+        """Replace the resident weights and the size of a block. Blocks of KV in use stay in use at the new size; what a
+        request holds beside them is booked anew.
 
         Raises MemoryBudgetError if the weights, one block and the blocks in use do not fit.
         """
-        if not self.can_place(weights, block_bytes):
-            need = weights + block_bytes * max(1, self.used_blocks)
+        least = self._least_blocks(request_blocks)
+        need = weights + block_bytes * least
+        if need > self.total_bytes:
             raise MemoryBudgetError(
                 "memory.budget_bytes",
                 self.total_bytes,
-                f"too small: weights need {weights:,} B, {max(1, self.used_blocks)} KV block(s) {need - weights:,} B",
+                f"too small: weights need {weights:,} B, {least} KV block(s) {need - weights:,} B",
                 f"Give at least {need:,} B, a smaller model or fewer layers.",
             )
         self.weights_bytes, self.block_bytes, self.reserved_bytes = weights, block_bytes, 0
+        if request_blocks != self.request_blocks:
+            more, self.request_blocks = request_blocks - self.request_blocks, request_blocks
+            self._held = {request: blocks + more for request, blocks in self._held.items()}
+            self.used_blocks += more * len(self._held)
         self.total_blocks = (self.total_bytes - weights) // block_bytes if block_bytes else 0
 
     def clear(self) -> None:

@@ -21,7 +21,7 @@ from typing import SupportsIndex
 from heliosim.serving.batcher import ContinuousBatcher, Planned, Sequence
 from heliosim.serving.memory import MemoryPool
 from heliosim.serving.ordering import Order
-from heliosim.types import BLOCK_TOKENS, Chunk, RequestId, Seconds, blocks_for
+from heliosim.types import BLOCK_TOKENS, Chunk, RequestId, Seconds
 
 _Place = tuple[float, Seconds, RequestId]
 
@@ -142,11 +142,11 @@ class OrderedBatcher(ContinuousBatcher):
                     return True
                 at += 1  # who had started may go on
                 continue
-            if is_too_large(seq, total):
+            if is_too_large(seq, pool):
                 plan.refused += ((queue.pop(at), "larger than the memory pool"),)
                 continue
             is_kept = seq.computed > 0
-            need = blocks_for(seq.known)
+            need = pool.blocks_for(seq.known)
             if not is_kept and not self._clear(pool, plan, need + (watermark if running else 0), seq):
                 return True
             queue.pop(at)
@@ -180,9 +180,9 @@ class OrderedBatcher(ContinuousBatcher):
     def _make_room(self, pool: MemoryPool, plan: Planned) -> None:
         for seq in self._decoding:
             seq.catch_up(self.ticks)
-            pool.attribute(seq.request.id, blocks_for(seq.computed))
+            pool.attribute(seq.request.id, pool.blocks_for(seq.computed))
         for seq in sorted(self._decoding, key=lambda seq: place_of(self.order, seq)):
-            while seq.since is not None and not pool.take(seq.request.id, blocks_for(seq.known)):
+            while seq.since is not None and not pool.take(seq.request.id, pool.blocks_for(seq.known)):
                 victim = self._last_in_order()
                 plan.evicted += (self._give_up(victim, pool, pool.holds(victim.request.id)),)
 
@@ -199,10 +199,10 @@ class OrderedBatcher(ContinuousBatcher):
             is_new = seq.admitted_s is None
             if is_new and admit is not None and started >= admit:
                 continue
-            if is_too_large(seq, pool.total_blocks):
+            if is_too_large(seq, pool):
                 continue
             place, gone = place_of(self.order, seq), 0
-            need = 0 if seq.computed else blocks_for(seq.known)
+            need = 0 if seq.computed else pool.blocks_for(seq.known)
             room.blocks = pool.free_blocks - promised + self._kept_behind(pool, seq)
             while not self._fits(room, need if need else -watermark, watermark):  # who kept its KV asks for no room
                 victim = candidates[-1 - gone] if gone < len(candidates) else None
@@ -232,7 +232,7 @@ class OrderedBatcher(ContinuousBatcher):
     def _interrupt(self, seq: Sequence, pool: MemoryPool) -> None:
         """A decoding request waits with its KV, the block of the token to come included."""
         self._drop(self._decoding.index(seq))
-        pool.attribute(seq.request.id, blocks_for(seq.computed + 1))
+        pool.attribute(seq.request.id, pool.blocks_for(seq.computed + 1))
         seq.preemptions += 1
         self._keepers.append(seq)
         self._put_back(seq)
@@ -275,7 +275,7 @@ class OrderedBatcher(ContinuousBatcher):
 
     def _held_blocks(self, seq: Sequence, pool: MemoryPool) -> int:
         """KV blocks of a running request; who decodes holds that of the token to come."""
-        return blocks_for(seq.computed + 1) if seq.since is not None else pool.holds(seq.request.id)
+        return pool.blocks_for(seq.computed + 1) if seq.since is not None else pool.holds(seq.request.id)
 
     def _candidates(self) -> list[Sequence]:
         """Running requests that may be interrupted for the first in the queue, first to last."""
@@ -302,6 +302,9 @@ class OrderedBatcher(ContinuousBatcher):
             self._set_aside.append(seq)
 
 
-def is_too_large(seq: Sequence, total_blocks: int) -> bool:
-    """Whether the whole pool cannot hold what a request may come to; its last token is never read."""
-    return blocks_for(seq.request.prompt_tokens + seq.request.max_tokens - 1) > total_blocks
+def is_too_large(seq: Sequence, pool: MemoryPool) -> bool:
+    """Whether the whole pool cannot hold what a request may come to, nor could it without weights under way; the last
+    token is never read.
+    """
+    longest = pool.blocks_for(seq.request.prompt_tokens + seq.request.max_tokens - 1)
+    return longest > pool.total_blocks and longest > pool.most_blocks

@@ -136,6 +136,7 @@ class Repository:
         """Why a model fully loaded does not fit with KV for the longest request; '' if it does."""
         weights = spec.weights_bytes(spec.layers)
         blocks = 1 if limits.longest_tokens is None else blocks_for(max(1, limits.longest_tokens - 1))
+        blocks += spec.request_blocks(spec.layers)
         need = weights + blocks * spec.block_bytes(spec.layers)
         if need <= self.budget_bytes:
             return ""

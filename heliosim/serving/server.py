@@ -217,7 +217,9 @@ class Server:
         """Let the changes that are due happen, and tell the controller, if it wants to know."""
         while self._changes and self._changes[0].at_s <= now:
             change = self._changes.popleft()
-            preempted = 0 if change.budget_bytes is None else self._resize(change.budget_bytes, now)
+            preempted = (
+                0 if change.budget_bytes is None else self._resize(change.budget_bytes - change.set_aside_bytes, now)
+            )
             self.recorder.event(now, "changed", {**change.detail, "preempted": preempted})
             tell = getattr(self.controller, "changed", None)
             if tell is not None:
@@ -244,7 +246,7 @@ class Server:
         self._given_up = None
         self._settings.clear()
         is_serving = self.placement is not None
-        self._must_load = is_serving and blocks < 1
+        self._must_load = is_serving and blocks < 1 + pool.request_blocks
         self._is_resized = is_serving and not self._must_load
         return len(self._evicted) - before
 
@@ -531,13 +533,14 @@ class Server:
         is_pipelined = self.loading.is_pipelined and fetch is None and present < new.depth
         stores_hidden = directive.in_flight == "extend"
         weights, block = spec.weights_bytes(new.depth), spec.block_bytes(new.depth, stores_hidden)
+        beside = spec.request_blocks(new.depth, stores_hidden)
         extends = stores_hidden and old is not None and old.model == new.model and old.depth < new.depth
         keep = self.batcher.running if extends else 0
         self._evicted += self.batcher.preempt(self.pool, keep=keep)
-        while not self.pool.can_place(weights, block) and keep:
+        while not self.pool.can_place(weights, block, beside) and keep:
             keep -= 1
             self._evicted += self.batcher.preempt(self.pool, keep=keep)
-        self.pool.place(weights, block)
+        self.pool.place(weights, block, beside)
         self.placement = new
         self._settings.clear()
         self._directive = directive

@@ -5,7 +5,7 @@ Wider than what ``test_strides.py`` draws: tight memory, tiny budgets, bursts, r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from heliosim.errors import HelioSimError
-from heliosim.formats.profile import Profile
+from heliosim.formats.profile import MemoryFacts, Profile
 from heliosim.formats.results import RunResults
 from heliosim.registry import EXIT_BATCHING, SKIPPED_KV
 from heliosim.runs import ANY_STRIDE, run_simulated, save
@@ -31,6 +31,16 @@ def curved(tmp_path_factory: pytest.TempPathFactory) -> Profile:
     """Costs with curves and a term for KV really held, so that no two decode steps take the same time."""
     folder = tmp_path_factory.mktemp("profile") / "curved"
     return write_synthetic_profile(folder, max_rows=20, max_tokens=300, curves=True)
+
+
+@pytest.fixture(scope="module")
+def needy(tmp_path_factory: pytest.TempPathFactory) -> Profile:
+    """Models that need memory beside weights and KV: of each request, of each token of a step, and for good."""
+    memory = MemoryFacts(
+        activation_bytes_per_token=3, workspace_bytes=200, graph_bytes=50, request_bytes=300, max_rows=7
+    )
+    folder = tmp_path_factory.mktemp("profile") / "needy"
+    return write_synthetic_profile(folder, max_rows=64, max_tokens=512, memory=memory)
 
 
 def drawn_methods(seed: int) -> dict[str, Any]:
@@ -291,6 +301,34 @@ def test_costs_with_curves(seeds: Sequence[int], curved: Profile) -> None:
                 assert getattr(other, name).equals(getattr(single, name)), f"seed {seed}, {stride}: {name} differ"
             ran += 1
     assert ran >= len(seeds)
+
+
+@pytest.mark.parametrize("seeds", [range(first, first + 16) for first in range(0, 64, 16)], ids=str)
+def test_memory_beside_weights_and_kv(seeds: Sequence[int], needy: Profile) -> None:
+    """Any order, loads in the background, fleets; what a request holds beside its KV comes and goes with it."""
+    ran = preempted = 0
+    for seed in seeds:
+        draws: list[tuple[Callable[..., Scenario], dict[str, Any]]] = [
+            (drawn, {}), (drawn_ordered, {}), (drawn_pressed, {"loads": "overlapped"}),
+        ]  # fmt: skip
+        for draw, memory in draws:
+            try:
+                plan = draw(seed, needy, **memory)
+            except HelioSimError:
+                continue
+            single = run(plan, needy, 1)
+            for stride in (7, ANY_STRIDE):
+                other = run(plan, needy, stride)
+                if isinstance(single, str) or isinstance(other, str):
+                    assert single == other, f"seed {seed}, strides of {stride}"
+                    continue
+                for name in ("steps", "requests", "tokens", "events"):
+                    assert getattr(other, name).equals(getattr(single, name)), f"seed {seed}, {stride}: {name} differ"
+                assert max(single.steps["rows"].to_pylist(), default=0) <= 7
+                ran += 1
+                preempted += sum(single.requests["preemptions"].to_pylist())
+    assert ran >= 2 * len(seeds)
+    assert preempted
 
 
 @pytest.mark.parametrize("seed", [3, 21])

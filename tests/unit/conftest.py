@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from heliosim.cli import main
+from heliosim.console import console
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -21,6 +22,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["heliosim", *map(str, arguments)])
         capfd.readouterr()
+        console.cache_clear()  # its width is that of the first test
         with pytest.raises(SystemExit) as end:
             main()
         out, err = capfd.readouterr()

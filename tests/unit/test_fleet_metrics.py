@@ -56,7 +56,8 @@ def two() -> RunResults:
     other.step(step(3.0, 2.0, kv_used_bytes=30, running=0, **SMALL))
     other.served(served(2, 0.0, 5.0, 2, admitted_s=2.0, first_token_s=3.0, placement=N2))
     tables = merged((first, second, other, TableRecorder(replica=None)), {1: 1})
-    return RunResults(INFO, YAML, tables.requests, tables.steps, tables.tokens, tables.events)
+    info = INFO.model_copy(update={"deployed": {}})
+    return RunResults(info, YAML, tables.requests, tables.steps, tables.tokens, tables.events)
 
 
 @pytest.fixture(name="summary")

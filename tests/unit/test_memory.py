@@ -101,3 +101,45 @@ def test_a_size_the_weights_do_not_fit_leaves_no_blocks() -> None:
     pool.resize(300)
     assert pool.total_blocks == 0
     assert not pool.can_place(400, 100)
+
+
+def test_what_a_request_needs_beside_its_kv_comes_and_goes_with_it() -> None:
+    pool = MemoryPool(1000)
+    pool.place(400, 100, request_blocks=2)
+    assert pool.blocks_for(17) == 4
+    assert pool.take(1, pool.blocks_for(1))
+    assert not pool.take(2, pool.blocks_for(17)), "three blocks are left, four needed"
+    assert pool.take(2, pool.blocks_for(1))
+    assert pool.kv_used_bytes == 600
+    pool.check()
+    pool.release(1)
+    assert pool.used_blocks == 3
+    pool.release(2, 3)
+    pool.check()
+    assert pool.used_blocks == 0
+
+
+def test_new_sizes_of_blocks_book_anew_what_requests_need() -> None:
+    """Two requests of two blocks of KV each; twice the block, half as many beside it."""
+    pool = MemoryPool(2000)
+    pool.place(400, 100, request_blocks=4)
+    assert pool.take(1, 6)
+    assert pool.take(2, 6)
+    assert not pool.can_place(400, 200, request_blocks=3)
+    with pytest.raises(MemoryBudgetError, match=r"10 KV block\(s\) 2,000 B"):
+        pool.place(400, 200, request_blocks=3)
+    pool.check()
+    assert pool.can_place(400, 200, request_blocks=2)
+    pool.place(400, 200, request_blocks=2)
+    assert (pool.used_blocks, pool.holds(1), pool.free_blocks) == (8, 4, 0)
+    pool.check()
+    pool.release(1)
+    pool.release(2, 4)
+    pool.check()
+    pool.clear()
+
+
+def test_the_first_request_must_fit_too() -> None:
+    pool = MemoryPool(1000)
+    assert pool.can_place(700, 100, request_blocks=2)
+    assert not pool.can_place(701, 100, request_blocks=2)

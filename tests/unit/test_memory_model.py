@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from heliosim.costs import TERMS, StepCost
@@ -25,10 +27,12 @@ def test_largest_batch_by_hand() -> None:
 
 def test_what_a_step_and_a_request_need_is_taken_off() -> None:
     block = MODEL.block_bytes(2)
-    budget = 2500 + 700 + 10 * (2 * block + 40)
-    assert largest_batch(MODEL, 2, 32, budget, MemoryNeeds(700, 40)) == 10
-    assert largest_batch(MODEL, 2, 32, budget, MemoryNeeds(701, 40)) == 9
-    assert largest_batch(MODEL, 2, 32, budget, MemoryNeeds(700, 40, cap=3)) == 3
+    costly = replace(MODEL, request_bytes=block + 1)  # two blocks beside the KV
+    budget = 2500 + 700 + 10 * 4 * block
+    assert largest_batch(costly, 2, 32, budget, MemoryNeeds(700)) == 10
+    assert largest_batch(costly, 2, 32, budget, MemoryNeeds(701)) == 9
+    assert largest_batch(costly, 2, 32, budget, MemoryNeeds(700, cap=3)) == 3
+    assert largest_batch(MODEL, 2, 32, budget, MemoryNeeds(700)) == 20
 
 
 def test_depth_gives_rows_twice_over() -> None:

@@ -156,6 +156,21 @@ def test_who_gives_way_for_want_of_memory_ranks_last() -> None:
     assert evicted[:2] == [0, 2]
 
 
+def test_nobody_is_refused_for_room_that_weights_on_their_way_take() -> None:
+    """As first come, first served: who does not fit beside them may fit once they are there."""
+    for batcher in (OrderedBatcher(PriorityClasses(), 4, 64, 0.0), ContinuousBatcher(4, 64, 0.0)):
+        pool = pool_of(10)
+        pool.reserve(80)
+        batcher.add(request(prompt=40))
+        waits = batcher.next_batch(pool, now=0.0, admit=None)
+        assert (waits.refused, waits.batch, batcher.waiting) == ((), None, 1)
+        pool.reserve(0)
+        assert batcher.next_batch(pool, now=0.0, admit=None).started == 1
+        pool.place(140, 10)
+        batcher.add(request(1, prompt=40))
+        assert [seq.request.id for seq, _ in batcher.next_batch(pool, now=0.0, admit=None).refused] == [1]
+
+
 def test_those_who_had_started_go_on_when_nobody_new_may() -> None:
     """Otherwise a controller that waits for them would wait for ever."""
     batcher, pool = OrderedBatcher(ShortestRemaining("always"), 1, 64), pool_of(100)

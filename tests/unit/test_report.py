@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from heliosim.formats.results import RunResults
 from heliosim.metrics import SystemResult
+from heliosim.recorder import TableRecorder
 from heliosim.report import Card, Cards, Column, Html, Section, Table, Text, demo_report, write_report
 from heliosim.tables import comparison_text, percent
-from tests.synthetic_runs import synthetic_systems
+from heliosim.types import Served
+from tests.synthetic_runs import synthetic_run, synthetic_systems
 
 PREMISES: list[dict[str, object]] = [
     {
@@ -124,6 +127,16 @@ def test_simulated_only_has_no_error_and_says_so(systems: list[SystemResult], tm
 def test_measured_only_can_be_reported(systems: list[SystemResult], tmp_path: Path) -> None:
     demo_report(tmp_path / "r.html", [SystemResult("x", None, systems[0].live)], {}, [], [])
     assert "not simulated" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+def test_runs_that_served_nobody_can_be_reported(tmp_path: Path) -> None:
+    """Every request was refused: no token left anywhere, and no figure has anything to draw."""
+    recorder = TableRecorder()
+    refused = Served(0, 0.0, None, None, 1.0, 500, 10, 0, "refused", "larger than the memory pool")
+    recorder.served(refused)
+    info = synthetic_run("vanilla", "tiny-opt-s", requests=4).info
+    demo_report(tmp_path / "r.html", [SystemResult("x", RunResults.of(recorder, info, ""))], {}, [], [])
+    assert "no token was served" in (tmp_path / "r.html").read_text()
 
 
 def test_plain_report_without_figures_has_no_script(tmp_path: Path) -> None:

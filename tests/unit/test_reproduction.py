@@ -1,4 +1,4 @@
-"""The reproduction: every claim has a row, what computes sees no figure of the paper, runs are kept and gone on with."""
+"""The reproduction: claims have rows, what computes sees no figure of the paper, finished runs are kept."""
 
 from __future__ import annotations
 
