@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 from heliosim.costs import DISK_BYTE
@@ -14,14 +14,16 @@ from heliosim.offline import build_repository
 from heliosim.recorder import Recorder
 from heliosim.scenario import Memory, Scenario
 from heliosim.serving.batcher import ContinuousBatcher
+from heliosim.serving.changes import Change
+from heliosim.serving.controller import require_placeable
 from heliosim.serving.kinds import Context
 from heliosim.serving.loading import HostTier, Loading
 from heliosim.serving.memory import MemoryPool
 from heliosim.serving.ordered_batcher import OrderedBatcher
 from heliosim.serving.ordering import Fcfs
 from heliosim.serving.repository import Limits, Repository
-from heliosim.serving.server import Server, require_placeable
-from heliosim.types import ExitBatching, ExitRule, ModelSpec
+from heliosim.serving.server import Server
+from heliosim.types import ExitBatching, ExitRule, ModelSpec, tick
 
 Repositories = Callable[[float, ExitBatching], Repository]
 """Offline figures of a scenario's models at a threshold and batch rule."""
@@ -33,14 +35,15 @@ def build_server(
     recorder: Recorder,
     max_stride: int = 1,
     known: Repositories | None = None,
+    changes: Sequence[Change] | None = None,
 ) -> Server:
     """A server for a scenario. Sizes come from the profile, so simulated and live books are the same.
 
-    ``max_stride``: decode steps an engine may do in one action. ``known``: ``repositories`` of the same scenario and
-    profile, for servers that share them.
+    ``max_stride``: decode steps an engine may do in one action. ``known``, ``changes``: ``repositories`` and
+    ``changes_of`` the same scenario and profile, for servers that share them.
 
-    Raises InputError for unknown models, UnknownNameError for unknown controllers, MemoryBudgetError if not even one
-    layer fits.
+    Raises InputError for unknown models and changes that cannot be served behind, UnknownNameError for unknown
+    controllers, MemoryBudgetError if not even one layer fits.
     """
     models = {name: profile.spec(name) for name in scenario.models}
     needs = needs_beside(scenario, profile)
@@ -48,9 +51,31 @@ def build_server(
         require_placeable(spec, min(spec.exits), scenario.memory.budget_bytes, needs.fixed)
     context = Context(models, known or repositories(scenario, profile), _break_evens(scenario, profile))
     controller = scenario.controller_kind().build(context)
+    changes = changes_of(scenario, profile) if changes is None else changes
+    check = getattr(controller, "check_changes", None)
+    if check is not None:
+        check(changes)
     batcher = build_batcher(scenario, needs.cap)
     pool = MemoryPool(scenario.memory.budget_bytes - needs.fixed)
-    return Server(controller, batcher, pool, models, recorder, max_stride, loading_of(scenario.memory, models))
+    loading = loading_of(scenario.memory, models)
+    return Server(controller, batcher, pool, models, recorder, max_stride, loading, changes)
+
+
+def changes_of(scenario: Scenario, profile: Profile) -> tuple[Change, ...]:
+    """What a server is told during a run. Raises InputError for a parameter that the controller does not have."""
+    kind, now, found = scenario.controller_kind(), scenario, []
+    for change in scenario.changes:
+        for name in ("objective", "max_perplexity"):
+            if getattr(change, name) is not None and not hasattr(kind, name):
+                problem = f"the controller {scenario.controller['kind']!r} has no {name}"
+                where = f"changes at {change.at_s:g} s: {name}"
+                raise InputError(where, getattr(change, name), problem, "Leave it out, or use helios.")
+        now = now.behind(change)
+        budget = None if change.memory is None else change.memory.budget_bytes
+        detail, known = {"at_s": change.at_s, **change.detail}, repositories(now, profile)
+        at_s, objective, perplexity = tick(change.at_s), change.objective, change.max_perplexity
+        found.append(Change(at_s, budget, known, objective, perplexity, detail, needs_beside(now, profile).fixed))
+    return tuple(found)
 
 
 def needs_beside(scenario: Scenario, profile: Profile) -> MemoryNeeds:

@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from heliosim.assembly import repositories
+from heliosim.assembly import changes_of, repositories
 from heliosim.errors import InputError
 from heliosim.offline import decode_seconds, prefill_seconds, request_j
 from heliosim.scenario import Scenario
-from heliosim.serving.helios import HeliosParameters
+from heliosim.serving.helios import HeliosParameters, changed_by
 from heliosim.serving.repository import Candidate, Performance, Repository, scaled
 from heliosim.types import Placement, Seconds
 
@@ -74,6 +74,7 @@ def evaluation_noise(results: RunResults, profile: Profile) -> list[Evaluated]:
         raise InputError("controller.kind", scenario.controller["kind"], "evaluates nothing", "Use helios.")
     repository = repositories(scenario, profile)(parameters.threshold, parameters.batching)
     lookup = _Expected(results, profile, scenario, parameters, repository)
+    changes = iter(changes_of(scenario, profile))
     found: list[Evaluated] = []
     pending: list[Estimate] = []
     since_s = 0.0
@@ -82,6 +83,12 @@ def evaluation_noise(results: RunResults, profile: Profile) -> list[Evaluated]:
         if kind == "evaluated":
             pending.append(lookup.estimate(json.loads(text), since_s, time_s))
             since_s = time_s
+        elif kind == "reshortlisted":  # other figures, and whoever was being evaluated is forgotten
+            change = next(changes)
+            parameters = changed_by(change, parameters)
+            repository = change.repository(parameters.threshold, parameters.batching)
+            lookup = _Expected(results, profile, scenario, parameters, repository)
+            pending, since_s = [], time_s
         elif kind == "choose" and pending:
             chosen = json.loads(text)["placement"].partition("@")[0]
             best = _best(pending, repository, parameters)

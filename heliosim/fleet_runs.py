@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from heliosim.assembly import build_server, repositories
+from heliosim.assembly import build_server, changes_of, repositories
 from heliosim.behaviour import Behaviour
 from heliosim.engines.sim import SimEngine
 from heliosim.errors import about
@@ -76,13 +76,15 @@ class FleetBuilder:
         with about(group.label):
             profile = self.profile_of(group)
         known = repositories(own, profile)
+        with about(group.label):
+            changes = changes_of(own, profile)
 
         def begin(name: str, index: int, life: int) -> Life:
             recorder = TableRecorder(replica=name)
             noise = () if (index, life) == (0, 0) else (index, life)
             with about(group.label):
                 engine = sim_engine(own, profile, self.behaviour, self.max_stride > 1, noise)
-                server = build_server(own, profile, recorder, self.max_stride, known)
+                server = build_server(own, profile, recorder, self.max_stride, known, changes)
             self.engines.append(engine)
             return Life(server, engine, recorder)
 

@@ -206,7 +206,7 @@ def run_live(
 
     refuse_live_fleet(scenario)
     profile = profile or open_profile(scenario.profile)
-    if scenario.controller.get("objective") == "energy":
+    if "energy" in (scenario.controller.get("objective"), *(change.objective for change in scenario.changes)):
         remedy = "Simulate it from a profile with energy figures, or use another objective."
         raise InputError("controller.objective", "energy", "the live engine reads no energy per step", remedy)
     if engine is None:
@@ -239,7 +239,7 @@ def _warm_up(scenario: Scenario, profile: Profile, engine: TorchEngine, requests
     known = contents(scenario.workload, scenario.seed)
     firsts = [(k, c) for k, c in known.items() if c.prompt_ids is not None][:requests]
     arrivals = [Arrival(Request(k, 0.0, len(c.prompt_ids or ()), 4), replace(c, output_tokens=4)) for k, c in firsts]
-    server = build_server(scenario, profile, NullRecorder())
+    server = build_server(scenario.model_copy(update={"changes": ()}), profile, NullRecorder())
     serve_live(server, engine, OpenLoop(arrivals), "cpu", keep_log=False)
     engine.take_outputs()
 

@@ -31,6 +31,7 @@ from heliosim.metrics import SCALARS, Slo
 from heliosim.registry import CONTROLLERS, EXIT_BATCHING, ORDERS, ROUTERS, SKIPPED_KV, Registry
 from heliosim.serving.kinds import ControllerKind
 from heliosim.serving.ordering import Order
+from heliosim.serving.repository import Objective
 from heliosim.serving.routing import MOST_REPLICAS
 from heliosim.stats import StoppingRule
 from heliosim.workload import WorkloadSpec
@@ -78,6 +79,44 @@ class Memory(Strict):
             if content.get(name) == Memory.model_fields[name].default:
                 content.pop(name, None)
         return content
+
+
+class MemoryChange(Strict):
+    """Another amount of device memory."""
+
+    budget_bytes: int = Field(gt=0, description="bytes, or a text with a unit: '24 MB'")
+
+    @field_validator("budget_bytes", mode="before")
+    @classmethod
+    def _with_unit(cls, value: Any) -> int:
+        return parse_bytes(value)
+
+
+class ChangeSpec(Strict):
+    """What is different from ``at_s`` seconds on; what is left out stays. ``slo``: all limits, the ones left out being
+    none. ``objective``, ``max_perplexity``: of a controller that has such a parameter.
+    """
+
+    at_s: float = Field(gt=0, le=_LATEST_S, allow_inf_nan=False)
+    memory: MemoryChange | None = None
+    slo: Slo | None = None
+    objective: Objective | None = None
+    max_perplexity: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_none(handler(self), "memory", "slo", "objective", "max_perplexity")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> ChangeSpec:
+        if not self.detail:
+            raise ValueError("nothing changes: give memory, slo, objective or max_perplexity")
+        return self
+
+    @property
+    def detail(self) -> dict[str, Any]:
+        """What changes, for the record."""
+        return {name: value for name, value in self.model_dump(mode="json").items() if name != "at_s"}
 
 
 class BatcherSpec(Strict):
@@ -273,6 +312,7 @@ class Scenario(Strict):
     """One run. ``controller``: ``kind`` and that kind's parameters. ``clock``: whose costs a simulation uses, which
     clock a live run keeps. ``step_noise``: None gives every simulated step its expected time; k >= 0 replays the
     step-time noise of the profile from its k-th random place. ``fleet``: replicas behind a router; None: one server.
+    ``changes``: what becomes different during the run, in order of time.
     """
 
     schema_version: Literal[1] = 1
@@ -290,6 +330,31 @@ class Scenario(Strict):
     step_noise: int | None = Field(default=None, ge=0)
     statistics: StatisticsSpec | None = None
     fleet: Fleet | None = None
+    changes: tuple[ChangeSpec, ...] = ()
+
+    @field_validator("changes")
+    @classmethod
+    def _in_order(cls, value: tuple[ChangeSpec, ...]) -> tuple[ChangeSpec, ...]:
+        for before, after in pairwise(value):
+            if after.at_s <= before.at_s:
+                raise ValueError(f"at_s must rise, but {after.at_s:g} s stands behind {before.at_s:g} s")
+        return value
+
+    @model_validator(mode="after")
+    def _changes_are_of_all(self) -> Scenario:
+        groups = self.fleet.replicas if self.fleet is not None else ()
+        own = next((group.label for group in groups if group.memory is not None), None)
+        if own is not None and any(change.memory is not None for change in self.changes):
+            raise ValueError(f"changes: memory changes for every replica alike, but {own} has memory of its own")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What was added later is written where it says something, so that files and hashes of older scenarios stay."""
+        content: dict[str, Any] = handler(self)
+        if not self.changes:
+            content.pop("changes", None)
+        return content
 
     @field_validator("name")
     @classmethod
@@ -331,6 +396,13 @@ class Scenario(Strict):
         own = ("profile", "models", "memory", "batcher", "controller", "clock")
         given = {name: getattr(group, name) for name in own if getattr(group, name) is not None}
         return self.model_copy(update={**given, "fleet": None})
+
+    def behind(self, change: ChangeSpec) -> Scenario:
+        """The scenario as it is from a change on, as far as memory and SLO go."""
+        memory, slo = self.memory, change.slo or self.slo
+        if change.memory is not None:
+            memory = memory.model_copy(update={"budget_bytes": change.memory.budget_bytes})
+        return self.model_copy(update={"memory": memory, "slo": slo})
 
     def to_yaml(self) -> str:
         content = self.model_dump(mode="json", exclude_defaults=False)

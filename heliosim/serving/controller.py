@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from heliosim.errors import MemoryBudgetError
+from heliosim.serving.changes import Change
 from heliosim.types import (
     Directive,
     ExitRule,
@@ -31,7 +33,11 @@ _NO_NOTES: list[Note] = []
 
 
 class Controller(Protocol):
-    """Sees what a live server sees: the status, and each outcome after it happened."""
+    """Sees what a live server sees: the status, and each outcome after it happened.
+
+    Optional: ``changed(now, change)``, told of a ``changes.Change`` behind the last outcome and before the next
+    decision; ``check_changes(changes)``, which raises InputError before a run with changes it could not serve behind.
+    """
 
     @property
     def breaches(self) -> int:
@@ -65,6 +71,14 @@ class FixedPlacement:
     def breaches_over(self, steps: int) -> Sequence[int]:
         return [0] * steps
 
+    def check_changes(self, changes: Sequence[Change]) -> None:
+        """Raise MemoryBudgetError if the placement will not fit at some time."""
+        assert self.depth is not None
+        for change in changes:
+            if change.budget_bytes is not None:
+                where = f"changes at {change.at_s:g} s: "
+                require_placeable(self.model, self.depth, change.budget_bytes, change.set_aside_bytes, where)
+
     def decide(self, now: Seconds, status: Status) -> Directive:
         return self._directive
 
@@ -78,3 +92,18 @@ class FixedPlacement:
 def vanilla(model: ModelSpec) -> FixedPlacement:
     """Full model, every token walks every layer, no exit is checked."""
     return FixedPlacement(model, ExitRule("none"))
+
+
+def require_placeable(spec: ModelSpec, depth: int, budget_bytes: int, set_aside: int = 0, where: str = "") -> None:
+    """Raise MemoryBudgetError unless ``depth`` layers of a model and one KV block fit the budget, beside ``set_aside``
+    bytes that an engine needs otherwise.
+    """
+    need = spec.weights_bytes(depth) + spec.block_bytes(depth) * (1 + spec.request_blocks(depth)) + set_aside
+    if need > budget_bytes:
+        raise MemoryBudgetError(
+            f"{where}memory.budget_bytes",
+            budget_bytes,
+            f"too small for {spec.name} at {depth} of {spec.layers} layers with one KV block"
+            + (f", beside {set_aside:,} B of activations and workspace" if set_aside else ""),
+            f"Give at least {need:,} B, or choose a smaller model.",
+        )

@@ -13,10 +13,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from heliosim.errors import InputError, UnknownNameError
+from heliosim.errors import InputError, UnknownNameError, about
+from heliosim.serving.changes import Change
 from heliosim.serving.controller import Controller, Note
 from heliosim.serving.kinds import Context, check_exit_numbers
-from heliosim.serving.repository import Evaluation, Limits, Objective, Performance, PhtRow, Repository, scaled
+from heliosim.serving.repository import (
+    Evaluation,
+    Limits,
+    Objective,
+    Performance,
+    PhtRow,
+    Repository,
+    Shortlist,
+    scaled,
+)
 from heliosim.types import (
     Directive,
     ExitBatching,
@@ -247,26 +257,8 @@ class Helios:
 
     def __post_init__(self) -> None:
         p = self.parameters
-        self.shortlist = self.repository.shortlist(
-            p.objective, p.max_candidates, p.candidates, self._limits(), one_vocabulary=p.use_tokenizer_rule
-        )
+        self.shortlist = shortlisted(self.repository, p)
         self.candidates = self.shortlist.names
-        if not self.candidates:
-            raise InputError(
-                "controller.candidates",
-                list(p.candidates) or "all",
-                f"no candidate fits the memory budget of {self.repository.budget_bytes:,} B fully loaded and what is "
-                f"asked of it: {'; '.join(self.shortlist.explain())}",
-                "Raise memory.budget_bytes or the limits, or name a smaller model.",
-            )
-        if p.objective == "energy" and any(
-            perf.energy_j is None
-            for name in self.candidates
-            for perf in self.repository.candidates[name].offline.values()
-        ):
-            raise InputError(
-                "controller.objective", "energy", "the profile has no energy figures", "Use another objective."
-            )
         self.table: dict[str, tuple[PhtRow, PhtRow]] = {}
         self.counter = BreachCounter(p.window, p.window_tokens)
         self._guard = BreachGuard(self.counter, p.threshold, p.max_breaches)
@@ -281,11 +273,7 @@ class Helios:
         self._tokens_since = 0
         refused = dict(self.shortlist.refused)
         self._note("shortlist", candidates=self.candidates, objective=p.objective, refused=refused)
-        if p.use_evaluation:
-            self._start_evaluation()
-        else:
-            self._fill_from_repository()
-            self._choose("choose")
+        self._begin()
 
     # -- protocol -------------------------------------------------------------------------------------------------
 
@@ -341,18 +329,39 @@ class Helios:
 
     # -- step 1: shortlist ----------------------------------------------------------------------------------------
 
-    def _limits(self) -> Limits:
-        """What candidates must meet: the scenario's SLO where it counts, and the controller's own floors."""
-        p, own = self.parameters, self.repository.limits
-        if p.shortlist_by_slo and own.ttft_s is None and own.tpot_s is None:
-            problem = "has no effect: the scenario's slo limits neither TTFT nor TPOT"
-            raise InputError("controller.shortlist_by_slo", True, problem, "Give slo.ttft_ms or slo.tpot_ms.")
-        return Limits(
-            own.ttft_s if p.shortlist_by_slo else None,
-            own.tpot_s if p.shortlist_by_slo else None,
-            p.max_perplexity,
-            p.longest_request,
+    def _begin(self) -> None:
+        """Evaluate the candidates, or choose among them on offline figures."""
+        if self.parameters.use_evaluation:
+            self._start_evaluation()
+        else:
+            self._served_since = self._tokens_since = 0
+            self._fill_from_repository()
+            self._choose("choose")
+
+    def changed(self, now: Seconds, change: Change) -> None:
+        """Memory, SLO or objective are others now: shortlist from the whole repository, and begin anew."""
+        before = self.candidates
+        self.parameters = p = changed_by(change, self.parameters)
+        self.repository = change.repository(p.threshold, p.batching)
+        self.shortlist = shortlisted(self.repository, p)
+        self.candidates, self.table = self.shortlist.names, {}
+        self._note(
+            "reshortlisted",
+            candidates=self.candidates,
+            before=before,
+            objective=p.objective,
+            refused=dict(self.shortlist.refused),
+            because=dict(change.detail),
         )
+        self._begin()
+
+    def check_changes(self, changes: Sequence[Change]) -> None:
+        """Raise InputError if some change leaves no candidate."""
+        p = self.parameters
+        for change in changes:
+            p = changed_by(change, p)
+            with about(f"changes at {change.at_s:g} s"):
+                shortlisted(change.repository(p.threshold, p.batching), p)
 
     # -- step 2: evaluate -----------------------------------------------------------------------------------------
 
@@ -554,3 +563,43 @@ class Helios:
 
     def _note(self, kind: str, **detail: object) -> None:
         self._notes.append(Note(kind, detail))
+
+
+def changed_by(change: Change, parameters: HeliosParameters) -> HeliosParameters:
+    """The parameters from a change on."""
+    objective = change.objective or parameters.objective
+    perplexity = parameters.max_perplexity if change.max_perplexity is None else change.max_perplexity
+    return replace(parameters, objective=objective, max_perplexity=perplexity)
+
+
+def shortlisted(repository: Repository, p: HeliosParameters) -> Shortlist:
+    """The candidates, which must meet the scenario's SLO where it counts, and the controller's own floors.
+
+    Raises InputError if there are none, or the objective needs figures the profile does not have.
+    """
+    own = repository.limits
+    if p.shortlist_by_slo and own.ttft_s is None and own.tpot_s is None:
+        problem = "has no effect: the scenario's slo limits neither TTFT nor TPOT"
+        raise InputError("controller.shortlist_by_slo", True, problem, "Give slo.ttft_ms or slo.tpot_ms.")
+    limits = Limits(
+        own.ttft_s if p.shortlist_by_slo else None,
+        own.tpot_s if p.shortlist_by_slo else None,
+        p.max_perplexity,
+        p.longest_request,
+    )
+    found = repository.shortlist(
+        p.objective, p.max_candidates, p.candidates, limits, one_vocabulary=p.use_tokenizer_rule
+    )
+    if not found.names:
+        raise InputError(
+            "controller.candidates",
+            list(p.candidates) or "all",
+            f"no candidate fits the memory budget of {repository.budget_bytes:,} B fully loaded and what is "
+            f"asked of it: {'; '.join(found.explain())}",
+            "Raise memory.budget_bytes or the limits, or name a smaller model.",
+        )
+    rows = [row for name in found.names for row in repository.candidates[name].offline.values()]
+    if p.objective == "energy" and any(row.energy_j is None for row in rows):
+        problem = "the profile has no energy figures"
+        raise InputError("controller.objective", "energy", problem, "Use another objective.")
+    return found

@@ -64,6 +64,15 @@ class MemoryPool:
         if self.block_bytes:
             self.total_blocks = (self.total_bytes - self.weights_bytes - more) // self.block_bytes
 
+    def resize(self, total_bytes: Bytes) -> None:
+        """Have another size from now on. Blocks in use must fit it beside the weights; where these do not fit
+        themselves nothing may be in use, and other weights must be placed next. Nothing may be reserved.
+        """
+        assert not self.reserved_bytes, f"{self.reserved_bytes:,} B are kept for weights on their way"
+        self.total_bytes = total_bytes
+        self.total_blocks = max(0, self.most_blocks)
+        assert self.used_blocks <= self.total_blocks, f"{self.used_blocks} blocks in use, room for {self.total_blocks}"
+
     def _least_blocks(self, request_blocks: int) -> int:
         """Blocks in use, or one for one request, if a request takes so many beside its KV."""
         return max(1 + request_blocks, self.used_blocks + len(self._held) * (request_blocks - self.request_blocks))

@@ -7,15 +7,16 @@ clock.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from heliosim.errors import MemoryBudgetError
 from heliosim.recorder import Recorder
 from heliosim.serving.batcher import Batcher, Planned
 from heliosim.serving.batcher import Sequence as Going
-from heliosim.serving.controller import Controller
+from heliosim.serving.changes import Change
+from heliosim.serving.controller import Controller, require_placeable
 from heliosim.serving.loading import Fetch, Loading, nearest
 from heliosim.serving.memory import MemoryPool
 from heliosim.types import (
@@ -84,7 +85,8 @@ class ServerStatus:
 
 class Server:
     """``models``: sizes of every model a controller may name. ``max_stride``: steps an engine may do per action.
-    ``loading``: whether loads overlap with steps, and where weights wait.
+    ``loading``: whether loads overlap with steps, and where weights wait. ``changes``: what becomes different during
+    the run, in order of time; a server learns of each at its first turn then or later.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Server:
         recorder: Recorder,
         max_stride: int = 1,
         loading: Loading | None = None,
+        changes: Sequence[Change] = (),
     ) -> None:
         self.controller, self.batcher, self.pool, self.models, self.recorder = (
             controller,
@@ -110,6 +113,8 @@ class Server:
         self.loading = loading or Loading()
         self.fetch: Fetch | None = None
         self._given_up: Placement | None = None
+        self._changes = deque(changes)
+        self._is_resized = self._must_load = False
         self._arriving: tuple[int, Seconds | None] | None = None
         self._directive: Directive | None = None
         self._evicted: list[int] = []
@@ -141,7 +146,9 @@ class Server:
 
     def ask(self, now: Seconds) -> Directive | None:
         """What the controller wants now; None if there is nothing to decide on."""
-        if self.placement is not None and not self.batcher.waiting and not self.batcher.running:
+        if self._changes and self._changes[0].at_s <= now and self._arriving is None:
+            self._take_changes(now)
+        if self.placement is not None and not self._must_load and self._is_empty:
             return None
         directive = self.controller.decide(now, self.status(now))
         self._take_notes(now)
@@ -149,7 +156,14 @@ class Server:
 
     def act(self, directive: Directive, now: Seconds, next_arrival_s: Seconds | None, max_ends: int | None) -> Action:
         """The next action under a directive just given; otherwise as ``next_action``."""
-        within = None if next_arrival_s is None else next_arrival_s - now
+        due_s = nearest(next_arrival_s, self._changes[0].at_s if self._changes else None)
+        within = None if due_s is None else max(0.0, due_s - now)
+        if self._must_load and directive.placement == self.placement:
+            require_placeable(self.models[directive.placement.model], directive.placement.depth, self.pool.total_bytes)
+        if self._is_resized:
+            self._is_resized = False
+            assert self.placement is not None
+            return self._background(self.placement, "memory", "drop")
         refused = len(self._refused)
         if directive.max_ends is not None and (max_ends is None or directive.max_ends < max_ends):
             max_ends = directive.max_ends
@@ -192,10 +206,49 @@ class Server:
 
     def may_sprint(self, directive: Directive) -> bool:
         """Whether no weights are under way, or will be at once: then nothing but requests needs attention."""
-        if self.fetch is not None or self._arriving is not None:
+        if self.fetch is not None or self._arriving is not None or self._changes or self._is_resized or self._must_load:
             return False
         wanted = directive.placement
         return not self.loading.overlaps or wanted in (self.placement, self._given_up)
+
+    # -- changes --------------------------------------------------------------------------------------------------
+
+    def _take_changes(self, now: Seconds) -> None:
+        """Let the changes that are due happen, and tell the controller, if it wants to know."""
+        while self._changes and self._changes[0].at_s <= now:
+            change = self._changes.popleft()
+            preempted = (
+                0 if change.budget_bytes is None else self._resize(change.budget_bytes - change.set_aside_bytes, now)
+            )
+            self.recorder.event(now, "changed", {**change.detail, "preempted": preempted})
+            tell = getattr(self.controller, "changed", None)
+            if tell is not None:
+                tell(now, change)
+                self._take_notes(now)
+
+    def _resize(self, total_bytes: int, now: Seconds) -> int:
+        """Go on in another amount of memory; returns how many requests gave up their KV for it, the youngest first.
+
+        A transfer under way is given up. Where the resident weights do not fit any more, another placement is next.
+        """
+        pool, before = self.pool, len(self._evicted)
+        if self.fetch is not None:
+            self._abandon(now)
+        weights, block = pool.weights_bytes, pool.block_bytes
+        blocks = max(0, (total_bytes - weights) // block) if block else 0
+        keep = self.batcher.running
+        if pool.used_blocks > blocks:
+            self._evicted += self.batcher.preempt(pool, keep=keep)
+        while pool.used_blocks > blocks:
+            keep -= 1
+            self._evicted += self.batcher.preempt(pool, keep=keep)
+        pool.resize(total_bytes)
+        self._given_up = None
+        self._settings.clear()
+        is_serving = self.placement is not None
+        self._must_load = is_serving and blocks < 1 + pool.request_blocks
+        self._is_resized = is_serving and not self._must_load
+        return len(self._evicted) - before
 
     # -- loads in the background --------------------------------------------------------------------------------------
 
@@ -492,6 +545,7 @@ class Server:
         self._settings.clear()
         self._directive = directive
         self._given_up = None
+        self._is_resized = self._must_load = False
         self._arriving = (present, None) if is_pipelined else None
         return Load(
             placement=new,
@@ -582,18 +636,3 @@ def _as_seen_live(outcome: Outcome) -> Outcome:
     if outcome.tokens.agrees is None:
         return outcome
     return outcome._replace(tokens=replace(outcome.tokens, agrees=None))
-
-
-def require_placeable(spec: ModelSpec, depth: int, budget_bytes: int, set_aside: int = 0) -> None:
-    """Raise MemoryBudgetError unless ``depth`` layers of a model and one KV block fit the budget, beside ``set_aside``
-    bytes that an engine needs otherwise.
-    """
-    need = spec.weights_bytes(depth) + spec.block_bytes(depth) * (1 + spec.request_blocks(depth)) + set_aside
-    if need > budget_bytes:
-        raise MemoryBudgetError(
-            "memory.budget_bytes",
-            budget_bytes,
-            f"too small for {spec.name} at {depth} of {spec.layers} layers with one KV block"
-            + (f", beside {set_aside:,} B of activations and workspace" if set_aside else ""),
-            f"Give at least {need:,} B, or choose a smaller model.",
-        )

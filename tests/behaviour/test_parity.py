@@ -17,6 +17,7 @@ from heliosim.formats.checkpoint import checkpoint_path
 from heliosim.formats.profile import Profile
 from heliosim.live import LiveClock, serve_live
 from heliosim.recorder import TableRecorder
+from heliosim.scenario import ChangeSpec, MemoryChange
 from heliosim.serving.batcher import ContinuousBatcher
 from heliosim.serving.controller import FixedPlacement
 from heliosim.serving.helios import Helios, HeliosParameters
@@ -242,6 +243,27 @@ def test_a_real_live_run_replays_and_its_books_are_the_engines(
 ) -> None:
     plan = live_scenario(bench, in_flight=in_flight)
     plan = plan.model_copy(update={"memory": plan.memory.model_copy(update=loads)})
+    check_a_live_run(bench, plan, is_pipelined="is_pipelined" in loads)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loads", [{}, BESIDE], ids=str)
+def test_memory_that_shrinks_and_grows_live(bench: Bench, loads: dict[str, Any]) -> None:
+    """Both storages, the pool's and the engine's, follow; the log drives the simulated server through the same run."""
+    plan = live_scenario(bench)
+    plan = plan.model_copy(update={"memory": plan.memory.model_copy(update=loads)})
+    facts = bench.profile.spec(PAIR[0])
+    least = facts.weights_bytes(facts.layers) + 10 * facts.block_bytes(facts.layers)
+    changes = (
+        ChangeSpec(at_s=0.02, memory=MemoryChange(budget_bytes=least)),
+        ChangeSpec(at_s=0.1, memory=MemoryChange(budget_bytes=plan.memory.budget_bytes)),
+    )
+    events = check_a_live_run(bench, plan.model_copy(update={"changes": changes}))
+    assert events.count("changed") == events.count("reshortlisted") == 2
+
+
+def check_a_live_run(bench: Bench, plan: Any, *, is_pipelined: bool = False) -> list[str]:
+    """Serve a scenario live and replay its log; returns the kinds of events."""
     live, again = TableRecorder(), TableRecorder()
     srv = build_server(plan, bench.profile, live)
     compared: list[tuple[int, int]] = []
@@ -249,7 +271,7 @@ def test_a_real_live_run_replays_and_its_books_are_the_engines(
 
     def compare_books(now: float) -> None:
         held, pool = bench.engine.books(), srv.pool
-        if "is_pipelined" in loads:  # layers come while the next step runs
+        if is_pipelined:  # layers come while the next step runs
             assert held["weights_bytes"] <= pool.weights_bytes
         else:
             assert held["weights_bytes"] == pool.weights_bytes
@@ -270,6 +292,7 @@ def test_a_real_live_run_replays_and_its_books_are_the_engines(
     simulate_server(build_server(plan, bench.profile, again), engine, build(plan.workload, plan.seed))
     assert engine.position == len(done.log)
     assert_same_run(live, again)
+    return [str(kind) for kind in live.tables().events["kind"].to_pylist()]
 
 
 def run_fixed(bench: Bench, model: str, depth: int, arrivals: Sequence[Arrival]) -> dict[int, list[int]]:

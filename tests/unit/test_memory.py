@@ -82,6 +82,27 @@ def test_growth_that_nobody_gave_back_is_found() -> None:
         pool.clear()
 
 
+def test_another_size_keeps_what_is_in_use() -> None:
+    pool = MemoryPool(1000)
+    pool.place(400, 100)
+    assert pool.take(1, 3)
+    pool.resize(750)
+    assert (pool.total_blocks, pool.free_blocks) == (3, 0)
+    pool.check()
+    with pytest.raises(AssertionError, match="3 blocks in use"):
+        pool.resize(600)
+    pool.resize(2000)
+    assert pool.free_blocks == 13
+
+
+def test_a_size_the_weights_do_not_fit_leaves_no_blocks() -> None:
+    pool = MemoryPool(1000)
+    pool.place(400, 100)
+    pool.resize(300)
+    assert pool.total_blocks == 0
+    assert not pool.can_place(400, 100)
+
+
 def test_what_a_request_needs_beside_its_kv_comes_and_goes_with_it() -> None:
     pool = MemoryPool(1000)
     pool.place(400, 100, request_blocks=2)

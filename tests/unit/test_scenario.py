@@ -307,3 +307,45 @@ def test_what_is_refused_of_a_fleet(tmp_path: Path, change: dict[str, Any], part
     text = complaint(write(tmp_path, with_fleet(**change)))
     for part in parts:
         assert part in text
+
+
+# --- changes ----------------------------------------------------------------------------------------------------------
+
+
+def test_changes_read_units_and_come_back_from_a_file(tmp_path: Path) -> None:
+    changes = [
+        {"at_s": 60, "slo": {"ttft_ms": 100.0}, "objective": "ttft", "max_perplexity": 9.5},
+        {"at_s": 120, "memory": {"budget_bytes": "12 MB"}},
+    ]
+    read = load_scenario(write(tmp_path, plain() | {"changes": changes}))
+    assert read.changes[1].memory is not None
+    assert read.changes[1].memory.budget_bytes == 12_000_000
+    first = read.behind(read.changes[0])
+    assert (first.slo, first.memory) == (Slo(ttft_ms=100.0), read.memory)
+    assert first.behind(read.changes[1]).slo == Slo(ttft_ms=100.0)
+    assert first.behind(read.changes[1]).memory.budget_bytes == 12_000_000
+    read.save(tmp_path / "again.yaml")
+    assert load_scenario(tmp_path / "again.yaml") == read
+    assert read.hash != load_scenario(write(tmp_path, plain())).hash
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ([{"at_s": 1.0}], ["changes", "nothing changes"]),
+        ([{"at_s": 0, "objective": "ttft"}], ["changes", "greater than 0"]),
+        ([{"at_s": 2.0, "objective": "ttft"}, {"at_s": 2.0, "objective": "energy"}], ["at_s must rise", "2 s"]),
+        ([{"at_s": 1.0, "objective": "speed"}], ["changes", "objective"]),
+        ([{"at_s": 1.0, "memory": {"budget_bytes": "1 XB"}}], ["budget_bytes", "not a size"]),
+        ([{"at_s": 1.0, "depth": 4}], ["changes", "depth"]),
+    ],
+)
+def test_changes_that_are_refused(tmp_path: Path, changes: list[Any], parts: list[str]) -> None:
+    text = complaint(write(tmp_path, plain() | {"changes": changes}))
+    for part in parts:
+        assert part in text
+
+
+def test_memory_of_a_group_of_its_own_does_not_change(tmp_path: Path) -> None:
+    changes = [{"at_s": 1.0, "memory": {"budget_bytes": "12 MB"}}]
+    assert "fleet group 'h100' has memory of its own" in complaint(write(tmp_path, with_fleet() | {"changes": changes}))
