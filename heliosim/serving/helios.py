@@ -359,8 +359,8 @@ class Helios:
         """Raise InputError if some change leaves no candidate."""
         p = self.parameters
         for change in changes:
-            p = changed_by(change, p)
             with about(f"changes at {change.at_s:g} s"):
+                p = changed_by(change, p)
                 shortlisted(change.repository(p.threshold, p.batching), p)
 
     # -- step 2: evaluate -----------------------------------------------------------------------------------------
