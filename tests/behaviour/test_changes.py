@@ -165,7 +165,7 @@ def test_without_changes_nothing_changes(profile: Profile) -> None:
         ({"kind": "vanilla", "model": "large"}, {"objective": "ttft"}, "'vanilla' has no objective"),
         ({"kind": "helios"}, {"memory": {"budget_bytes": 5_000}}, "no candidate fits"),
         ({"kind": "helios"}, {"objective": "energy"}, "no energy figures"),
-        ({"kind": "helios"}, {"max_perplexity": 0.5}, "no candidate fits"),
+        ({"kind": "helios"}, {"max_perplexity": 1.0001}, "no candidate fits"),
     ],
     ids=["too small", "no such parameter", "nobody left", "no figures", "too good"],
 )
