@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,7 @@ def test_serving_as_a_whole_loads_neither_simpy_nor_torch() -> None:
 def test_help_and_version_load_nothing_heavy(argument: str) -> None:
     code = f"""
 import sys
+import tomllib
 sys.argv = ["heliosim", {argument!r}]
 from heliosim.cli import main
 try:
@@ -82,3 +84,10 @@ def test_a_simulation_needs_no_torch() -> None:
     loaded = modules_after("import heliosim.runs, heliosim.simulate, heliosim.formats.profile, heliosim.examples")
     assert "simpy" in loaded
     assert not {m for m in loaded if m.partition(".")[0] in ("torch", "transformers", "streamlit")}
+
+
+def test_every_package_is_in_the_wheel() -> None:
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    listed = project["tool"]["setuptools"]["packages"]
+    found = {".".join(p.parent.relative_to(PACKAGE.parent).parts) for p in PACKAGE.rglob("__init__.py")}
+    assert found == {name for name in listed if name.split(".")[0] == "heliosim"}
