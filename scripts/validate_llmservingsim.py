@@ -59,7 +59,8 @@ def main() -> None:
 def validate(data: Path) -> dict[str, Any]:
     """Measured and simulated figures, for each host overhead."""
     folder = data / "RTXPRO6000" / "Llama-3.1-8B"
-    run = [json.loads(line) for line in (folder / "vllm_run" / "requests.jsonl").open(encoding="utf-8")]
+    lines = (folder / "vllm_run" / "requests.jsonl").read_text(encoding="utf-8").splitlines()
+    run = [json.loads(line) for line in lines]
     run.sort(key=lambda r: r["queued_ts"])
     meta = json.loads((folder / "vllm_run" / "meta.json").read_text(encoding="utf-8"))["engine_kwargs"]
     cluster = json.loads((folder / "vllm_run" / "cluster_config.json").read_text(encoding="utf-8"))

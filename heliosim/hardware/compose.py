@@ -266,14 +266,14 @@ def _lines(times: StepTimes, max_context: int) -> tuple[dict[str, Seconds], dict
     y = np.array([times.decode_attention(r, c) for r, c in decode])
     base = np.array([times.dense(r) for r, _ in decode])
     x = np.array([[1.0, r > 1, r, r * c] for r, c in decode])
-    first = _relative_nnls(x, y, base + y)
+    first = relative_nnls(x, y, base + y)
     y2 = np.array([times.prefill_attention(p, n) for p, n in prefill])
     base2 = np.array([times.dense(p * n) for p, n in prefill])
     x2 = np.array([[float(p), float(p * n * n)] for p, n in prefill])
-    second = _relative_nnls(x2, y2, base2 + y2)
+    second = relative_nnls(x2, y2, base2 + y2)
     counts = np.array(TOKEN_POINTS[:15], float)
     fills = np.array([times.fill(t) for t in counts])
-    fill = _relative_nnls(np.stack([np.ones_like(counts), counts], axis=1), fills, fills)
+    fill = relative_nnls(np.stack([np.ones_like(counts), counts], axis=1), fills, fills)
     host = times.host
     terms = {
         "step": host.step_s,
@@ -297,7 +297,7 @@ def _lines(times: StepTimes, max_context: int) -> tuple[dict[str, Seconds], dict
     return {name: float(value) for name, value in terms.items()}, errors
 
 
-def _relative_nnls(x: np.ndarray, y: np.ndarray, scale: np.ndarray) -> np.ndarray:
+def relative_nnls(x: np.ndarray, y: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Non-negative least squares of (prediction - y) / scale."""
     from scipy.optimize import nnls
 

@@ -16,6 +16,7 @@ from heliosim.costs import TERMS
 from heliosim.curves import Curve
 from heliosim.errors import InputError
 from heliosim.formats.profile import CostFit, Curves, HoldOut
+from heliosim.hardware.compose import relative_nnls
 from heliosim.operators.tables import AttentionTime, OperatorTables, rising_at_the_end, thinned
 from heliosim.types import Seconds
 
@@ -50,9 +51,9 @@ def fit_operators(
     y = np.array([a.seconds for a in used])
     whole = y + np.array([layer.at(max(1.0, a.chunk + a.rows)) for a in used])
     held = np.array([_is_held_out(a) for a in used])
-    trial = _relative_nnls(x[~held], y[~held], whole[~held])
+    trial = relative_nnls(x[~held], y[~held], whole[~held])
     errors = (x[held] @ trial - y[held]) / whole[held]
-    found = _relative_nnls(x, y, whole)
+    found = relative_nnls(x, y, whole)
     counts, once = np.array(tables.once).T
     slope, level = np.polyfit(counts, once, 1)
     seconds = dict.fromkeys(TERMS, 0.0) | dict(zip(ATTENTION_TERMS, found.tolist(), strict=True))
@@ -91,15 +92,6 @@ def _terms(a: AttentionTime) -> tuple[float, ...]:
 
 def _is_held_out(a: AttentionTime) -> bool:
     return hashlib.blake2b(repr(tuple(a[:4])).encode(), digest_size=4).digest()[0] % HOLD_OUT_SHARE == 0
-
-
-def _relative_nnls(x: Array, y: Array, scale: Array) -> Array:
-    """Non-negative least squares of (prediction - y) / scale."""
-    from scipy.optimize import nnls
-
-    widths = np.maximum(np.abs(x).max(axis=0), 1e-300)
-    found: Array = nnls(x / widths / scale[:, None], y / scale)[0]
-    return np.asarray(found / widths)
 
 
 def region_of(a: AttentionTime) -> str:
