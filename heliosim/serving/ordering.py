@@ -12,6 +12,7 @@ TRAIL, which lets requests be preempted early in their lives only), multi-level 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -23,7 +24,7 @@ _CLASS_APART_S: Seconds = 2.0**23
 """Seconds that no class makes up for without ageing: more than a clock can show."""
 
 
-class Order:
+class Order(ABC):
     """What a batcher asks. Answers depend on the request and on how many tokens it has, on nothing else.
 
     ``needs_prediction``: it makes no sense unless the workload says how lengths are predicted.
@@ -38,9 +39,9 @@ class Order:
         """Whether a waiting request may take the place of a running one that ranks behind it."""
         return False
 
+    @abstractmethod
     def rank(self, request: Request, generated: int) -> float:
         """Less goes first; equals in order of arrival."""
-        raise NotImplementedError
 
     def gives_way(self, request: Request, generated: int) -> bool:
         """Whether a running request may be interrupted for one that ranks before it."""
