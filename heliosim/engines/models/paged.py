@@ -57,7 +57,12 @@ class KVLayer:
 
 
 class PagedKV:
-    """KV blocks of a placement and which request holds which (the server's pool only counts them)."""
+    """KV blocks of a placement and which request holds which (the server's pool only counts them).
+
+    ``block_rows``: rows of a layer's ``tokens`` from one block to the next.
+    """
+
+    block_rows = BLOCK_TOKENS
 
     def __init__(
         self,
