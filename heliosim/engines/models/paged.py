@@ -107,6 +107,12 @@ class PagedKV:
             table.append(self._free.pop())
         return table
 
+    def trim(self, request: RequestId, tokens: int) -> None:
+        """Give back the blocks that a request holds beyond those for ``tokens`` tokens."""
+        table = self.tables.get(request, [])
+        while len(table) > blocks_for(tokens):
+            self._free.append(table.pop())
+
     def release(self, request: RequestId) -> None:
         """Give back the blocks of a request; nothing if it holds none."""
         self._free.extend(reversed(self.tables.pop(request, [])))
@@ -189,9 +195,12 @@ class Pass:
         ids: Sequence[Sequence[int]] | None = None,
         emits: Sequence[bool] | None = None,
         visible: Tensor | None = None,
+        block_rows: int = BLOCK_TOKENS,
+        buffer: Tensor | None = None,
     ) -> None:
         """``ids``: token ids of each row's new tokens; None where hidden states are given instead. ``visible``: which
         token slots hold KV that may be attended to, [slots]; None: all that rows reach.
+        ``block_rows``: of the storage (``PagedKV``). ``buffer``: what is ``qkv``; None: memory of its own.
         """
         assert all(row.count > 0 for row in rows), "a row of a pass computes at least one token"
         order = sorted(range(len(rows)), key=lambda i: rows[i].count > 1)
@@ -201,7 +210,7 @@ class Pass:
         numbers = _Numbers()
         token_ids = numbers.add(i for row in order for i in ids[row]) if ids is not None else slice(0, 0)
         positions = numbers.add(p for i in order for p in range(rows[i].start, rows[i].start + rows[i].count))
-        slots = numbers.add(slot for i in order for slot in slots_of(rows[i]))
+        slots = numbers.add(slot for i in order for slot in slots_of(rows[i], block_rows))
         width = max((blocks_for(row.start + 1) for row in singles), default=0)
         table = numbers.add(
             block for row in singles for block in _padded(row.table[: blocks_for(row.start + 1)], width)
@@ -214,7 +223,9 @@ class Pass:
         self.ids, self.positions, self.slots = on_device[token_ids], on_device[positions], on_device[slots]
         self.ends = None if ends is None else on_device[ends]
         self.tokens = self.slots.shape[0]
-        self.qkv = torch.empty(self.tokens, shape.query_width + shape.kv_width, device=device, dtype=dtype)
+        if buffer is None:
+            buffer = torch.empty(self.tokens, shape.query_width + shape.kv_width, device=device, dtype=dtype)
+        self.qkv = buffer
         self.kv = self.qkv[:, shape.query_width :]
         self._groups: list[_Group] = []
         if singles:
@@ -308,10 +319,10 @@ class _Numbers:
         return made if device.type == "cpu" else made.pin_memory().to(device, non_blocking=True)
 
 
-def slots_of(row: Row) -> Iterable[int]:
-    """Places of a row's new tokens in the token view of the storage."""
+def slots_of(row: Row, block_rows: int = BLOCK_TOKENS) -> Iterable[int]:
+    """Places of a row's new tokens in the token view of a storage whose blocks lie ``block_rows`` rows apart."""
     return (
-        row.table[p // BLOCK_TOKENS] * BLOCK_TOKENS + p % BLOCK_TOKENS for p in range(row.start, row.start + row.count)
+        row.table[p // BLOCK_TOKENS] * block_rows + p % BLOCK_TOKENS for p in range(row.start, row.start + row.count)
     )
 
 
