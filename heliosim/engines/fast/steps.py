@@ -55,7 +55,7 @@ def run_layers(home: Home, run: Any, h: Tensor, first: int, last: int) -> Tensor
 def keep_hidden(kv: PagedKV, slots: Tensor, h: Tensor) -> None:
     """Store hidden states, where the placement keeps them."""
     if kv.hidden is not None:
-        kv.hidden.index_copy_(0, slots, h)
+        kv.hidden.keep(slots, h)
 
 
 def begun(home: Home, run: Any) -> Tensor:
