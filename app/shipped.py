@@ -118,7 +118,7 @@ def first_plan() -> tuple[PlanFile, PriceTable]:
     default = {one.key: one.default for one in inputs.SHARED}
     held = offers(devices(CHAT.models), default["provider"])
     table = price_table(held, load_prices().currency)
-    return fleet_plan(CHAT, default["gpus"], default["systems"], {o.gpu: o.most for o in held}), table
+    return fleet_plan(CHAT, default["plan_devices"], default["plan_systems"], {o.gpu: o.most for o in held}), table
 
 
 def main() -> None:

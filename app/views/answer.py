@@ -109,7 +109,7 @@ def _run(question: Question, count: int) -> Any:
     name = wording.fleet_text(count, 1, question.system)
     systems = [SystemResult(question.system, run, clock="cpu")]
     slo = Slo(question.ttft_ms, question.tpot_ms)
-    style = charts.Style(parts.system_colours([question.system]), charts.caption_of(systems))
+    style = parts.style_of([question.system], charts.caption_of(systems))
     figure = charts.latency_figure(charts.latency_data(systems), style, slo)
     alt = (
         f"Share of requests by TTFT, TPOT and end-to-end latency in one run of {name}, with the limits as dotted lines"

@@ -94,9 +94,9 @@ def _inputs() -> Question:
 def _candidates(models: str) -> tuple[list[str], list[str]]:
     known = devices(models)
     first, second = st.columns(2)
-    gpus = state.draw("gpus", on=first, options=known) or list(known[:2])
+    gpus = state.draw("plan_devices", on=first, options=known) or list(known[:2])
     names = tuple(dict.fromkeys(name for gpu in known for name in systems(models, gpu)))
-    chosen = state.draw("systems", on=second, options=names) or list(names[:1])
+    chosen = state.draw("plan_systems", on=second, options=names) or list(names[:1])
     return gpus, chosen
 
 
@@ -157,7 +157,7 @@ def _answer(question: Question, plan: PlanFile, table: PriceTable, answer: Mappi
     )
     rule = plan.replications
     parts.caption(
-        f"{100 * rule.confidence:g} % intervals over {rule.least} to {rule.most} runs of {question.requests:,} requests "
+        f"{100 * rule.confidence:g} % intervals, {rule.least} to {rule.most} runs of {question.requests:,} requests "
         f"from seed {question.seed}",
         "the winner is checked again with fresh seeds",
         "“At least” is a bound that no simulation is needed for",
