@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heliosim import __version__
-from heliosim.assembly import build_server, load_costs
+from heliosim.assembly import build_server, load_costs, needs_beside
 from heliosim.behaviour import Behaviour, is_usual_method, source_name
 from heliosim.drive import Log
 from heliosim.engines.base import Engine
@@ -185,7 +185,15 @@ def make_engine(
         dtype=profile.model(scenario.models[0]).dtype,
         threads=threads or int(profile.facts.device.get("threads") or 1),
         is_pageable=scenario.memory.host == "pageable",
+        budget_bytes=_largest_budget(scenario) - needs_beside(scenario, profile).fixed,
+        host_bytes=scenario.memory.host_bytes,
     )
+
+
+def _largest_budget(scenario: Scenario) -> int:
+    """The most device memory that a scenario gives its server at any time."""
+    later = [change.memory.budget_bytes for change in scenario.changes if change.memory is not None]
+    return max(scenario.memory.budget_bytes, *later)
 
 
 def run_live(

@@ -123,12 +123,14 @@ class TorchEngine:
                 self.residency.load(action)
                 tokens, layers_run = Tokens(), 0
             else:
-                tokens, layers_run = self._run(action)
+                with self.residency.stepping(action):
+                    tokens, layers_run = self._run(action)
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
         seconds = tick(time.perf_counter() - began)
         arrives_s, stalled_s = self.residency.arrives_s(action), self.residency.stalled_s(action)
-        return Outcome(seconds, tokens, layers_run, arrives_s=arrives_s, stalled_s=stalled_s)
+        lost = self.residency.lost_fetch()
+        return Outcome(seconds, tokens, layers_run, arrives_s=arrives_s, stalled_s=stalled_s, failure=lost)
 
     def forget(self, request_id: RequestId) -> None:
         """Drop a request, with its KV and its ids."""
