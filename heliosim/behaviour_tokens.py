@@ -128,8 +128,17 @@ class Tokens:
         if texts.all():
             return self
         rows = np.flatnonzero(texts[self.text])
-        parts = (self.sequence, self.task, self.source, self.prompt_tokens, self.counts, self.ends, self.right)
-        return Tokens(self.exits, *(p[texts] for p in parts), _Rows(self.columns, rows))
+        return Tokens(
+            self.exits,
+            sequence=self.sequence[texts],
+            task=self.task[texts],
+            source=self.source[texts],
+            prompt_tokens=self.prompt_tokens[texts],
+            counts=self.counts[texts],
+            ends=self.ends[texts],
+            right=self.right[texts],
+            columns=_Rows(self.columns, rows),
+        )
 
     def source_of(self, model: str) -> str:
         """Whose texts a model's open-loop statistics rest on unless another is asked for: its own at full depth, else
@@ -193,6 +202,11 @@ def exit_index(tokens: Tokens, model: str, threshold: float, depth: int | None =
     enough = tokens.fan("confidence", model, depth) >= threshold
     enough[-1] = True
     return np.asarray(enough.argmax(axis=0), np.int64)
+
+
+def breaches_at(tokens: Tokens, model: str, threshold: float, depth: int | None = None) -> Bools:
+    """Whether a token is below the threshold at every exit up to a depth, and so breaches there, [tokens]."""
+    return np.asarray((tokens.fan("confidence", model, depth) < threshold).all(axis=0), bool)
 
 
 def exit_layers(tokens: Tokens, model: str, threshold: float, depth: int | None = None) -> Ints:

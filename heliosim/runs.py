@@ -73,10 +73,15 @@ def powers(scenario: Scenario, profile: Profile) -> dict[str, StepPower] | None:
 
 
 def _behaviour_of(scenario: Scenario, profile: Profile) -> Behaviour | None:
-    """The profile's; None where it has none and the scenario asks for no exits. Raises InputError if it does."""
+    """The profile's, or one drawn from a model fitted to it; None where it has none and the scenario asks for no exits.
+    Raises InputError if it does.
+    """
     if not profile.has_behaviour and scenario.controller["kind"] in ("vanilla", "fixed"):
         return None
-    return profile.behaviour
+    if scenario.behaviour == "replay":
+        return profile.behaviour
+    threshold = getattr(scenario.controller_kind(), "threshold", profile.facts.behaviour.threshold)
+    return profile.fitted_behaviour(scenario.behaviour, scenario.models, threshold, scenario.seed)
 
 
 def _noise(scenario: Scenario, profile: Profile, noise_of: Sequence[str | int]) -> NoisePlayer | None:
@@ -213,6 +218,7 @@ def run_live(
     from heliosim.live import serve_live
 
     refuse_live_fleet(scenario)
+    refuse_live_fits(scenario)
     profile = profile or open_profile(scenario.profile)
     if "energy" in (scenario.controller.get("objective"), *(change.objective for change in scenario.changes)):
         remedy = "Simulate it from a profile with energy figures, or use another objective."
@@ -238,6 +244,13 @@ def refuse_live_fleet(scenario: Scenario) -> None:
     if scenario.fleet is not None:
         remedy = "Simulate it (without --live), or take the fleet out of the scenario to run one replica live."
         raise InputError("fleet", f"{len(scenario.fleet.names)} replicas", "a fleet cannot run live", remedy)
+
+
+def refuse_live_fits(scenario: Scenario) -> None:
+    """Raise InputError for a scenario with exits of a fitted model: real models have their own."""
+    if scenario.behaviour != "replay":
+        remedy = "Simulate it (without --live), or leave behaviour out."
+        raise InputError("behaviour", scenario.behaviour, "a live run meets its models' own exits", remedy)
 
 
 def _warm_up(scenario: Scenario, profile: Profile, engine: TorchEngine, requests: int = 16) -> None:
@@ -339,6 +352,7 @@ def _info(
         profile_hash=profile_hash,
         profile_kind=kind,
         quality_unknown=quality_unknown,
+        behaviour=scenario.behaviour,
         versions={"heliosim": __version__},
         deployed=deployed,
     )

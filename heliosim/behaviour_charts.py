@@ -1,0 +1,291 @@
+"""Figures of behaviour tables: numbers first (``*_data``, or the tables of ``behaviour_stats`` and its neighbours),
+then ink (``*_figure``). Models keep their hues: light for shallow exits, dark for deep ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from heliosim.behaviour_order import WINDOW_TOKENS, windows
+from heliosim.behaviour_tokens import Tokens, breaches_at
+from heliosim.charts import MUTED, Style, finish, placement_colours
+
+
+def _colours(exits: Mapping[str, Sequence[int]]) -> dict[tuple[str, int], str]:
+    return placement_colours((model, e) for model, layers in exits.items() for e in layers)
+
+
+def _deepest(exits: Mapping[str, Sequence[int]]) -> dict[str, str]:
+    """One colour per model: that of its last exit."""
+    colours = _colours(exits)
+    return {model: colours[model, max(layers)] for model, layers in exits.items()}
+
+
+def _bars(
+    high: pd.Series[float], value: pd.Series[float], low: pd.Series[float], scale: float = 1
+) -> dict[str, object]:
+    """Error bars of an interval."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": scale * (high - value),
+        "arrayminus": scale * (value - low),
+        "thickness": 1.3,
+        "width": 3,
+    }
+
+
+def _exits_of(tables: Mapping[str, pd.DataFrame]) -> dict[str, list[int]]:
+    return {model: sorted({int(e) for e in table["exit_layer"]}) for model, table in tables.items()}
+
+
+def exit_share_figure(by_task: Mapping[str, pd.DataFrame], style: Style) -> go.Figure:
+    """Where tokens leave, by task: one panel per model, a bar per task. ``by_task``: ``shares_by_task`` by model."""
+    models, exits = list(by_task), _exits_of(by_task)
+    fig = make_subplots(rows=1, cols=len(models), subplot_titles=models, shared_yaxes=True, horizontal_spacing=0.06)
+    colours = _colours(exits)
+    for col, model in enumerate(models, 1):
+        table = by_task[model]
+        for e in exits[model]:
+            part = table[table["exit_layer"] == e]
+            fig.add_bar(
+                y=part["task"],
+                x=100 * part["share"],
+                orientation="h",
+                marker={"color": colours[model, e]},
+                name=f"{model}, layer {e}",
+                customdata=np.stack([100 * part["low"], 100 * part["high"], part["tokens"]], axis=-1),
+                hovertemplate=f"layer {e}, %{{y}}: %{{x:.1f}} % (%{{customdata[0]:.1f}} to %{{customdata[1]:.1f}})"
+                "<br>%{customdata[2]:,} tokens<extra></extra>",
+                row=1,
+                col=col,
+            )
+    fig.update_layout(barmode="stack", legend={"traceorder": "normal"})
+    fig.update_xaxes(title_text="tokens (%)", range=[0, 100])
+    fig.update_yaxes(autorange="reversed", row=1, col=1)
+    tasks = max(len(set(table["task"])) for table in by_task.values())
+    return finish(fig, "Where tokens leave, by task", style.caption, height=300 + 30 * tasks)
+
+
+def threshold_figure(curves: Mapping[str, pd.DataFrame], threshold: float, style: Style) -> go.Figure:
+    """Depth and agreement at every threshold, one line per model. ``curves``: ``threshold_curve`` by model."""
+    titles = ("mean exit depth", "tokens equal to the last layer's")
+    fig = make_subplots(rows=1, cols=2, subplot_titles=titles, horizontal_spacing=0.1)
+    exits = {m: [int(c.removeprefix("exit ")) for c in t.columns if c.startswith("exit ")] for m, t in curves.items()}
+    for model, colour in _deepest(exits).items():
+        table = curves[model]
+        for col, y in ((1, 100 * table["mean_depth"] / max(exits[model])), (2, 100 * table["agreement"])):
+            fig.add_scatter(
+                x=table["threshold"],
+                y=y,
+                mode="lines",
+                line={"color": colour, "width": 2.2},
+                name=model,
+                legendgroup=model,
+                showlegend=col == 1,
+                hovertemplate=f"{model}, threshold %{{x:.2f}}: %{{y:.1f}} %<extra></extra>",
+                row=1,
+                col=col,
+            )
+    fig.add_vline(x=threshold, line={"color": MUTED, "width": 1, "dash": "dot"})
+    fig.update_xaxes(title_text="confidence threshold", range=[0, 1])
+    fig.update_yaxes(title_text="layers (% of all)", rangemode="tozero", row=1, col=1)
+    fig.update_yaxes(title_text="tokens (%)", row=1, col=2)
+    return finish(fig, "Every threshold, open loop", f"dotted: {threshold:g} · {style.caption}", height=430)
+
+
+def depth_quality_figure(
+    depths: Mapping[str, pd.DataFrame], policies: Mapping[str, pd.DataFrame], style: Style
+) -> go.Figure:
+    """Quality against depth: lines, all tokens leaving at a layer (``depth_table``); marks, what policies really wrote
+    (``quality_table``). Left agreement, right perplexity where the tables know it.
+    """
+    exits = _exits_of(depths)
+    fig = make_subplots(
+        rows=1, cols=2, horizontal_spacing=0.1, subplot_titles=("equal to the full model's", "perplexity")
+    )
+    for model, colour in _deepest(exits).items():
+        table, wrote = depths[model], policies.get(model, pd.DataFrame())
+        deepest = max(exits[model])
+        for col, name, scale in ((1, "agreement", 100.0), (2, "perplexity", 1.0)):
+            if name not in table:
+                continue
+            fig.add_scatter(
+                x=100 * table["exit_layer"] / deepest,
+                y=scale * table[name],
+                error_y=_bars(table[f"{name}_high"], table[name], table[f"{name}_low"], scale),
+                mode="lines+markers",
+                line={"color": colour, "width": 2},
+                name=f"{model}, open loop",
+                legendgroup=model,
+                showlegend=col == 1,
+                customdata=table["exit_layer"],
+                hovertemplate=f"{model}, layer %{{customdata}}: %{{y:.3g}}<extra></extra>",
+                row=1,
+                col=col,
+            )
+            if len(wrote) and wrote[name].notna().any():
+                fig.add_scatter(
+                    x=100 * wrote["layers"] / deepest,
+                    y=scale * wrote[name],
+                    mode="markers",
+                    marker={"color": colour, "size": 9, "symbol": "diamond-open", "line": {"width": 2}},
+                    name=f"{model}, closed loop",
+                    legendgroup=f"{model} closed",
+                    showlegend=col == 1,
+                    customdata=wrote["policy"],
+                    hovertemplate=f"{model}, %{{customdata}}: %{{y:.3g}} at %{{x:.0f}} % of its layers<extra></extra>",
+                    row=1,
+                    col=col,
+                )
+    fig.update_xaxes(title_text="mean exit depth (% of layers)", rangemode="tozero")
+    fig.update_yaxes(title_text="tokens (%)", row=1, col=1)
+    fig.update_yaxes(title_text="perplexity", row=1, col=2)
+    return finish(fig, "Quality against depth", style.caption, height=460)
+
+
+def joint_figure(joint: pd.DataFrame, style: Style) -> go.Figure:
+    """Where two models leave the same tokens: shares of all tokens. ``joint``: a ``joint_table``."""
+    one, other = list(joint.columns[:2])
+    grid = joint.pivot(index=one, columns=other, values="share")
+    given = joint.pivot(index=one, columns=other, values="given_one")
+    fig = go.Figure()
+    fig.add_heatmap(
+        z=100 * grid.to_numpy(),
+        x=[f"layer {e}" for e in grid.columns],
+        y=[f"layer {e}" for e in grid.index],
+        customdata=100 * given.to_numpy(),
+        texttemplate="%{z:.1f} %",
+        colorscale=[[0, "#F4F6F8"], [1, "#3D3F91"]],
+        showscale=False,
+        hovertemplate=f"{one} %{{y}}, {other} %{{x}}: %{{z:.1f}} % of all tokens,<br>"
+        f"%{{customdata:.1f}} % of those that leave {one} there<extra></extra>",
+    )
+    fig.update_xaxes(title_text=f"exit of {other}")
+    fig.update_yaxes(title_text=f"exit of {one}", autorange="reversed")
+    return finish(fig, "Two models on the same tokens", style.caption, height=430)
+
+
+def correlation_figure(
+    correlations: Mapping[str, pd.DataFrame], exits: Mapping[str, Sequence[int]], style: Style
+) -> go.Figure:
+    """Autocorrelation of exit depth by distance, one line per model; dotted: around each text's own mean.
+    ``correlations``: ``correlation_table`` by model.
+    """
+    fig = go.Figure()
+    for model, colour in _deepest(exits).items():
+        table = correlations[model]
+        fig.add_scatter(
+            x=table["lag"],
+            y=table["value"],
+            error_y=_bars(table["high"], table["value"], table["low"]),
+            mode="lines+markers",
+            line={"color": colour, "width": 2},
+            name=model,
+            hovertemplate=f"{model}, %{{x}} tokens apart: %{{y:.2f}}<extra></extra>",
+        )
+        fig.add_scatter(
+            x=table["lag"],
+            y=table["within"],
+            mode="lines",
+            line={"color": colour, "width": 1.5, "dash": "dot"},
+            name=f"{model}, within texts",
+            hovertemplate=f"{model} within texts, %{{x}} apart: %{{y:.2f}}<extra></extra>",
+        )
+    fig.add_hline(y=0, line={"color": MUTED, "width": 1})
+    fig.update_xaxes(title_text="tokens apart", dtick=1)
+    fig.update_yaxes(title_text="correlation of exit depth")
+    return finish(fig, "How exit depth goes on along a text", style.caption, height=430)
+
+
+def run_figure(tables: Mapping[str, pd.DataFrame], style: Style) -> go.Figure:
+    """Mean runs of tokens that leave at the same exit, beside what independent tokens would give. ``run_table`` by
+    model.
+    """
+    exits = _exits_of(tables)
+    fig = make_subplots(rows=1, cols=len(tables), subplot_titles=list(tables), horizontal_spacing=0.08)
+    colours = _colours(exits)
+    for col, (model, table) in enumerate(tables.items(), 1):
+        names = [f"layer {e}" for e in table["exit_layer"]]
+        fig.add_bar(
+            x=names,
+            y=table["mean"],
+            error_y=_bars(table["high"], table["mean"], table["low"]),
+            marker={"color": [colours[model, int(e)] for e in table["exit_layer"]]},
+            showlegend=False,
+            hovertemplate=f"{model}, %{{x}}: %{{y:.2f}} tokens<extra></extra>",
+            row=1,
+            col=col,
+        )
+        fig.add_scatter(
+            x=names,
+            y=table["independent"],
+            mode="markers",
+            marker={"color": MUTED, "size": 11, "symbol": "line-ew-open", "line": {"width": 3}},
+            name="independent tokens",
+            showlegend=col == 1,
+            hovertemplate="independent: %{y:.2f} tokens<extra></extra>",
+            row=1,
+            col=col,
+        )
+    fig.update_yaxes(title_text="mean run (tokens)", rangemode="tozero", row=1, col=1)
+    return finish(fig, "Runs of tokens that leave at the same exit", style.caption, height=400)
+
+
+def breach_data(tokens: Tokens, models: Sequence[str], threshold: float, window: int = WINDOW_TOKENS) -> pd.DataFrame:
+    """Breaches in each window, by model and depth loaded: columns model, depth, breaches."""
+    parts = []
+    for model in models:
+        for depth in tokens.exits_of(model):
+            below = breaches_at(tokens, model, threshold, depth)
+            parts.append(pd.DataFrame({"model": model, "depth": depth, "breaches": windows(tokens, below, window)}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def breach_figure(data: pd.DataFrame, style: Style, window: int = WINDOW_TOKENS) -> go.Figure:
+    """Breaches per window of tokens, a box per depth loaded."""
+    exits = {str(m): sorted({int(d) for d in part["depth"]}) for m, part in data.groupby("model", sort=False)}
+    fig, colours = go.Figure(), _colours(exits)
+    for model, depths in exits.items():
+        for depth in depths:
+            part = data[(data["model"] == model) & (data["depth"] == depth)]
+            fig.add_box(
+                y=part["breaches"],
+                name=f"{model}@{depth}",
+                marker={"color": colours[model, depth]},
+                boxpoints="all" if len(part) <= 60 else "outliers",
+                jitter=0.4,
+                pointpos=0,
+                showlegend=False,
+            )
+    fig.update_yaxes(title_text=f"breaches per {window} tokens", range=[-2, window + 2])
+    return finish(fig, f"Breaches per {window} tokens, by depth loaded", style.caption, height=430)
+
+
+def fit_check_figure(fits: pd.DataFrame, style: Style) -> go.Figure:
+    """Fitted models beside the record, one row per statistic, as distance in half-widths of what draws allow."""
+    fig = go.Figure()
+    kinds = list(dict.fromkeys(fits["model"]))
+    for kind, symbol in zip(kinds, ("circle-open", "square-open", "diamond"), strict=False):
+        part = fits[fits["model"] == kind]
+        half = ((part["high"] - part["low"]) / 2).clip(lower=1e-9)
+        fig.add_scatter(
+            x=((part["fitted"] - part["recorded"]) / half).clip(-4, 4),
+            y=part["statistic"],
+            mode="markers",
+            marker={"size": 10, "symbol": symbol, "line": {"width": 1.6}},
+            name=str(kind),
+            customdata=np.stack([part["recorded"], part["fitted"]], axis=-1),
+            hovertemplate=f"{kind}, %{{y}}<br>recorded %{{customdata[0]:.3g}}, "
+            "fitted %{customdata[1]:.3g}<extra></extra>",
+        )
+    fig.add_vrect(x0=-1, x1=1, fillcolor=MUTED, opacity=0.1, line_width=0)
+    fig.update_xaxes(title_text="fitted less recorded, over what chance allows (grey); cut at 4", range=[-4.2, 4.2])
+    fig.update_yaxes(autorange="reversed")
+    count = fits["statistic"].nunique()
+    return finish(fig, "Fitted models of exits beside the record", style.caption, height=250 + 26 * count)
