@@ -121,7 +121,7 @@ def test_a_shipped_answer_is_what_a_search_finds() -> None:
     from heliosim_app.answer import find
 
     example = EXAMPLES["chat-early-exit"]
-    found = find(example.question, None, report=lambda text, share: None)
+    found = find(example.question, report=lambda text, share: None)
     shipped = shipped_answer(example.question)
     assert shipped is not None
     for dated in (found, shipped):

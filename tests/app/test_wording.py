@@ -8,8 +8,10 @@ import pytest
 
 pytest.importorskip("streamlit")
 from heliosim_app import wording
-from heliosim_app.answer import UNPRICED
+from heliosim_app.answer import UNPRICED, repriced
 from heliosim_app.question import Question
+
+from heliosim.prices import Price
 
 
 def interval(mean: float, half: float | None) -> dict[str, Any]:
@@ -30,7 +32,14 @@ def judgement(verdict: str, ttft: float, half: float = 30.0) -> dict[str, Any]:
 def answer(count: int = 3, fewer: str | None = "misses", source: str = "a list", gpus: int = 1) -> dict[str, Any]:
     option = {
         "candidate": {"name": "helios", "gpu": "H200-141GB", "gpus_per_replica": gpus},
-        "price": {"gpu": "H200-141GB", "price_per_gpu_hour": 4.0, "provider": "x", "date": "2026-04", "source": source},
+        "price": {
+            "gpu": "H200-141GB",
+            "price_per_gpu_hour": 4.0,
+            "provider": "x",
+            "region": "any",
+            "date": "2026-04",
+            "source": source,
+        },
         "count": count,
         "price_per_hour": 4.0 * count,
         "price_per_million_output_tokens": 3.3,
@@ -75,7 +84,7 @@ def test_no_fleet_is_said_with_the_reason() -> None:
     none = {**answer(), "answer": "infeasible", "winner": None, "verified_with_fresh_seeds": None}
     assert wording.sentence(ASKED, none).startswith("No fleet of up to 16 H200-141GB")
     assert "cannot keep" in wording.sentence(ASKED, none)
-    assert "keeps the limits" in wording.plan_sentence(none)
+    assert "keeps the limits" in wording.plan_sentence(ASKED, none)
 
 
 def test_several_gpus_a_replica_are_said() -> None:
@@ -111,7 +120,29 @@ def test_sensitivity_says_what_another_load_needs() -> None:
             "Load": "−20 %",
             "Replicas needed": "2",
             "USD/h": "8.00",
-            "3 replicas": "meets",
+            "With 3 replicas": "meets",
             "Because": "p99 TTFT 300",
         }
     ]
+
+
+def test_another_price_changes_the_cost_and_nothing_else() -> None:
+    price = Price(gpu="H200-141GB", provider="me", region="any", price_per_gpu_hour=2.0, date="2026-11", source="mine")
+    changed = repriced(answer(), price)
+    assert changed["winner"]["price_per_hour"] == 6.0
+    assert changed["winner"]["price_per_million_output_tokens"] == pytest.approx(6e6 / 3.6e6)
+    assert changed["one_fewer"] == answer()["one_fewer"]
+    unknown = wording.answer_tiles(ASKED, repriced(answer(), None), "USD")
+    assert not any("USD" in tile.value for tile in unknown)
+
+
+def test_a_plan_names_systems_as_pages_do() -> None:
+    plain = answer()
+    plain["winner"]["candidate"]["name"] = "h200-141gb-early-exit-opt-1.3b"
+    assert wording.plan_sentence(ASKED, plain).startswith("3 × H200-141GB with early exit opt-1.3b at 12.00 USD/h: ")
+
+
+def test_a_fleet_that_drowns_is_said() -> None:
+    drowned = answer()
+    drowned["one_fewer"]["reason"] = "saturated, waiting grows by 0.2 ± 0.1 s per second of arrivals"
+    assert "2 would not keep up: waiting grows by 0.2" in wording.sentence(ASKED, drowned)

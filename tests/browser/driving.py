@@ -27,9 +27,14 @@ class Driver:
         self.page, self.server = page, server
         self.complaints: list[str] = []
         page.set_default_timeout(PATIENCE_MS)
-        page.on("console", lambda m: self.complaints.append(f"console: {m.text}") if m.type == "error" else None)
+        page.on("console", self._hear)
         page.on("pageerror", lambda error: self.complaints.append(f"page: {error}"))
         page.on("request", lambda r: None if self._is_here(r.url) else self.complaints.append(f"elsewhere: {r.url}"))
+
+    def _hear(self, message: Any) -> None:
+        """Note an error. Streamlit's own search for its server, which starts below a page's path, is none."""
+        if message.type == "error" and "/_stcore/" not in str(message.location.get("url")):
+            self.complaints.append(f"console: {message.text}")
 
     def _is_here(self, url: str) -> bool:
         return url.startswith((self.server, self.server.replace("http", "ws"), "data:", "blob:"))
