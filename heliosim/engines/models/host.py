@@ -19,6 +19,7 @@ from heliosim.engines.models.incoming import Awaited, Incoming
 from heliosim.engines.models.llama import Llama
 from heliosim.engines.models.opt import Opt
 from heliosim.engines.models.paged import KVShape
+from heliosim.engines.models.random_parts import random_part
 from heliosim.errors import InputError
 from heliosim.formats.checkpoint import CheckpointInfo, Part
 
@@ -55,7 +56,7 @@ class HostModel:
         self.dtype = DTYPES[info.dtype]
         self.family: Opt | Llama = Opt(info) if info.architecture == "opt" else Llama(info)
         self.kv_shape = KVShape(info.heads, info.kv_heads, info.head_dim)
-        self.heads = tuple(info.head_widths)
+        self.heads = tuple(info.head_shapes)
         self.held = info.spec.layers
         self._is_pinned = is_pinned
         self._flats: dict[tuple[str, int], Flat] = {}
@@ -71,6 +72,7 @@ class HostModel:
 
     def _from_disk(self, kind: str, number: int, reader: _Reader) -> Flat:
         info = self.info
+        reader.piece = f"{kind} {number}"
         if kind == "base":
             return self._read(info.base_parts(), reader, self._is_pinned, is_turned=False)
         parts = info.layer_parts(number) if kind == "layer" else info.head_parts(number)
@@ -103,7 +105,7 @@ class HostModel:
         shapes = {part.name: part.shape[::-1] if is_turned else part.shape for part in parts}
         flat = Flat(torch.empty(sum(p.elements for p in parts), dtype=self.dtype, pin_memory=is_pinned), shapes)
         for part, view in zip(parts, flat.views().values(), strict=True):
-            stored = torch.cat([reader.tensor(source) for source in part.sources])
+            stored = reader.part(part)
             arranged = self.family.arrange(part.name, stored)
             view.copy_(arranged.t() if is_turned and arranged.ndim == 2 else arranged)
         return flat
@@ -191,24 +193,35 @@ class Resident:
     def logits(self, h: Tensor, depth: int) -> Tensor:
         """Next-token logits [n, vocabulary] from hidden states [n, d] behind ``depth`` layers."""
         head = self.heads.get(depth)
+        normed_by = self.base
         if head is not None:
-            inner = torch.nn.functional.gelu(torch.addmm(head["up_bias"], h, head["up_weight"]))
-            h = torch.addmm(h, inner, head["down_weight"]).add_(head["down_bias"])
-        return torch.mm(self.family.normed(self.base, h), self._unembed)
+            if "up_weight" in head:
+                inner = torch.nn.functional.gelu(torch.addmm(head["up_bias"], h, head["up_weight"]))
+                h = torch.addmm(h, inner, head["down_weight"]).add_(head["down_bias"])
+            if "norm_weight" in head:
+                normed_by = head
+        return torch.mm(self.family.normed(normed_by, h), self._unembed)
 
 
 class _Reader:
-    """Opens each weight file once."""
+    """Opens each weight file once, or draws random weights. ``piece``: which piece of the model its parts are of."""
 
     def __init__(self, info: CheckpointInfo) -> None:
         self._info = info
         self._open: dict[Any, Any] = {}
+        self.piece = ""
 
     def __enter__(self) -> _Reader:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._open.clear()
+
+    def part(self, part: Part) -> Tensor:
+        """A part of ``piece`` as the checkpoint has it, matrices [out, in]."""
+        if self._info.random is not None:
+            return random_part(self._info, self.piece, part)
+        return torch.cat([self.tensor(source) for source in part.sources])
 
     def tensor(self, name: str) -> Tensor:
         file = self._info.tensors[name].file
