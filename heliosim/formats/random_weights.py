@@ -41,15 +41,17 @@ def is_random(name: str | Path) -> bool:
     return str(name).startswith(PREFIX)
 
 
-def split_names(text: str) -> list[str]:
-    """Names of checkpoints that commas separate; commas within a random one's options are its own."""
+def split_names(text: str, *, random_only: bool = False) -> list[str]:
+    """Names of checkpoints that commas separate; commas within a random one's options are its own. ``random_only``: all
+    are architectures, whether they say ``random:`` or not.
+    """
     found: list[str] = []
     for piece in (p.strip() for p in text.split(",")):
         is_option = piece.isdigit() or piece.partition("=")[0] in _OPTIONS
         if found and is_option and is_random(found[-1]):
             found[-1] += f",{piece}"
         elif piece:
-            found.append(piece)
+            found.append(f"{PREFIX}{piece}" if random_only and not is_random(piece) else piece)
     return found
 
 
