@@ -91,7 +91,7 @@ def calibrate(
         str,
         typer.Option(
             help="Architectures to calibrate with random weights instead of models: shipped names or configuration "
-            "files, separated by commas, each as it is or as NAME@exits=6,12,24,seed=0. Times and bytes alone, no exits."
+            "files, separated by commas, each alone or as NAME@exits=6,12,24,seed=0. Times and bytes, no exits."
         ),
     ] = "",
     device: Device = "auto",
