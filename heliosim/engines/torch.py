@@ -13,8 +13,11 @@ from pathlib import Path
 
 import torch
 
+from heliosim.behaviour import Behaviour
 from heliosim.engines.allocator import keep_freed_memory
+from heliosim.engines.made_up import MadeUpPrompts
 from heliosim.engines.models.host import HostModel
+from heliosim.engines.replayed import ReplayedExits
 from heliosim.engines.residency import Residency
 from heliosim.engines.running import Runner
 from heliosim.engines.sampler import Sampler
@@ -31,7 +34,8 @@ class TorchEngine:
     ``checkpoints``: folder or shipped name by model name; all must share a vocabulary. ``exits``: exit layers by
     model name, in place of the checkpoint's own. ``is_pageable``: host weights are not pinned, on a GPU either.
     ``threads``: CPU threads, set for the whole process. ``record_ids``: report token ids in ``Tokens.ids``.
-    ``sampling``: how tokens are taken from logits.
+    ``sampling``: how tokens are taken from logits. ``replay``: a behaviour whose exits stand in for the models' own,
+    with the run's ``seed``. Requests without text get made-up prompts under a replay and of random weights.
     """
 
     def __init__(
@@ -45,6 +49,8 @@ class TorchEngine:
         exits: Mapping[str, Sequence[int]] | None = None,
         is_pageable: bool = False,
         sampling: Sampling = GREEDY,
+        replay: Behaviour | None = None,
+        seed: int = 0,
     ) -> None:
         self.device = _device(device)
         if self.device.type == "cpu":
@@ -66,7 +72,12 @@ class TorchEngine:
         self.residency = Residency(self.hosts, self.device)
         self.sampling = sampling
         self.texts = Texts()
+        is_random = any(info.random is not None for info in infos.values())
+        if replay is not None or is_random:
+            self.texts.made_up = MadeUpPrompts(seed, self.vocab)
         self._runner = Runner(self.residency, self.texts, Sampler(sampling), record_ids=record_ids)
+        self.replay = None if replay is None else ReplayedExits(replay, self.specs, seed)
+        self._runner.replay = self.replay
 
     # --- the protocol -----------------------------------------------------------------------------------------------
 
@@ -74,6 +85,8 @@ class TorchEngine:
         """Take the content of a request. One longer than the context window is the server's to refuse, not ours."""
         seed = 0 if self.sampling.is_greedy else self.sampling.request_seed(arrival.request.id)
         self.texts.accept(arrival, self.vocab, seed)
+        if self.replay is not None:
+            self.replay.accept(arrival)
 
     def perform(self, action: Run | Load) -> Outcome:
         """Do the action; ``Outcome.seconds`` is the wall time it took."""
@@ -94,12 +107,16 @@ class TorchEngine:
     def forget(self, request_id: RequestId) -> None:
         """Drop a request, with its KV and its ids."""
         self.texts.going.pop(request_id, None)
+        if self.replay is not None:
+            self.replay.forget(request_id)
         self.residency.release((request_id,))
 
     def reset(self) -> None:
         """Hold nothing: no weights, no KV, no requests, no outputs. The next run starts as on an empty device."""
         self.residency.clear()
         self.texts.clear()
+        if self.replay is not None:
+            self.replay.clear()
         self._runner.work = 0
 
     # --- what it holds ----------------------------------------------------------------------------------------------
