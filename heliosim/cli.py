@@ -18,6 +18,7 @@ from heliosim.cli_statistics import Asked, HalfWidth, Jobs, ProfileUncertainty, 
 from heliosim.cli_sweep import sweep
 from heliosim.cli_trace import trace_app
 from heliosim.cli_tune import tune
+from heliosim.cli_tune_exits import tune_exits
 from heliosim.errors import HelioSimError, InputError, about
 
 app = typer.Typer(
@@ -41,6 +42,7 @@ app.add_typer(exits_app, name="exits", help="Exit batching and skipped-KV method
 app.add_typer(behaviour_app, name="behaviour", help="Exits without weights: synthesize, import and show behaviour.")
 
 calibrate_app = typer.Typer(help="Measure models on this machine and write a profile.", invoke_without_command=True)
+calibrate_app.command("tune-exits")(tune_exits)
 app.add_typer(calibrate_app, name="calibrate")
 
 GO_ON = (["reproduce"], ["sweep"], ["tune"], ["plan"], ["max-rate"], ["statistics", "coverage"])
