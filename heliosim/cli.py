@@ -11,6 +11,7 @@ import typer
 
 from heliosim import __version__, cli_profile
 from heliosim.cli_behaviour import behaviour_app
+from heliosim.cli_dashboard import dashboard
 from heliosim.cli_exits import exits_app
 from heliosim.cli_plan import max_rate, plan
 from heliosim.cli_reproduce import reproduce
@@ -319,6 +320,7 @@ def example(
 app.command()(plan)
 app.command("max-rate")(max_rate)
 app.command()(reproduce)
+app.command()(dashboard)
 
 
 @app.command()

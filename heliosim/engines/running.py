@@ -48,7 +48,7 @@ class Runner:
             left, layers_run = walk.go()
             self.work += walk.work
             return self._settle(batch, left, said), layers_run
-        run = Pass(rows, kv.shape, kv.device, kv.dtype, ids=ids, emits=batch.emits)
+        run = Pass(rows, kv.shape, kv.device, kv.dtype, ids=ids, emits=batch.emits, block_rows=kv.block_rows)
         resident.family.begin(run)
         h = resident.family.embed(resident.base, run.ids, run.positions)
         depth = resident.depth
@@ -56,7 +56,7 @@ class Runner:
         for i in range(depth):
             h = resident.family.layer(resident.layers[i], h, run, kv.layers[i])
         if kv.hidden is not None:
-            kv.hidden.index_copy_(0, run.slots, h)
+            kv.hidden.keep(run.slots, h)
         if run.ends is not None:
             h = h.index_select(0, run.ends)
         left = Left.none_of(0)

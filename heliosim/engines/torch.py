@@ -34,6 +34,9 @@ class TorchEngine:
     ``checkpoints``: folder or shipped name by model name; all must share a vocabulary. ``exits``: exit layers by
     model name, in place of the checkpoint's own. ``is_pageable``: host weights are not pinned, on a GPU either.
     ``threads``: CPU threads, set for the whole process. ``record_ids``: report token ids in ``Tokens.ids``.
+    ``budget_bytes``: device memory for weights and KV, taken at the first load (0: as much as loads turn out to need).
+    ``host_bytes``: host memory for weights, filled with whole models in their order; the rest stays on disk (None: all
+    of them are held).
     ``sampling``: how tokens are taken from logits. ``replay``: a behaviour whose exits stand in for the models' own,
     with the run's ``seed``. Requests without text get made-up prompts under a replay and of random weights.
     """
@@ -48,6 +51,8 @@ class TorchEngine:
         *,
         exits: Mapping[str, Sequence[int]] | None = None,
         is_pageable: bool = False,
+        budget_bytes: int = 0,
+        host_bytes: int | None = None,
         sampling: Sampling = GREEDY,
         replay: Behaviour | None = None,
         seed: int = 0,
@@ -62,14 +67,13 @@ class TorchEngine:
             for name, folder in checkpoints.items()
         }
         _require_one_vocabulary(infos)
-        self.hosts = {
-            name: HostModel(info, is_pinned=self.device.type == "cuda" and not is_pageable)
-            for name, info in infos.items()
-        }
+        is_pinned = self.device.type == "cuda" and not is_pageable
+        held = _first_that_fit(infos, host_bytes)
+        self.hosts = {name: HostModel(info, is_pinned=is_pinned, held=held[name]) for name, info in infos.items()}
         self.specs: dict[str, ModelSpec] = {name: info.spec for name, info in infos.items()}
         self.vocab = min(info.vocab for info in infos.values())
         self.record_ids = record_ids
-        self.residency = Residency(self.hosts, self.device)
+        self.residency = Residency(self.hosts, self.device, budget_bytes=budget_bytes, is_pinned=is_pinned)
         self.sampling = sampling
         self.texts = Texts()
         is_random = any(info.random is not None for info in infos.values())
@@ -159,6 +163,18 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError("device", name, "no such device on this machine", "Use cpu.")
     return device
+
+
+def _first_that_fit(infos: Mapping[str, CheckpointInfo], host_bytes: int | None) -> dict[str, int]:
+    """Layers of each model that host memory holds at the start, by the rule of ``serving.loading.HostTier``."""
+    left, held = host_bytes, {}
+    for name, info in infos.items():
+        whole = info.spec.weights_bytes(info.spec.layers)
+        fits = left is None or whole <= left
+        held[name] = info.spec.layers if fits else 0
+        if left is not None and fits:
+            left -= whole
+    return held
 
 
 def _require_one_vocabulary(infos: Mapping[str, CheckpointInfo]) -> None:

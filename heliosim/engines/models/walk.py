@@ -47,7 +47,7 @@ class Gaps:
     """Which tokens of a placement's KV lack that of which segments.
 
     ``done``: by request, the tokens from its first on that have KV in each segment; who is not named has no gaps.
-    ``visible``: [segments, token slots], whether a slot holds KV there; None as long as all of them do.
+    ``visible``: [segments, 16 * blocks], whether a token of a block has KV there; None as long as all of them do.
     """
 
     done: dict[RequestId, list[int]] = field(default_factory=dict)
@@ -55,6 +55,19 @@ class Gaps:
 
     def forget(self, request: RequestId) -> None:
         self.done.pop(request, None)
+
+    def move(self, moves: Sequence[tuple[int, int]]) -> None:
+        """Follow KV blocks to other places of the storage."""
+        if self.visible is None or not moves:
+            return
+        blocks = self.visible.view(len(self.visible), -1, BLOCK_TOKENS)
+        for source, target in moves:
+            blocks[:, target] = blocks[:, source]
+
+    def shift(self, blocks: int) -> None:
+        """Follow KV blocks whose numbers have become higher by ``blocks``."""
+        if self.visible is not None and blocks:
+            self.visible = torch.nn.functional.pad(self.visible, (blocks * BLOCK_TOKENS, 0), value=True)
 
 
 @dataclass(slots=True)
@@ -132,9 +145,7 @@ class Walk:
         token they would have said.
         """
         if self.method.has_gaps and gaps.visible is None:
-            gaps.visible = torch.ones(
-                len(self.ends), kv.total_blocks * BLOCK_TOKENS, dtype=torch.bool, device=kv.device
-            )
+            gaps.visible = torch.ones(len(self.ends), kv.grid_blocks * BLOCK_TOKENS, dtype=torch.bool, device=kv.device)
         self._dones = [
             list(gaps.done.get(request, [row.start] * len(self.ends)))
             for request, row in zip(requests, rows, strict=True)
@@ -187,7 +198,7 @@ class Walk:
             new = torch.tensor([s for row in self.rows for s in slots_of(row)], device=kv.device)
             visible[:, new] = False
             visible[0, new] = True
-        run = Pass(self.rows, kv.shape, kv.device, kv.dtype, ids=self.ids, emits=self.emits)
+        run = Pass(self.rows, kv.shape, kv.device, kv.dtype, ids=self.ids, emits=self.emits, block_rows=kv.block_rows)
         self.resident.family.begin(run)
         self._walkers = list(range(len(self.rows)))
         self._given = list(self.rows)
@@ -217,7 +228,7 @@ class Walk:
             first += self._given[k].count
         old_count = {row: self._given[k].count for k, row in enumerate(self._walkers)}
         emits = [self.emits[row] for row in walking]
-        new = Pass(rows, kv.shape, kv.device, kv.dtype, emits=emits, visible=mine)
+        new = Pass(rows, kv.shape, kv.device, kv.dtype, emits=emits, visible=mine, block_rows=kv.block_rows)
         self.resident.family.begin(new)
         picked: list[int] = []
         waiting: list[int] = []
@@ -225,7 +236,7 @@ class Walk:
             row, fresh = walking[k], old_count[walking[k]]
             missing = rows[k].count - fresh
             if missing:  # tokens that came this far in an earlier step
-                slots = list(slots_of(Row(rows[k].table, rows[k].start, missing)))
+                slots = list(slots_of(Row(rows[k].table, rows[k].start, missing), kv.block_rows))
                 picked += range(h.shape[0] + len(waiting), h.shape[0] + len(waiting) + missing)
                 waiting += slots
             picked += range(old_first[row], old_first[row] + fresh)
@@ -301,7 +312,7 @@ class Walk:
         kv, depth = self.kv, self.resident.depth
         for who in self._stopped:
             if kv.hidden is not None:
-                kv.hidden.index_copy_(0, who.slots, who.h)
+                kv.hidden.keep(who.slots, who.h)
             if who.layer < depth and self.method.is_recomputed:
                 self._keep_waiting(who)
         if self.method.is_recomputed or self.method.has_gaps:
