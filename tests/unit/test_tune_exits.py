@@ -51,7 +51,7 @@ def test_tuning_raises_the_share_of_early_exits_at_equal_agreement(
     """
     source = checkpoint_path(name)
     before = digest(source)
-    answer = tuned(name, exits, tmp_path / "tuned", steps=40)
+    answer = tuned(name, exits, tmp_path / "tuned", 70)
     (e,) = exits
     was, is_ = answer.before[e], answer.after[e]
     assert is_.tokens == was.tokens == answer.texts.held_out_tokens
