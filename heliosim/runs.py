@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heliosim import __version__
-from heliosim.assembly import build_server, load_costs
+from heliosim.assembly import build_server, load_costs, needs_beside
 from heliosim.behaviour import Behaviour, is_usual_method, source_name
 from heliosim.drive import Log
 from heliosim.engines.base import Engine
@@ -74,10 +74,15 @@ def powers(scenario: Scenario, profile: Profile) -> dict[str, StepPower] | None:
 
 
 def _behaviour_of(scenario: Scenario, profile: Profile) -> Behaviour | None:
-    """The profile's; None where it has none and the scenario asks for no exits. Raises InputError if it does."""
+    """The profile's, or one drawn from a model fitted to it; None where it has none and the scenario asks for no exits.
+    Raises InputError if it does.
+    """
     if not profile.has_behaviour and scenario.controller["kind"] in ("vanilla", "fixed"):
         return None
-    return profile.behaviour
+    if scenario.behaviour == "replay":
+        return profile.behaviour
+    threshold = getattr(scenario.controller_kind(), "threshold", profile.facts.behaviour.threshold)
+    return profile.fitted_behaviour(scenario.behaviour, scenario.models, threshold, scenario.seed)
 
 
 def _noise(scenario: Scenario, profile: Profile, noise_of: Sequence[str | int]) -> NoisePlayer | None:
@@ -202,7 +207,15 @@ def make_engine(
         is_pageable=scenario.memory.host == "pageable",
         replay=None if replay is None else replay.behaviour,
         seed=scenario.seed,
+        budget_bytes=_largest_budget(scenario) - needs_beside(scenario, profile).fixed,
+        host_bytes=scenario.memory.host_bytes,
     )
+
+
+def _largest_budget(scenario: Scenario) -> int:
+    """The most device memory that a scenario gives its server at any time."""
+    later = [change.memory.budget_bytes for change in scenario.changes if change.memory is not None]
+    return max((scenario.memory.budget_bytes, *later))
 
 
 def run_live(
@@ -224,6 +237,7 @@ def run_live(
     from heliosim.live import serve_live
 
     refuse_live_fleet(scenario)
+    refuse_live_fits(scenario)
     profile = profile or open_profile(scenario.profile)
     if "energy" in (scenario.controller.get("objective"), *(change.objective for change in scenario.changes)):
         remedy = "Simulate it from a profile with energy figures, or use another objective."
@@ -253,6 +267,13 @@ def refuse_live_fleet(scenario: Scenario) -> None:
         raise InputError("fleet", f"{len(scenario.fleet.names)} replicas", "a fleet cannot run live", remedy)
 
 
+def refuse_live_fits(scenario: Scenario) -> None:
+    """Raise InputError for a scenario with exits of a fitted model: real models have their own."""
+    if scenario.behaviour != "replay":
+        remedy = "Simulate it (without --live), or leave behaviour out."
+        raise InputError("behaviour", scenario.behaviour, "a live run meets its models' own exits", remedy)
+
+
 def _warm_up(scenario: Scenario, profile: Profile, engine: TorchEngine, requests: int = 16) -> None:
     """Serve a few of the scenario's requests, unrecorded, so that first-use costs fall on no measured step."""
     from heliosim.live import serve_live
@@ -260,6 +281,10 @@ def _warm_up(scenario: Scenario, profile: Profile, engine: TorchEngine, requests
     known = contents(scenario.workload, scenario.seed)
     firsts = [(k, c) for k, c in known.items() if c.prompt_ids is not None][:requests]
     arrivals = [Arrival(Request(k, 0.0, len(c.prompt_ids or ()), 4), replace(c, output_tokens=4)) for k, c in firsts]
+    if engine.texts.made_up is not None and not firsts:
+        room = min(64, *(profile.spec(name).max_context - 4 for name in scenario.models))
+        some = [(k, c) for k, c in known.items()][:requests]
+        arrivals = [Arrival(Request(k, 0.0, room, 4), replace(c, output_tokens=4)) for k, c in some]
     server = build_server(scenario.model_copy(update={"changes": ()}), profile, NullRecorder())
     serve_live(server, engine, OpenLoop(arrivals), "cpu", keep_log=False)
     engine.take_outputs()
@@ -355,6 +380,7 @@ def _info(
         profile_hash=profile_hash,
         profile_kind=kind,
         quality_unknown=quality_unknown,
+        behaviour=scenario.behaviour,
         versions={"heliosim": __version__},
         deployed=deployed,
     )
