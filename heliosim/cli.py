@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional, get_args
 
 import typer
 
@@ -20,7 +20,10 @@ from heliosim.cli_sweep import sweep
 from heliosim.cli_trace import trace_app
 from heliosim.cli_tune import tune
 from heliosim.cli_tune_exits import tune_exits
-from heliosim.errors import HelioSimError, InputError, about
+from heliosim.errors import HelioSimError, InputError, UnknownNameError, about
+
+if TYPE_CHECKING:
+    from heliosim.scenario import LiveSpec
 
 app = typer.Typer(
     name="heliosim",
@@ -144,8 +147,6 @@ def calibrate(
         refuse_options(context, unused, "random weights say nothing and stand alone", "Leave it out.")
     need_live()
     if dtype not in ("float32", "float16", "bfloat16"):
-        from heliosim.errors import UnknownNameError
-
         raise UnknownNameError("--dtype", dtype, ("float32", "float16", "bfloat16"))
     if prompts is not None and prompts_file is not None:
         raise InputError("--prompts", prompts, "has no effect with --prompts-file", "Leave one of them out.")
@@ -200,6 +201,11 @@ def run(
             "lengths and quality follow them while steps, memory and loads are the models'. One run, no replications."
         ),
     ] = None,
+    engine: Annotated[Optional[str], typer.Option(help="With --live: auto, plain, fast or conditional.")] = None,  # noqa: UP045
+    max_stride: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="With --live: steps between two decisions of the server; default 32, plain engine 1."),
+    ] = None,
     allow_extrapolation: Annotated[
         bool, typer.Option("--allow-extrapolation", help="Answer outside the calibrated range, and say so.")
     ] = False,
@@ -221,6 +227,7 @@ def run(
         changes["seed"] = seed
     if allow_extrapolation:
         changes["allow_extrapolation"] = True
+    changes["live"] = live_of(loaded.live, engine, max_stride)
     loaded = loaded.model_copy(update=changes)
     if replay_exits is not None and replications is None:
         replications = 1
@@ -233,6 +240,9 @@ def run(
         asked.require_single("--replications 1")
     if device is not None and not live:
         raise InputError("--device", device, "a simulation runs on no device", "Add --live, or leave it out.")
+    for option, given in (("--engine", engine), ("--max-stride", max_stride)):
+        if given is not None and not live:
+            raise InputError(option, given, "a simulation does not look at it", "Add --live, or leave it out.")
     target = out or Path("runs") / f"{loaded.name}-{'live' if live else 'simulated'}"
     require_free(target, RUN_FOLDER, overwrite=overwrite, source=scenario)  # said now, not after a long run
     from heliosim.runs import last_arrival, refuse_live_fleet, run_live, run_simulated, save
@@ -272,6 +282,8 @@ def run(
         from heliosim.fleet_view import print_fleet
 
         print_fleet(results, loaded.fleet)
+    if not (live or loaded.sampling.is_greedy):
+        typer.echo("The profile's behaviour stands for whatever the scenario's sampling says; only a live run draws.")
     typer.echo(f"Run written to {target}")
 
 
@@ -389,6 +401,18 @@ def refuse_options(context: typer.Context, names: Iterable[str], problem: str, r
     """Raise InputError for the first of these options of a command."""
     for name in sorted(names):
         raise InputError(f"--{name.replace('_', '-')}", str(context.params[name]), problem, remedy)
+
+
+def live_of(known: LiveSpec, engine: str | None, max_stride: int | None) -> LiveSpec:
+    """A scenario's ``live`` section with what the command line says. Raises InputError or UnknownNameError."""
+    from heliosim.formats.files import validate
+    from heliosim.scenario import LiveSpec
+
+    names = get_args(LiveSpec.model_fields["engine"].annotation)
+    if engine is not None and engine not in names:
+        raise UnknownNameError("--engine", engine, names)
+    given = {"engine": engine, "max_stride": max_stride}
+    return validate(LiveSpec, known.model_dump() | {k: v for k, v in given.items() if v is not None}, "--live")
 
 
 def need_live() -> None:

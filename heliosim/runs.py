@@ -105,7 +105,7 @@ def run_simulated(
     recorded exits that the controller knows offline as well, as in a live run with the same ones.
 
     ``max_stride``: decode steps the simulated engine may do at once; it changes how long the answer takes, never what
-    it is. Other engines do one.
+    it is. Other engines do one, or what they recorded (``engines.replay``).
     """
     if scenario.fleet is not None:
         if engine is not None:
@@ -121,7 +121,8 @@ def run_simulated(
         profile = replaying(profile, scenario, replay)
     recorder = TableRecorder()
     engine = engine or sim_engine(scenario, profile, behaviour, strides=max_stride > 1)
-    server = build_server(scenario, profile, recorder, max_stride if isinstance(engine, SimEngine) else 1)
+    stride = max_stride if isinstance(engine, SimEngine) else getattr(engine, "max_stride", 1)
+    server = build_server(scenario, profile, recorder, stride)
     cpu, wall = time.process_time(), time.perf_counter()
     simulate_server(server, engine, build(scenario.workload, scenario.seed), on_progress)
     host = {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
@@ -199,6 +200,9 @@ def make_engine(
         remedy = f"Use --device {measured_on}, or calibrate on {device}."
         raise InputError("--device", device, f"the profile was measured on {measured_on}", remedy)
     device = measured_on
+    mode = scenario.live.engine
+    if mode == "auto":
+        mode = "plain" if device == "cpu" else "fast"
     return TorchEngine(
         folders,
         device=device,
@@ -209,6 +213,9 @@ def make_engine(
         seed=scenario.seed,
         budget_bytes=_largest_budget(scenario) - needs_beside(scenario, profile).fixed,
         host_bytes=scenario.memory.host_bytes,
+        sampling=scenario.sampling,
+        mode=mode,
+        attention=scenario.live.attention,
     )
 
 
@@ -216,6 +223,15 @@ def _largest_budget(scenario: Scenario) -> int:
     """The most device memory that a scenario gives its server at any time."""
     later = [change.memory.budget_bytes for change in scenario.changes if change.memory is not None]
     return max((scenario.memory.budget_bytes, *later))
+
+
+def live_stride(scenario: Scenario, engine: TorchEngine) -> int:
+    """Steps that a live engine does at once at most. Raises InputError if a stride is asked of one that has none."""
+    asked = scenario.live.max_stride
+    if engine.mode == "plain" and asked not in (None, 1):
+        remedy = "Give live.engine fast, or leave it out."
+        raise InputError("live.max_stride", asked, "the plain engine goes step by step", remedy)
+    return engine.default_stride if asked is None else asked
 
 
 def run_live(
@@ -231,8 +247,9 @@ def run_live(
     """Execute a scenario on the real engine, then score agreement of every token with its model's last layer (not
     timed; neither of random weights nor of replayed exits, whose record says it).
 
-    ``replay``: recorded exits in place of the models' own; an ``engine`` given has to be made with them. An engine made
-    here is warmed up first with the scenario's own first requests.
+    ``replay``: recorded exits in place of the models' own. An engine made here is warmed up first with the scenario's
+    own first requests. Raises InputError for an ``engine`` that takes tokens otherwise than the scenario says, or that
+    was not made for the replay.
     """
     from heliosim.live import serve_live
 
@@ -247,9 +264,15 @@ def run_live(
     if engine is None:
         engine = make_engine(scenario, profile, device=device, replay=replay)
         _warm_up(scenario, profile, engine)
+    if engine.sampling != scenario.sampling:
+        problem = "the engine given was made for other settings"
+        raise InputError("sampling", str(scenario.sampling), problem, "Make it for this scenario.")
+    if (engine.replay is None) != (replay is None):
+        problem = "the engine given was made for other exits"
+        raise InputError("--replay-exits", replay and replay.label, problem, "Make it with this replay.")
     engine.reset()
     recorder = TableRecorder()
-    server = build_server(scenario, profile, recorder)
+    server = build_server(scenario, profile, recorder, live_stride(scenario, engine))
     cpu, wall = time.process_time(), time.perf_counter()
     done = serve_live(server, engine, build(scenario.workload, scenario.seed), scenario.clock, on_progress=on_progress)
     host = {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
@@ -285,7 +308,8 @@ def _warm_up(scenario: Scenario, profile: Profile, engine: TorchEngine, requests
         room = min(64, *(profile.spec(name).max_context - 4 for name in scenario.models))
         some = [(k, c) for k, c in known.items()][:requests]
         arrivals = [Arrival(Request(k, 0.0, room, 4), replace(c, output_tokens=4)) for k, c in some]
-    server = build_server(scenario.model_copy(update={"changes": ()}), profile, NullRecorder())
+    bare = scenario.model_copy(update={"changes": ()})
+    server = build_server(bare, profile, NullRecorder(), live_stride(scenario, engine))
     serve_live(server, engine, OpenLoop(arrivals), "cpu", keep_log=False)
     engine.take_outputs()
 

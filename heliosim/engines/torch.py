@@ -8,7 +8,7 @@ objectives, breaches or clocks.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -44,9 +44,6 @@ class TorchEngine:
     ``sampling``: how tokens are taken from logits. ``mode``: ``plain`` (step by step), ``fast`` (``fast/``: strides on
     the device) or ``conditional`` (the same, exits decided on the device where rows stay together); ``attention``: the
     backend of the latter two by name.
-
-    ``clock``: what the steps of a stride are timed on; a driver sets its own.
-
     ``replay``: a behaviour whose exits stand in for the models' own, with the run's ``seed``. Requests without text get
     made-up prompts under a replay and of random weights.
     """
@@ -92,7 +89,8 @@ class TorchEngine:
         if replay is not None or is_random:
             self.texts.made_up = MadeUpPrompts(seed, self.vocab)
         self.replay = None if replay is None else ReplayedExits(replay, self.specs, seed)
-        self.mode, self.clock = mode, time.perf_counter
+        self.mode = mode
+        self.clock: Callable[[], float] = time.perf_counter
         self._runner = self._runner_of(mode, attention, record_ids)
         self._runner.replay = self.replay
 
@@ -153,6 +151,10 @@ class TorchEngine:
         return Outcome(
             seconds, done.tokens, done.layers_run, None, done.stride, sums, done.agrees, arrives_s, stalled_s, lost
         )
+
+    def keep_time(self, clock: Callable[[], float]) -> None:
+        """Time the steps of strides on a driver's clock, seconds."""
+        self.clock = clock
 
     def forget(self, request_id: RequestId) -> None:
         """Drop a request, with its KV and its ids."""

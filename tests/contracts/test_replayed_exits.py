@@ -11,18 +11,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from heliosim.assembly import build_server  # noqa: E402
-from heliosim.engines.torch import TorchEngine  # noqa: E402
 from heliosim.errors import InputError  # noqa: E402
 from heliosim.formats.checkpoint import checkpoint_path, inspect_checkpoint  # noqa: E402
 from heliosim.formats.profile import NO_BEHAVIOUR, Profile, load_profile, write_profile  # noqa: E402
 from heliosim.formats.results import load_run  # noqa: E402
-from heliosim.live import serve_live  # noqa: E402
-from heliosim.recorder import TableRecorder  # noqa: E402
-from heliosim.replays import Replay, open_replay, replaying  # noqa: E402
+from heliosim.replays import Replay, open_replay  # noqa: E402
 from heliosim.runs import run_live, run_simulated, save  # noqa: E402
-from heliosim.scenario import Scenario  # noqa: E402
-from heliosim.workload import build  # noqa: E402
+from heliosim.scenario import LiveSpec, Scenario  # noqa: E402
 from tests import profiles  # noqa: E402
 
 SIZES = {"model_type": "opt", "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_attention_heads": 2}
@@ -120,17 +115,12 @@ def test_strides_on_the_device_have_them_too(served: Profile, recorded: Profile,
     replay = open_replay(str(recorded.folder))
     asked = scenario(served, CONTROLLERS[name])
     simulated = run_simulated(asked, served, replay=replay)
-    folders = {n: served.model(n).checkpoint for n in asked.models}
-    budget = asked.memory.budget_bytes
-    engine = TorchEngine(folders, mode="fast", replay=replay.behaviour, seed=asked.seed, budget_bytes=budget)
-    recorder = TableRecorder()
-    server = build_server(asked, replaying(served, asked, replay), recorder, 16)
-    done = serve_live(server, engine, build(asked.workload, asked.seed), "cpu")
-    tables = recorder.tables()
-    assert exits_of(tables) == exits_of(simulated)
-    assert tables.events["kind"].to_pylist() == simulated.events["kind"].to_pylist()
+    asked = asked.model_copy(update={"live": LiveSpec(engine="fast", max_stride=16)})
+    live = run_live(asked, served, replay=replay)
+    assert exits_of(live.results) == exits_of(simulated)
+    assert live.results.events["kind"].to_pylist() == simulated.events["kind"].to_pylist()
     if name in ("vanilla", "fixed", "helios"):
-        assert any(outcome.stride is not None for _, outcome in done.log), "nothing was done in strides"
+        assert any(outcome.stride is not None for _, outcome in live.log), "nothing was done in strides"
 
 
 def test_texts_end_where_the_record_ends(served: Profile, recorded: Profile) -> None:
