@@ -241,7 +241,7 @@ def profile_name(models: str, device: str) -> str:
     if models in SHIPPED:
         return SHIPPED[models][device]
     if models in SETS:
-        return str(composed(SETS[models], device))
+        return str(composed(models, device))
     return str(own_folder(models))
 
 
@@ -253,7 +253,7 @@ def profiles_folder() -> Path:
 
 
 @lru_cache(maxsize=64)
-def composed(chosen: ExampleSet, device: str) -> Path:
+def composed(models: str, device: str) -> Path:
     """A set's profile on a device, composed if it is not there yet. Another version of HelioSim makes its own."""
     from heliosim import __version__
     from heliosim.cli_profile import digests
@@ -261,6 +261,7 @@ def composed(chosen: ExampleSet, device: str) -> Path:
     from heliosim.hardware.architecture import open_architecture
     from heliosim.hardware.device import open_device
 
+    chosen = SETS[models]
     files = digests(*(m.name for m in chosen.models), device)
     stamp = slug(f"{__version__}-{_digest(files, chosen)}")
     folder = profiles_folder() / f"{chosen.name}-{device.lower()}-{stamp}"
