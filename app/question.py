@@ -69,14 +69,14 @@ class Question:
     the device's memory, for weights and KV.
     """
 
-    models: str = "opt-pair"
-    device: str = "H200-141GB"
+    models: str = "llama2-small"
+    device: str = "A100-80GB"
     system: str = "HELIOS offline"
     load: str = "chat"
     rate_per_s: float = 20.0
     prompt_tokens: int = 220
     output_tokens: int = 200
-    requests: int = 600
+    requests: int = 800
     ttft_ms: float | None = 500.0
     tpot_ms: float | None = 50.0
     seed: int = 0
@@ -164,7 +164,12 @@ class Question:
         """The question as a plan. ``candidates``: systems by candidate's name; None: the question's own system."""
         made = [self.candidate(n, s) for n, s in (candidates or {slug(self.system): self.system}).items()]
         content = {"name": slug(self.load), "seed": self.seed, "workload": self.workload(), **more}
-        content = {"slo": {"limits": self.limits()}, "max_count": 32, **content}
+        content = {
+            "slo": {"limits": self.limits()},
+            "max_count": 16,
+            "replications": {"least": 4, "most": 8},
+            **content,
+        }
         return PlanFile.model_validate({**content, "candidates": made})
 
     def scenario(self, count: int = 1, load: float = 1.0) -> Scenario:

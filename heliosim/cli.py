@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional, get_args
 
 import typer
 
@@ -18,7 +18,10 @@ from heliosim.cli_statistics import Asked, HalfWidth, Jobs, ProfileUncertainty, 
 from heliosim.cli_sweep import sweep
 from heliosim.cli_trace import trace_app
 from heliosim.cli_tune import tune
-from heliosim.errors import HelioSimError, InputError, about
+from heliosim.errors import HelioSimError, InputError, UnknownNameError, about
+
+if TYPE_CHECKING:
+    from heliosim.scenario import LiveSpec
 
 app = typer.Typer(
     name="heliosim",
@@ -38,9 +41,17 @@ app.command()(sweep)
 app.command()(tune)
 app.add_typer(trace_app, name="trace", help="Make, import and describe request traces.")
 app.add_typer(exits_app, name="exits", help="Exit batching and skipped-KV methods: speed beside quality.")
-app.add_typer(behaviour_app, name="behaviour", help="Exits without weights: synthesize, import and show behaviour.")
+app.add_typer(behaviour_app, name="behaviour", help="Exits: measure, synthesize, import, show and report behaviour.")
 
-GO_ON = (["reproduce"], ["sweep"], ["tune"], ["plan"], ["max-rate"], ["statistics", "coverage"])
+GO_ON = (
+    ["reproduce"],
+    ["sweep"],
+    ["tune"],
+    ["plan"],
+    ["max-rate"],
+    ["statistics", "coverage"],
+    ["behaviour", "measure"],
+)
 """Commands that keep what they did when they are interrupted, and go on from there."""
 Models = Annotated[str, typer.Option(help="Shipped names or local checkpoint folders, separated by commas.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -90,12 +101,23 @@ def calibrate(
     max_context: Annotated[int, typer.Option(min=64, help="Longest context to measure, tokens.")] = 256,
     token_budget: Annotated[int, typer.Option(min=16, help="Largest tokens per step to measure.")] = 256,
     rounds: Annotated[int, typer.Option(min=1, help="Repeats of every measured situation.")] = 4,
-    prompts: Annotated[int, typer.Option(min=2, help="Prompts per task for behaviour.")] = 24,
+    prompts: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=2, help="Prompts per built-in task for behaviour; default: 24."),
+    ] = None,
+    prompts_file: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Prompts of your own instead: .jsonl (prompt, completion, task, ...) or .txt."),
+    ] = None,
+    closed_loop_prompts: Annotated[
+        int, typer.Option(min=0, help="Of each task, prompts that texts are generated behind under every policy.")
+    ] = 24,
     threshold: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Confidence threshold of recorded policies.")
     ] = 0.8,
     exit_methods: Annotated[
-        str, typer.Option(help="Further exit methods to record texts of: batching+skipped_kv, separated by commas.")
+        str,
+        typer.Option(help="Further exit methods to record texts of: batching+skipped_kv, separated by commas, or all."),
     ] = "",
     seed: Seed = 0,
     overwrite: Overwrite = False,
@@ -103,9 +125,9 @@ def calibrate(
     """Measure models on this machine, inside the real serving loop, and write a profile."""
     need_live()
     if dtype not in ("float32", "float16", "bfloat16"):
-        from heliosim.errors import UnknownNameError
-
         raise UnknownNameError("--dtype", dtype, ("float32", "float16", "bfloat16"))
+    if prompts is not None and prompts_file is not None:
+        raise InputError("--prompts", prompts, "has no effect with --prompts-file", "Leave one of them out.")
     from heliosim_calibrate.calibrate import Request
     from heliosim_calibrate.calibrate import calibrate as measure
 
@@ -122,7 +144,9 @@ def calibrate(
         max_context=max_context,
         token_budget=token_budget,
         rounds=rounds,
-        prompts_per_task=prompts,
+        prompts_per_task=prompts or 24,
+        prompts_file=prompts_file,
+        closed_loop_prompts=closed_loop_prompts,
         threshold=threshold,
         exit_methods=[m.strip() for m in exit_methods.split(",") if m.strip()],
         seed=seed,
@@ -131,7 +155,8 @@ def calibrate(
     with progress_bar("Calibrating") as progress:
         profile = measure(request, progress)
     show_profile(profile)
-    typer.echo(f"\nProfile written to {out}. Next: heliosim example --profile {out} --out example")
+    typer.echo(f"\nBehaviour, with figures: {out / 'behaviour.html'}")
+    typer.echo(f"Profile written to {out}. Next: heliosim example --profile {out} --out example")
 
 
 @app.command()
@@ -142,6 +167,11 @@ def run(
     clock: Annotated[Optional[str], typer.Option(help="cpu or wall; default: the scenario's.")] = None,  # noqa: UP045
     device: Annotated[Optional[str], typer.Option(help="With --live: auto, cpu, cuda or cuda:N.")] = None,  # noqa: UP045
     seed: Annotated[Optional[int], typer.Option(min=0, help="Seed instead of the scenario's.")] = None,  # noqa: UP045
+    engine: Annotated[Optional[str], typer.Option(help="With --live: auto, plain, fast or conditional.")] = None,  # noqa: UP045
+    max_stride: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="With --live: steps between two decisions of the server; default 32, plain engine 1."),
+    ] = None,
     allow_extrapolation: Annotated[
         bool, typer.Option("--allow-extrapolation", help="Answer outside the calibrated range, and say so.")
     ] = False,
@@ -163,6 +193,7 @@ def run(
         changes["seed"] = seed
     if allow_extrapolation:
         changes["allow_extrapolation"] = True
+    changes["live"] = live_of(loaded.live, engine, max_stride)
     loaded = loaded.model_copy(update=changes)
     asked = Asked(replications, half_width, jobs, profile_uncertainty)
     if live:
@@ -171,6 +202,9 @@ def run(
         asked.require_single("--replications 1")
     if device is not None and not live:
         raise InputError("--device", device, "a simulation runs on no device", "Add --live, or leave it out.")
+    for option, given in (("--engine", engine), ("--max-stride", max_stride)):
+        if given is not None and not live:
+            raise InputError(option, given, "a simulation does not look at it", "Add --live, or leave it out.")
     target = out or Path("runs") / f"{loaded.name}-{'live' if live else 'simulated'}"
     require_free(target, RUN_FOLDER, overwrite=overwrite, source=scenario)  # said now, not after a long run
     from heliosim.runs import last_arrival, refuse_live_fleet, run_live, run_simulated, save
@@ -205,6 +239,8 @@ def run(
         from heliosim.fleet_view import print_fleet
 
         print_fleet(results, loaded.fleet)
+    if not (live or loaded.sampling.is_greedy):
+        typer.echo("The profile's behaviour stands for whatever the scenario's sampling says; only a live run draws.")
     typer.echo(f"Run written to {target}")
 
 
@@ -311,6 +347,18 @@ def profile_check(
 
 
 add_statistics(app)  # behind the commands above in the list of help
+
+
+def live_of(known: LiveSpec, engine: str | None, max_stride: int | None) -> LiveSpec:
+    """A scenario's ``live`` section with what the command line says. Raises InputError or UnknownNameError."""
+    from heliosim.formats.files import validate
+    from heliosim.scenario import LiveSpec
+
+    names = get_args(LiveSpec.model_fields["engine"].annotation)
+    if engine is not None and engine not in names:
+        raise UnknownNameError("--engine", engine, names)
+    given = {"engine": engine, "max_stride": max_stride}
+    return validate(LiveSpec, known.model_dump() | {k: v for k, v in given.items() if v is not None}, "--live")
 
 
 def need_live() -> None:

@@ -7,6 +7,9 @@ nothing of loads or clocks.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from itertools import repeat
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -15,7 +18,16 @@ from heliosim.engines.models.walk import Left, Walk, read
 from heliosim.engines.residency import Residency
 from heliosim.engines.sampler import Sampler
 from heliosim.engines.texts import Texts
-from heliosim.types import Batch, Run, Tokens
+from heliosim.types import Batch, RequestId, Run, Stride, Tokens
+
+
+class Done(NamedTuple):
+    """What a run did: as ``types.Outcome``, the time apart."""
+
+    tokens: Tokens
+    layers_run: int
+    stride: Stride | None = None
+    logprob_sums: Mapping[RequestId, float] | None = None
 
 
 class Runner:
@@ -25,8 +37,8 @@ class Runner:
         self.residency, self.texts, self.sampler, self.record_ids = residency, texts, sampler, record_ids
         self.work = 0
 
-    def run(self, action: Run) -> tuple[Tokens, int]:
-        """One step; the tokens it emitted, and the deepest layer that ran."""
+    def run(self, action: Run) -> Done:
+        """One step."""
         resident, kv = self.residency.held()
         self.residency.release(action.evicted)
         batch, gaps = action.batch, self.residency.gaps
@@ -38,7 +50,7 @@ class Runner:
             walk = Walk(resident, kv, gaps, rule, requests, rows, ids, emits, is_decoding(batch), self.sampler, draws)
             left, layers_run = walk.go()
             self.work += walk.work
-            return self._settle(batch, left), layers_run
+            return self._settle(batch, left, layers_run)
         run = Pass(rows, kv.shape, kv.device, kv.dtype, ids=ids, emits=batch.emits, block_rows=kv.block_rows)
         resident.family.begin(run)
         h = resident.family.embed(resident.base, run.ids, run.positions)
@@ -54,7 +66,7 @@ class Runner:
         if len(h):
             left = self._taken(resident.logits(h, depth), batch, rows, draws)
         left.exit_layers = [depth] * len(left.ids)
-        return self._settle(batch, left), depth
+        return self._settle(batch, left, depth)
 
     def _taken(self, logits: Tensor, batch: Batch, rows: list[Row], seeds: list[int] | None) -> Left:
         if seeds is None:
@@ -83,13 +95,15 @@ class Runner:
             ids.append(known[start : start + count])
         return rows, ids
 
-    def _settle(self, batch: Batch, left: Left) -> Tokens:
+    def _settle(self, batch: Batch, left: Left, layers_run: int) -> Done:
         """Append the tokens to their requests, and forget the requests that end with them."""
         requests = batch.emitting
         eos_ids = self.residency.held()[0].host.info.eos_ids
-        lasts = tuple(self.texts.append(r, token, eos_ids) for r, token in zip(requests, left.ids, strict=True))
-        self.residency.release([r for r, is_last in zip(requests, lasts, strict=True) if is_last])
-        return Tokens(
+        texts = [self.texts.going[request] for request in requests]
+        lasts = tuple(map(self.texts.append, requests, left.ids, left.logprobs, repeat(eos_ids)))
+        ended = [k for k, is_last in enumerate(lasts) if is_last]
+        self.residency.release([requests[k] for k in ended])
+        tokens = Tokens(
             requests=requests,
             exit_layers=tuple(left.exit_layers),
             confidences=tuple(math.exp(top) for top in left.tops),
@@ -97,6 +111,7 @@ class Runner:
             lasts=lasts,
             ids=tuple(left.ids) if self.record_ids else None,
         )
+        return Done(tokens, layers_run, None, {requests[k]: texts[k].logprob_sum for k in ended})
 
 
 def is_decoding(batch: Batch) -> bool:

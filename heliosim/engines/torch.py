@@ -8,7 +8,7 @@ objectives, breaches or clocks.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,13 +16,17 @@ import torch
 from heliosim.engines.allocator import keep_freed_memory
 from heliosim.engines.models.host import HostModel
 from heliosim.engines.residency import Residency
-from heliosim.engines.running import Runner
+from heliosim.engines.running import Done, Runner
 from heliosim.engines.sampler import Sampler
 from heliosim.engines.texts import Texts
-from heliosim.errors import InputError
+from heliosim.errors import InputError, UnknownNameError
 from heliosim.formats.checkpoint import CheckpointInfo, checkpoint_path, inspect_checkpoint
 from heliosim.sampling import GREEDY, Sampling
 from heliosim.types import Arrival, Load, ModelSpec, Outcome, Placement, RequestId, Run, Tokens, tick
+
+MODES = ("plain", "fast", "conditional")
+DEFAULT_STRIDE = 32
+"""Steps that a fast engine does at once at most: some tens of milliseconds of a large model between two decisions."""
 
 
 class TorchEngine:
@@ -34,7 +38,9 @@ class TorchEngine:
     ``budget_bytes``: device memory for weights and KV, taken at the first load (0: as much as loads turn out to need).
     ``host_bytes``: host memory for weights, filled with whole models in their order; the rest stays on disk (None: all
     of them are held).
-    ``sampling``: how tokens are taken from logits.
+    ``sampling``: how tokens are taken from logits. ``mode``: ``plain`` (step by step), ``fast`` (``fast/``: strides on
+    the device) or ``conditional`` (the same, exits decided on the device where rows stay together); ``attention``: the
+    backend of the latter two by name.
     """
 
     def __init__(
@@ -50,6 +56,8 @@ class TorchEngine:
         budget_bytes: int = 0,
         host_bytes: int | None = None,
         sampling: Sampling = GREEDY,
+        mode: str = "plain",
+        attention: str = "auto",
     ) -> None:
         self.device = _device(device)
         if self.device.type == "cpu":
@@ -70,7 +78,36 @@ class TorchEngine:
         self.residency = Residency(self.hosts, self.device, budget_bytes=budget_bytes, is_pinned=is_pinned)
         self.sampling = sampling
         self.texts = Texts()
-        self._runner = Runner(self.residency, self.texts, Sampler(sampling), record_ids=record_ids)
+        self.mode = mode
+        self.clock: Callable[[], float] = time.perf_counter
+        self._runner = self._runner_of(mode, attention, record_ids)
+
+    def _runner_of(self, mode: str, attention: str, record_ids: bool) -> Runner:
+        if mode not in MODES:
+            raise UnknownNameError("live.engine", mode, MODES)
+        sampler = Sampler(self.sampling)
+        if mode == "plain":
+            if attention != "auto":
+                remedy = "Use the fast engine, or leave it out."
+                raise InputError("live.attention", attention, "the plain engine has one way of its own", remedy)
+            return Runner(self.residency, self.texts, sampler, record_ids=record_ids)
+        from heliosim.engines.fast.runner import FastRunner
+
+        is_conditional = mode == "conditional"
+        return FastRunner(
+            self.residency,
+            self.texts,
+            sampler,
+            record_ids=record_ids,
+            attention=attention,
+            is_conditional=is_conditional,
+            clock=lambda: self.clock(),
+        )
+
+    @property
+    def default_stride(self) -> int:
+        """Steps of a stride at most, unless somebody says otherwise."""
+        return 1 if self.mode == "plain" else DEFAULT_STRIDE
 
     # --- the protocol -----------------------------------------------------------------------------------------------
 
@@ -85,15 +122,25 @@ class TorchEngine:
         with torch.inference_mode():
             if isinstance(action, Load):
                 self.residency.load(action)
-                tokens, layers_run = Tokens(), 0
+                done = Done(Tokens(), 0)
             else:
                 assert action.placement == self.placement, f"{action.placement} wanted, {self.placement} resident"
-                tokens, layers_run = self._runner.run(action)
+                with self.residency.stepping(action):
+                    done = self._runner.run(action)
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
         seconds = tick(time.perf_counter() - began)
+        if done.stride is not None:
+            seconds = sum(step.seconds for step in done.stride.steps)
         arrives_s, stalled_s = self.residency.arrives_s(action), self.residency.stalled_s(action)
-        return Outcome(seconds, tokens, layers_run, arrives_s=arrives_s, stalled_s=stalled_s)
+        lost, sums = self.residency.lost_fetch(), done.logprob_sums
+        return Outcome(
+            seconds, done.tokens, done.layers_run, None, done.stride, sums, None, arrives_s, stalled_s, lost
+        )
+
+    def keep_time(self, clock: Callable[[], float]) -> None:
+        """Time the steps of strides on a driver's clock, seconds."""
+        self.clock = clock
 
     def forget(self, request_id: RequestId) -> None:
         """Drop a request, with its KV and its ids."""
