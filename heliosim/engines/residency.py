@@ -26,7 +26,7 @@ from heliosim.types import Failure, Load, Placement, RequestId, Run, tick
 _EXTEND_TOKENS = 2048
 """Tokens run through new layers at once; bounds the activations of an ``extend``."""
 
-_SHARES = (0.9, 0.75, 0.5, 0.25, 0.1)
+_SHARES = (0.9, 0.75, 0.5, 0.25, 0.1, 0.03)
 """Of the memory asked for, or there: what is tried where a device does not give it."""
 
 
@@ -385,20 +385,18 @@ class Residency:
         return error
 
     def _fall_back(self, host: HostModel, action: Load, error: DeviceMemoryError) -> None:
-        """Take a smaller arena than was asked for, if it holds the weights and a block, and say so in ``error``."""
+        """Take a smaller arena than was asked for, and say so in ``error``: another load can be asked for then."""
         if not self.budget_bytes:
             return
-        depth = action.placement.depth
         hidden = host.info.hidden if self._keeps_hidden(host, action) else None
+        depth = action.placement.depth
         least = host.values(depth) + block_values(depth, host.kv_shape, hidden)
         wanted = self.budget_bytes // self.dtype.itemsize
         there = available_bytes(self.device)
         if there is not None:
             wanted = min(wanted, there // self.dtype.itemsize)
-        for share in _SHARES:
-            values = int(wanted * share)
-            if values < least:
-                return
+        shares = [int(wanted * share) for share in _SHARES]
+        for values in sorted({*shares, min(least, shares[0])}, reverse=True):
             try:
                 self.arena.grow(values, 0, 0)
             except RuntimeError as again:
