@@ -17,7 +17,7 @@ import pandas as pd
 
 from heliosim.behaviour import Behaviour, Text
 from heliosim.behaviour_chains import CHAIN_KINDS, Chain, ChainKind, Texts, fit_chain, text_means
-from heliosim.behaviour_order import WINDOW_TOKENS, request_share_of, runs, windows
+from heliosim.behaviour_order import WINDOW_TOKENS, in_random_order, request_share_of, runs, windows
 from heliosim.behaviour_tokens import Floats, Ints, Tokens, breaches_at, exit_index, tokens_of
 from heliosim.bootstrap import LEVEL
 from heliosim.streams import stream
@@ -196,6 +196,7 @@ def check_fits(
     95 % of draws lie, all statistics of a model together: Bonferroni, normal), is_met: the record lies there, or the
     difference is below ``TOLERANCES``.
     """
+    tokens = in_random_order(tokens, seed)
     layers, rows = tokens.exits_of(model), []
     index, unsure = _index_and_unsure(tokens, model, threshold)
     recorded = order_statistics(tokens, index, layers, unsure)

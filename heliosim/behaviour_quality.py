@@ -27,8 +27,8 @@ def quality_table(tokens: Tokens, model: str, threshold: float, seed: int = 0) -
     would have said to the same text), perplexity (of the full model about them), same_prefix (mean share of the full
     model's own text up to the first other token), right (mean share of right lines, where a task has right ones),
     ended (share of texts that came to an end), length (mean tokens up to the end, at most those recorded), layers
-    (mean exit depth); and length_change, with bounds: mean length less that of the full model, prompt by prompt. NaN:
-    not known.
+    (mean depth at which its tokens leave if no other row has a say); and length_change, with bounds: mean length less
+    that of the full model, prompt by prompt. NaN: not known.
     """
     full = _of(tokens, f"{model}:full")
     rows = []

@@ -84,12 +84,12 @@ def _sections(opened: Opened, summary: BehaviourSummary) -> list[Section]:
 
 
 def _exits_section(summary: BehaviourSummary, models: Sequence[ModelSummary], style: Style) -> Section:
-    from heliosim import behaviour_charts as charts
+    from heliosim.charts import behaviour as charts
 
     return Section(
         "Where tokens leave",
-        "Each token leaves at the first exit whose confidence reaches the threshold. One pass at full depth says where, "
-        "for every threshold.",
+        "Each token leaves at the first exit whose confidence reaches the threshold. One pass at full depth says where,"
+        " for every threshold.",
         [
             Figure(charts.exit_share_figure({m.model: m.by_task for m in models}, style)),
             Figure(charts.threshold_figure({m.model: m.curve for m in models}, summary.threshold, style)),
@@ -99,12 +99,12 @@ def _exits_section(summary: BehaviourSummary, models: Sequence[ModelSummary], st
 
 
 def _quality_section(summary: BehaviourSummary, models: Sequence[ModelSummary], style: Style) -> Section:
-    from heliosim.behaviour_charts import depth_quality_figure
+    from heliosim.charts.behaviour import depth_quality_figure
 
     depths, wrote = {m.model: m.depths for m in models}, {m.model: m.quality for m in models}
     return Section(
         "Quality against depth",
-        "Open loop: every token forced to leave at a layer, on given text. Closed loop: what a policy really wrote, "
+        "Open loop: every token forced to leave at a layer, on given text. Closed loop: the own texts of a policy, "
         "judged by the full model.",
         [
             Figure(depth_quality_figure(depths, wrote, style)),
@@ -129,7 +129,7 @@ def _reliability_section(summary: BehaviourSummary, models: Sequence[ModelSummar
 
 
 def _joint_section(summary: BehaviourSummary, style: Style) -> Section:
-    from heliosim.behaviour_charts import joint_figure
+    from heliosim.charts.behaviour import joint_figure
 
     figures = [Figure(joint_figure(pair.joint, style)) for pair in summary.pairs if pair.one < pair.other]
     reading = "All models were scored on the same text, so their exits are known token by token."
@@ -137,7 +137,7 @@ def _joint_section(summary: BehaviourSummary, style: Style) -> Section:
 
 
 def _order_section(opened: Opened, summary: BehaviourSummary, models: Sequence[ModelSummary], style: Style) -> Section:
-    from heliosim import behaviour_charts as charts
+    from heliosim.charts import behaviour_order as charts
 
     used = {m.model: opened.tokens.of(sources=[m.source]) for m in models}
     breaches = pd.concat([charts.breach_data(used[m.model], [m.model], summary.threshold) for m in models])
@@ -155,7 +155,7 @@ def _order_section(opened: Opened, summary: BehaviourSummary, models: Sequence[M
 
 
 def _fits_section(summary: BehaviourSummary, models: Sequence[ModelSummary], style: Style) -> Section:
-    from heliosim.behaviour_charts import fit_check_figure
+    from heliosim.charts.behaviour_order import fit_check_figure
 
     figures = [
         Figure(fit_check_figure(m.fits[m.fits["task"] == ALL_TASKS], _named(style, m.model)))
@@ -168,9 +168,7 @@ def _fits_section(summary: BehaviourSummary, models: Sequence[ModelSummary], sty
 
 
 def _named(style: Style, model: str) -> Style:
-    from heliosim.charts import Style
-
-    return Style(style.colours, f"{model} · {style.caption}")
+    return style.noted(model)
 
 
 def _tables(*found: TableRows) -> list[Table]:

@@ -55,7 +55,9 @@ def share_rows(summary: BehaviourSummary) -> TableRows:
         for threshold, part in m.shares.groupby("threshold"):
             shares = [f"{r['exit_layer']}: {span(r['share'], r['low'], r['high'])}" for r in part.to_dict("records")]
             rows.append([m.model, f"{threshold:g}", " · ".join(shares)])
-    return TableRows("Where tokens leave, open loop, by threshold", ["model", "TH", "share by exit layer"], rows, names=3)
+    return TableRows(
+        "Where tokens leave, open loop, by threshold", ["model", "TH", "share by exit layer"], rows, names=3
+    )
 
 
 def depth_rows(summary: BehaviourSummary) -> TableRows:
@@ -142,7 +144,7 @@ def quality_rows(summary: BehaviourSummary) -> TableRows:
             length = [cells(r, "length", 1), percent(r["ended"]), number(r["length_change"], 1)]
             rows.append([m.model, str(r["policy"]), number(r["layers"]), *said, *length])
     columns = ["model", "policy", "layers", "agreement", "perplexity", "same prefix", "right lines", "length", "ended"]
-    title = "What policies really wrote, judged by the full model (tokens up to the end of each text)"
+    title = "Texts of each policy, judged by the full model (tokens up to the end of each text)"
     return TableRows(title, [*columns, "length less full's"], rows)
 
 

@@ -125,18 +125,22 @@ class Tokens:
 
     def kept(self, texts: Bools) -> Tokens:
         """Only these texts, [texts]."""
-        if texts.all():
-            return self
-        rows = np.flatnonzero(texts[self.text])
+        return self if texts.all() else self.arranged(np.flatnonzero(texts))
+
+    def arranged(self, order: Ints) -> Tokens:
+        """These texts in this order, [texts]."""
+        counts = self.counts[order]
+        before = np.concatenate(([0], np.cumsum(counts)))[:-1]
+        rows = np.repeat(self.starts[order] - before, counts) + np.arange(int(counts.sum()))
         return Tokens(
             self.exits,
-            sequence=self.sequence[texts],
-            task=self.task[texts],
-            source=self.source[texts],
-            prompt_tokens=self.prompt_tokens[texts],
-            counts=self.counts[texts],
-            ends=self.ends[texts],
-            right=self.right[texts],
+            sequence=self.sequence[order],
+            task=self.task[order],
+            source=self.source[order],
+            prompt_tokens=self.prompt_tokens[order],
+            counts=counts,
+            ends=self.ends[order],
+            right=self.right[order],
             columns=_Rows(self.columns, rows),
         )
 

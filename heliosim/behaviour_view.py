@@ -47,7 +47,7 @@ def print_behaviour(opened: Opened, summary: BehaviourSummary, parts: Collection
 
 
 def _columns(table: rows.TableRows) -> list[Column]:
-    wide = {"share by exit layer": 60, "statistic": 30}
+    wide = {"share by exit layer": 60, "statistic": 30, "policy": 36, "texts of": 44}
     return [
         Column(name, is_name=i < table.names, wrap=wide.get(name, 22 if i < table.names else 26))
         for i, name in enumerate(table.columns)

@@ -78,8 +78,8 @@ class RunInfo(Strict):
     of shapes and a device's efficiency curves.
     ``quality_unknown``: exit methods of a simulated run that the profile has no texts of; its figures of quality would
     be those of other methods, and are not given. ``deployed``: what serves, by group of a fleet (``replica`` without
-    one); empty in folders of older versions. ``behaviour``: ``replay`` of recorded texts, or the kind of fitted model that
-    a simulated run's exits were drawn from.
+    one); empty in folders of older versions. ``behaviour``: ``replay`` of recorded texts, or the kind of fitted
+    model that a simulated run's exits were drawn from.
     """
 
     schema_version: Literal[2] = 2
