@@ -35,7 +35,7 @@ class Residency:
 
     ``resident``, ``kv``: its layers and its KV storage; None: nothing is loaded. ``gaps``: tokens whose KV lacks
     layers; steps write it, a change of placement asks for it. ``fetch``: a transfer beside steps; ``arrival``: layers
-    that a step may wait for. ``copies``: every piece of weights copied since the last ``clear_copies``, with its times.
+    that a step may wait for. ``copies``: every piece of weights copied since ``take_copies`` was last called.
 
     ``budget_bytes`` of device memory are taken at the first load and hold everything (0: as much as loads turn out to
     need). While a placement stands no address changes; layers of one model lie at the same ones in every placement.
@@ -83,6 +83,12 @@ class Residency:
             self.arrival.cancel()
         self.placement = self.resident = self.kv = self.arrival = None
         self.gaps = Gaps()
+
+    def take_copies(self) -> list[Copy]:
+        """Pieces of weights that were copied since the last call, each with its times."""
+        taken = list(self.copies)
+        del self.copies[: len(taken)]
+        return taken
 
     def books(self) -> dict[str, int]:
         """Bytes and blocks really held on the device, work buffers apart."""
