@@ -166,6 +166,7 @@ class TorchEngine:
     def reset(self) -> None:
         """Hold nothing: no weights, no KV, no requests, no outputs. The next run starts as on an empty device."""
         self.residency.clear()
+        self.residency.take_copies()
         self.texts.clear()
         if self.replay is not None:
             self.replay.clear()
