@@ -109,7 +109,7 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
         max_context = min(request.max_context, *(s.max_context for s in specs.values()))
         coder = request.behaviour.coder(infos, max_context)
         prompts = request.behaviour.prompts(coder)
-        text = [token for p in prompts.given for token in p.ids]
+        text = _at_least([token for p in prompts.given for token in p.ids], 2 * max_context)
 
         meter, reason = find_meter(device)
         progress("idle power", 0.0)
@@ -159,6 +159,11 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
     Parts.remove_at(parts)
     progress("done", 1.0)
     return load_profile(request.out)
+
+
+def _at_least(text: list[int], tokens: int) -> list[int]:
+    """A text repeated until it has so many tokens: few prompts must do for steps of any length."""
+    return text * -(-tokens // len(text)) if len(text) < tokens else text
 
 
 def _measure_steps(
