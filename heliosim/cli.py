@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional, get_args
 
 import typer
 
@@ -18,7 +18,10 @@ from heliosim.cli_statistics import Asked, HalfWidth, Jobs, ProfileUncertainty, 
 from heliosim.cli_sweep import sweep
 from heliosim.cli_trace import trace_app
 from heliosim.cli_tune import tune
-from heliosim.errors import HelioSimError, InputError, about
+from heliosim.errors import HelioSimError, InputError, UnknownNameError, about
+
+if TYPE_CHECKING:
+    from heliosim.scenario import LiveSpec
 
 app = typer.Typer(
     name="heliosim",
@@ -122,8 +125,6 @@ def calibrate(
     """Measure models on this machine, inside the real serving loop, and write a profile."""
     need_live()
     if dtype not in ("float32", "float16", "bfloat16"):
-        from heliosim.errors import UnknownNameError
-
         raise UnknownNameError("--dtype", dtype, ("float32", "float16", "bfloat16"))
     if prompts is not None and prompts_file is not None:
         raise InputError("--prompts", prompts, "has no effect with --prompts-file", "Leave one of them out.")
@@ -166,6 +167,11 @@ def run(
     clock: Annotated[Optional[str], typer.Option(help="cpu or wall; default: the scenario's.")] = None,  # noqa: UP045
     device: Annotated[Optional[str], typer.Option(help="With --live: auto, cpu, cuda or cuda:N.")] = None,  # noqa: UP045
     seed: Annotated[Optional[int], typer.Option(min=0, help="Seed instead of the scenario's.")] = None,  # noqa: UP045
+    engine: Annotated[Optional[str], typer.Option(help="With --live: auto, plain, fast or conditional.")] = None,  # noqa: UP045
+    max_stride: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="With --live: steps between two decisions of the server; default 32, plain engine 1."),
+    ] = None,
     allow_extrapolation: Annotated[
         bool, typer.Option("--allow-extrapolation", help="Answer outside the calibrated range, and say so.")
     ] = False,
@@ -187,6 +193,7 @@ def run(
         changes["seed"] = seed
     if allow_extrapolation:
         changes["allow_extrapolation"] = True
+    changes["live"] = live_of(loaded.live, engine, max_stride)
     loaded = loaded.model_copy(update=changes)
     asked = Asked(replications, half_width, jobs, profile_uncertainty)
     if live:
@@ -195,6 +202,9 @@ def run(
         asked.require_single("--replications 1")
     if device is not None and not live:
         raise InputError("--device", device, "a simulation runs on no device", "Add --live, or leave it out.")
+    for option, given in (("--engine", engine), ("--max-stride", max_stride)):
+        if given is not None and not live:
+            raise InputError(option, given, "a simulation does not look at it", "Add --live, or leave it out.")
     target = out or Path("runs") / f"{loaded.name}-{'live' if live else 'simulated'}"
     require_free(target, RUN_FOLDER, overwrite=overwrite, source=scenario)  # said now, not after a long run
     from heliosim.runs import last_arrival, refuse_live_fleet, run_live, run_simulated, save
@@ -229,6 +239,8 @@ def run(
         from heliosim.fleet_view import print_fleet
 
         print_fleet(results, loaded.fleet)
+    if not (live or loaded.sampling.is_greedy):
+        typer.echo("The profile's behaviour stands for whatever the scenario's sampling says; only a live run draws.")
     typer.echo(f"Run written to {target}")
 
 
@@ -335,6 +347,18 @@ def profile_check(
 
 
 add_statistics(app)  # behind the commands above in the list of help
+
+
+def live_of(known: LiveSpec, engine: str | None, max_stride: int | None) -> LiveSpec:
+    """A scenario's ``live`` section with what the command line says. Raises InputError or UnknownNameError."""
+    from heliosim.formats.files import validate
+    from heliosim.scenario import LiveSpec
+
+    names = get_args(LiveSpec.model_fields["engine"].annotation)
+    if engine is not None and engine not in names:
+        raise UnknownNameError("--engine", engine, names)
+    given = {"engine": engine, "max_stride": max_stride}
+    return validate(LiveSpec, known.model_dump() | {k: v for k, v in given.items() if v is not None}, "--live")
 
 
 def need_live() -> None:

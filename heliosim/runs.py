@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heliosim import __version__
-from heliosim.assembly import build_server, load_costs
+from heliosim.assembly import build_server, load_costs, needs_beside
 from heliosim.behaviour import Behaviour, is_usual_method, source_name
 from heliosim.drive import Log
 from heliosim.engines.base import Engine
@@ -102,7 +102,7 @@ def run_simulated(
     """Simulate a scenario. ``engine`` and ``behaviour`` replace the profile's (replays of recorded runs).
 
     ``max_stride``: decode steps the simulated engine may do at once; it changes how long the answer takes, never what
-    it is. Other engines do one.
+    it is. Other engines do one, or what they recorded (``engines.replay``).
     """
     if scenario.fleet is not None:
         if engine is not None:
@@ -113,7 +113,8 @@ def run_simulated(
     profile = profile or open_profile(scenario.profile)
     recorder = TableRecorder()
     engine = engine or sim_engine(scenario, profile, behaviour, strides=max_stride > 1)
-    server = build_server(scenario, profile, recorder, max_stride if isinstance(engine, SimEngine) else 1)
+    stride = max_stride if isinstance(engine, SimEngine) else getattr(engine, "max_stride", 1)
+    server = build_server(scenario, profile, recorder, stride)
     cpu, wall = time.process_time(), time.perf_counter()
     simulate_server(server, engine, build(scenario.workload, scenario.seed), on_progress)
     host = {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
@@ -184,13 +185,36 @@ def make_engine(
         remedy = f"Use --device {measured_on}, or calibrate on {device}."
         raise InputError("--device", device, f"the profile was measured on {measured_on}", remedy)
     device = measured_on
+    mode = scenario.live.engine
+    if mode == "auto":
+        mode = "plain" if device == "cpu" else "fast"
     return TorchEngine(
         folders,
         device=device,
         dtype=profile.model(scenario.models[0]).dtype,
         threads=threads or int(profile.facts.device.get("threads") or 1),
         is_pageable=scenario.memory.host == "pageable",
+        budget_bytes=_largest_budget(scenario) - needs_beside(scenario, profile).fixed,
+        host_bytes=scenario.memory.host_bytes,
+        sampling=scenario.sampling,
+        mode=mode,
+        attention=scenario.live.attention,
     )
+
+
+def _largest_budget(scenario: Scenario) -> int:
+    """The most device memory that a scenario gives its server at any time."""
+    later = [change.memory.budget_bytes for change in scenario.changes if change.memory is not None]
+    return max(scenario.memory.budget_bytes, *later)
+
+
+def live_stride(scenario: Scenario, engine: TorchEngine) -> int:
+    """Steps that a live engine does at once at most. Raises InputError if a stride is asked of one that has none."""
+    asked = scenario.live.max_stride
+    if engine.mode == "plain" and asked not in (None, 1):
+        remedy = "Give live.engine fast, or leave it out."
+        raise InputError("live.max_stride", asked, "the plain engine goes step by step", remedy)
+    return engine.default_stride if asked is None else asked
 
 
 def run_live(
@@ -205,7 +229,8 @@ def run_live(
     """Execute a scenario on the real engine, then score agreement of every token with its model's last layer (not
     timed).
 
-    An engine made here is warmed up first with the scenario's own first requests.
+    An engine made here is warmed up first with the scenario's own first requests. Raises InputError for an ``engine``
+    that takes tokens otherwise than the scenario says.
     """
     from heliosim.live import serve_live
 
@@ -218,9 +243,12 @@ def run_live(
     if engine is None:
         engine = make_engine(scenario, profile, device=device)
         _warm_up(scenario, profile, engine)
+    if engine.sampling != scenario.sampling:
+        problem = "the engine given was made for other settings"
+        raise InputError("sampling", str(scenario.sampling), problem, "Make it for this scenario.")
     engine.reset()
     recorder = TableRecorder()
-    server = build_server(scenario, profile, recorder)
+    server = build_server(scenario, profile, recorder, live_stride(scenario, engine))
     cpu, wall = time.process_time(), time.perf_counter()
     done = serve_live(server, engine, build(scenario.workload, scenario.seed), scenario.clock, on_progress=on_progress)
     host = {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
@@ -252,7 +280,8 @@ def _warm_up(scenario: Scenario, profile: Profile, engine: TorchEngine, requests
     known = contents(scenario.workload, scenario.seed)
     firsts = [(k, c) for k, c in known.items() if c.prompt_ids is not None][:requests]
     arrivals = [Arrival(Request(k, 0.0, len(c.prompt_ids or ()), 4), replace(c, output_tokens=4)) for k, c in firsts]
-    server = build_server(scenario.model_copy(update={"changes": ()}), profile, NullRecorder())
+    bare = scenario.model_copy(update={"changes": ()})
+    server = build_server(bare, profile, NullRecorder(), live_stride(scenario, engine))
     serve_live(server, engine, OpenLoop(arrivals), "cpu", keep_log=False)
     engine.take_outputs()
 

@@ -8,7 +8,7 @@ objectives, breaches or clocks.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -41,8 +41,6 @@ class TorchEngine:
     ``sampling``: how tokens are taken from logits. ``mode``: ``plain`` (step by step), ``fast`` (``fast/``: strides on
     the device) or ``conditional`` (the same, exits decided on the device where rows stay together); ``attention``: the
     backend of the latter two by name.
-
-    ``clock``: what the steps of a stride are timed on; a driver sets its own.
     """
 
     def __init__(
@@ -80,7 +78,8 @@ class TorchEngine:
         self.residency = Residency(self.hosts, self.device, budget_bytes=budget_bytes, is_pinned=is_pinned)
         self.sampling = sampling
         self.texts = Texts()
-        self.mode, self.clock = mode, time.perf_counter
+        self.mode = mode
+        self.clock: Callable[[], float] = time.perf_counter
         self._runner = self._runner_of(mode, attention, record_ids)
 
     def _runner_of(self, mode: str, attention: str, record_ids: bool) -> Runner:
@@ -126,16 +125,22 @@ class TorchEngine:
                 done = Done(Tokens(), 0)
             else:
                 assert action.placement == self.placement, f"{action.placement} wanted, {self.placement} resident"
-                done = self._runner.run(action)
+                with self.residency.stepping(action):
+                    done = self._runner.run(action)
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
         seconds = tick(time.perf_counter() - began)
         if done.stride is not None:
             seconds = sum(step.seconds for step in done.stride.steps)
         arrives_s, stalled_s = self.residency.arrives_s(action), self.residency.stalled_s(action)
+        lost, sums = self.residency.lost_fetch(), done.logprob_sums
         return Outcome(
-            seconds, done.tokens, done.layers_run, None, done.stride, done.logprob_sums, None, arrives_s, stalled_s
+            seconds, done.tokens, done.layers_run, None, done.stride, sums, None, arrives_s, stalled_s, lost
         )
+
+    def keep_time(self, clock: Callable[[], float]) -> None:
+        """Time the steps of strides on a driver's clock, seconds."""
+        self.clock = clock
 
     def forget(self, request_id: RequestId) -> None:
         """Drop a request, with its KV and its ids."""
