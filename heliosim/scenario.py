@@ -327,12 +327,18 @@ def _each_once(models: tuple[str, ...]) -> tuple[str, ...]:
     return models
 
 
+BehaviourSource = Literal["replay", "iid", "markov", "markov-request"]
+"""Where a simulated request's exits come from; all but the first are ``behaviour_chains.ChainKind``."""
+
+
 class Scenario(Strict):
     """One run. ``controller``: ``kind`` and that kind's parameters. ``clock``: whose costs a simulation uses, which
     clock a live run keeps. ``step_noise``: None gives every simulated step its expected time; k >= 0 replays the
     step-time noise of the profile from its k-th random place. ``fleet``: replicas behind a router; None: one server.
-    ``changes``: what becomes different during the run, in order of time. ``sampling``: how a live engine takes tokens;
-    a simulation's behaviour is that of its profile, whatever stands there. ``live``: how a live run executes.
+    ``changes``: what becomes different during the run, in order of time. ``behaviour``: whether requests meet the exits
+    of recorded texts (``replay``), or of texts drawn from a model fitted to them (``iid``, ``markov``,
+    ``markov-request``; simulated runs only). ``sampling``: how a live engine takes tokens; a simulation's behaviour is
+    that of its profile, whatever stands there. ``live``: how a live run executes.
     """
 
     schema_version: Literal[1] = 1
@@ -351,6 +357,7 @@ class Scenario(Strict):
     statistics: StatisticsSpec | None = None
     fleet: Fleet | None = None
     changes: tuple[ChangeSpec, ...] = ()
+    behaviour: BehaviourSource = "replay"
     sampling: Sampling = GREEDY
     live: LiveSpec = LiveSpec()
 
@@ -383,6 +390,8 @@ class Scenario(Strict):
         content: dict[str, Any] = handler(self)
         if not self.changes:
             content.pop("changes", None)
+        if self.behaviour == "replay":
+            content.pop("behaviour", None)
         if self.sampling == GREEDY:
             content.pop("sampling", None)
         if self.live == LiveSpec():

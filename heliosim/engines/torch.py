@@ -125,16 +125,16 @@ class TorchEngine:
                 done = Done(Tokens(), 0)
             else:
                 assert action.placement == self.placement, f"{action.placement} wanted, {self.placement} resident"
-                done = self._runner.run(action)
-        if self.device.type == "cuda":
+                with self.residency.stepping(action):
+                    done = self._runner.run(action)
+        if self.device.type == "cuda" and (self.mode == "plain" or isinstance(action, Load)):
             torch.cuda.current_stream(self.device).synchronize()
         seconds = tick(time.perf_counter() - began)
         if done.stride is not None:
             seconds = sum(step.seconds for step in done.stride.steps)
         arrives_s, stalled_s = self.residency.arrives_s(action), self.residency.stalled_s(action)
-        return Outcome(
-            seconds, done.tokens, done.layers_run, None, done.stride, done.logprob_sums, None, arrives_s, stalled_s
-        )
+        lost, sums = self.residency.lost_fetch(), done.logprob_sums
+        return Outcome(seconds, done.tokens, done.layers_run, None, done.stride, sums, None, arrives_s, stalled_s, lost)
 
     def keep_time(self, clock: Callable[[], float]) -> None:
         """Time the steps of strides on a driver's clock, seconds."""

@@ -130,8 +130,8 @@ class CheckpointInfo:
 
 
 def hidden_room(hidden: int, kv_width: int) -> int:
-    """Values that a token's kept hidden state takes in a KV block: ``hidden``, or a little more where the 16 states of a
-    block would not be whole rows of ``kv_width`` values (they are in every model whose heads share its width).
+    """Values that a token's kept hidden state takes in a KV block: ``hidden``, or a little more where the 16 states of
+    a block would not be whole rows of ``kv_width`` values (they are in every model whose heads share its width).
     """
     rows = -(-BLOCK_TOKENS * hidden // kv_width)
     while rows * kv_width % BLOCK_TOKENS:

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from heliosim.engines.replay import ReplayEngine  # noqa: E402
 from heliosim.engines.torch import TorchEngine  # noqa: E402
-from heliosim.errors import InputError, UnknownNameError  # noqa: E402
+from heliosim.errors import DeviceMemoryError, InputError, UnknownNameError  # noqa: E402
 from heliosim.recorder import TableRecorder  # noqa: E402
 from heliosim.sampling import Sampling  # noqa: E402
 from heliosim.serving.batcher import ContinuousBatcher  # noqa: E402
@@ -341,6 +341,31 @@ def test_a_stride_passes_ends_or_stops_there(folders: dict[str, Path]) -> None:
         assert rows == [3] * min(3, len(rows)) + [2] * min(5, max(0, len(rows) - 3)) + [1] * max(0, len(rows) - 8)
     ends = [(2, 0), (7, 1), (11, 2)]
     assert found == [(3, ends[:1]), (8, ends[:2]), (12, ends)]
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_device_that_runs_out_of_memory_ends_a_stride(folders: dict[str, Path], lag: int) -> None:
+    """What was done counts, and the step that failed is tried again as the first of a run, which then fails."""
+    engine = fast(folders, lag=lag)
+    _, run = decoding(engine, "opt")
+    runner: Any = engine._runner
+    launch, count = runner._launch, iter(range(100))
+
+    def fails_at_the_fourth(*args: Any) -> None:
+        if next(count) >= 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        launch(*args)
+
+    runner._launch = fails_at_the_fourth
+    outcome = engine.perform(run(max_steps=9))
+    assert len(outcome.stride) == 3
+    again = run(max_steps=9)
+    again.batch.ticks += 3
+    with pytest.raises(DeviceMemoryError):
+        engine.perform(again)
+    assert engine.books()["kv_used_blocks"] == sum(blocks_for(n + 3) for n in (5, 33, 17, 2))
+    runner._launch = launch
+    assert len(engine.perform(again).stride) == 9
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
