@@ -141,7 +141,7 @@ class TorchEngine:
                 assert action.placement == self.placement, f"{action.placement} wanted, {self.placement} resident"
                 with self.residency.stepping(action):
                     done = self._runner.run(action)
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and (self.mode == "plain" or isinstance(action, Load)):
             torch.cuda.current_stream(self.device).synchronize()
         seconds = tick(time.perf_counter() - began)
         if done.stride is not None:
