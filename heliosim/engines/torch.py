@@ -215,11 +215,16 @@ def _device(name: str) -> torch.device:
 
 
 def _first_that_fit(infos: Mapping[str, CheckpointInfo], host_bytes: int | None) -> dict[str, int]:
-    """Layers of each model that host memory holds at the start, by the rule of ``serving.loading.HostTier``."""
+    """Layers of each model that host memory holds at the start, by the rule of ``serving.loading.HostTier``. Raises
+    InputError for random weights that would have to lie on disk.
+    """
     left, held = host_bytes, {}
     for name, info in infos.items():
         whole = info.spec.weights_bytes(info.spec.layers)
         fits = left is None or whole <= left
+        if not fits and info.random is not None:
+            remedy = "Leave memory.host_bytes out, or give room for all models."
+            raise InputError("memory.host_bytes", host_bytes, f"{name} is random weights, which lie on no disk", remedy)
         held[name] = info.spec.layers if fits else 0
         if left is not None and fits:
             left -= whole
