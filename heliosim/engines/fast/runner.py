@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,13 +21,15 @@ from heliosim.engines.fast.conditional import ConditionalStep, why_not
 from heliosim.engines.fast.graphs import Graphs, Ready
 from heliosim.engines.fast.lines import Layout
 from heliosim.engines.fast.passes import DecodePass, MixedPass
-from heliosim.engines.fast.results import Results
+from heliosim.engines.fast.results import Results, StepResult
 from heliosim.engines.fast.segments import CapturedWalk, SegmentStep
 from heliosim.engines.fast.state import BatchState, bucket_of, buckets_up_to
 from heliosim.engines.fast.steps import CheckedStep, FixedStep, Home
 from heliosim.engines.fast.stride import Told
+from heliosim.engines.models.arena import is_out_of_memory
 from heliosim.engines.models.host import Resident
 from heliosim.engines.models.walk import Gaps
+from heliosim.engines.replayed import ReplayedExits
 from heliosim.engines.residency import Residency
 from heliosim.engines.running import Done, Runner, is_decoding
 from heliosim.engines.sampler import Sampler
@@ -118,7 +121,7 @@ class FastRunner(Runner):
             return None  # chunks that decode: rows may stop, and are no decode rows of the state
         if batcher.runs_all:
             return "checked"
-        if self.is_conditional and rule.batching in ("wait-for-deepest", "eager"):
+        if self.is_conditional and self.replay is None and rule.batching in ("wait-for-deepest", "eager"):
             return "conditional"
         return "segments"
 
@@ -178,6 +181,7 @@ class FastRunner(Runner):
     # --- strides ----------------------------------------------------------------------------------------------------
 
     def _stride(self, action: Run, form: Form, most: int) -> Done:
+        self._follow_replay(action)
         home, layout = self.home(), Layout(action, self.texts.going, most)
         if len(layout.lines) > self.state.most:
             self._make_room(max(len(layout.lines), 2 * self.state.most))
@@ -190,7 +194,11 @@ class FastRunner(Runner):
             threshold = action.guard.watch().threshold
         self.state.upload(rows, layout.decoding_at(0), threshold)
         told = Told(action, layout, self.texts, home.resident.host.info.eos_ids)
-        self._go(action, form, layout, told, home)
+        try:
+            self._go(action, form, layout, told, home)
+        except BaseException:
+            self._settle_blocks(layout, told, home)
+            raise
         self._settle_blocks(layout, told, home)
         return told.done(record_ids=self.record_ids, is_stride=len(told.steps) > 1)
 
@@ -200,16 +208,53 @@ class FastRunner(Runner):
         launched, is_over = 0, False
         while not is_over:
             if launched < layout.steps:
-                self._launch(launched, form, action.exits, layout, home)
-                launched += 1
+                try:
+                    self._launch(launched, form, action.exits, layout, home)
+                    launched += 1
+                except RuntimeError as error:
+                    if not launched or not is_out_of_memory(error):
+                        raise
+                    layout.steps = launched  # the stride ends in front of it, and it is tried again as the first of one
+                    if len(told.steps) == launched:
+                        break
             if launched - len(told.steps) <= self.lag and launched < layout.steps:
                 continue
             emitting = layout.emitting_at(len(told.steps))
             result = self.results.read(emitting)
+            if self.replay is not None and emitting:
+                result = self._replayed(self.replay, action, layout, result, told)
             now = self.clock()
             is_over = told.add(result if emitting else None, now - mark, home.resident.depth)
             mark = now
         self.results.skip()
+
+    def _follow_replay(self, action: Run) -> None:
+        """Give the texts of a stride the lengths that are on record, before it is laid out."""
+        if self.replay is None:
+            return
+        batch = action.batch
+        begin = [c.request for chunks in (batch.chunks, *action.program) for c in chunks if c.emits]
+        self.replay.follow(action.placement, action.exits, [*batch.decoding, *begin], self.texts.going)
+
+    def _replayed(
+        self, replay: ReplayedExits, action: Run, layout: Layout, result: StepResult, told: Told
+    ) -> StepResult:
+        """A step's results with exits and confidences on record in place of the device's."""
+        alive = np.flatnonzero(result.was_alive)
+        requests = [layout.lines[i].request for i in alive.tolist()]
+        step = replay.step(action.placement, action.exits, requests, self.texts.going)
+        left = step.leaving()
+        said = step.said(left)
+        exit_layers, logprobs = result.exit_layers.copy(), result.logprobs.copy()
+        exit_layers[alive], logprobs[alive] = left, said.logprobs
+        confidences = np.array(said.confidences, dtype=np.float64)
+        return result._replace(
+            exit_layers=exit_layers,
+            logprobs=logprobs,
+            breaches=told.low_before + int((confidences < told.watched).sum()),
+            confidences=confidences,
+            agrees=np.array(said.agrees, dtype=np.bool_),
+        )
 
     def _launch(self, k: int, form: Form, rule: ExitRule, layout: Layout, home: Home) -> None:
         """Put a step, and the way of its results, into the device's queue."""
@@ -244,12 +289,15 @@ class FastRunner(Runner):
         done = len(told.steps)
         ended = {request for _, request, _ in told.ended}
         self.residency.release(list(ended))
+        if self.replay is not None:
+            for request in ended:
+                self.replay.forget(request)
         for line in layout.lines:
             if line.request in ended:
                 continue
             if line.since < done:
                 home.kv.trim(line.request, len(line.text.known) - 1)
-            elif line.since < layout.steps:
+            else:
                 home.kv.trim(line.request, line.position + 1)
 
     def segment_buffers(self, home: Home) -> tuple[Tensor, Tensor]:
@@ -275,6 +323,7 @@ class FastRunner(Runner):
 
     def _walk(self, action: Run) -> Done:
         """A step of decode rows that part ways at exits."""
+        self._follow_replay(action)
         home, batch = self.home(), action.batch
         layout = Layout(action, self.texts.going, 1)
         if len(layout.lines) > self.state.most:
@@ -285,6 +334,8 @@ class FastRunner(Runner):
         rows, ids = self._rows(batch, home.kv)
         draws = None if self.sampler.is_greedy else self._seeds(batch)
         walk = CapturedWalk(self, home, Gaps(), action.exits, batch, rows, ids, draws)
+        if self.replay is not None:
+            walk.replayed = self.replay.step(action.placement, action.exits, batch.emitting, self.texts.going)
         left, layers_run = walk.go()
         self.work += walk.work
-        return self._settle(batch, left, layers_run)
+        return self._settle(batch, left, layers_run, walk.replayed)
