@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional, get_args
 
@@ -18,6 +19,7 @@ from heliosim.cli_statistics import Asked, HalfWidth, Jobs, ProfileUncertainty, 
 from heliosim.cli_sweep import sweep
 from heliosim.cli_trace import trace_app
 from heliosim.cli_tune import tune
+from heliosim.cli_tune_exits import tune_exits
 from heliosim.errors import HelioSimError, InputError, UnknownNameError, about
 
 if TYPE_CHECKING:
@@ -42,6 +44,10 @@ app.command()(tune)
 app.add_typer(trace_app, name="trace", help="Make, import and describe request traces.")
 app.add_typer(exits_app, name="exits", help="Exit batching and skipped-KV methods: speed beside quality.")
 app.add_typer(behaviour_app, name="behaviour", help="Exits: measure, synthesize, import, show and report behaviour.")
+
+calibrate_app = typer.Typer(help="Measure models on this machine and write a profile.", invoke_without_command=True)
+calibrate_app.command("tune-exits")(tune_exits)
+app.add_typer(calibrate_app, name="calibrate")
 
 GO_ON = (
     ["reproduce"],
@@ -90,10 +96,18 @@ def demo(
     run_demo(out, pair=pair, requests=requests, repeats=repeats, device=device, seed=seed)
 
 
-@app.command()
+@calibrate_app.callback()
 def calibrate(
-    out: Annotated[Path, typer.Option(help="Folder of the profile to write.")],
+    context: typer.Context,
+    out: Annotated[Optional[Path], typer.Option(help="Folder of the profile to write; required.")] = None,  # noqa: UP045
     models: Models = "tiny-opt-s,tiny-opt-l",
+    random_weights: Annotated[
+        str,
+        typer.Option(
+            help="Architectures to calibrate with random weights instead of models: shipped names or configuration "
+            "files, separated by commas, each alone or as NAME@exits=6,12,24,seed=0. Times and bytes, no exits."
+        ),
+    ] = "",
     device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the engine.")] = 1,
@@ -123,6 +137,14 @@ def calibrate(
     overwrite: Overwrite = False,
 ) -> None:
     """Measure models on this machine, inside the real serving loop, and write a profile."""
+    if (command := context.invoked_subcommand) is not None:
+        refuse_options(context, given_options(context), f"is no option of {command}", f"Put it behind {command}.")
+        return
+    if out is None:
+        raise InputError("--out", None, "is missing", "Name the folder of the profile to write.")
+    if random_weights:
+        unused = given_options(context) & {"models", "prompts", "prompts_file", "closed_loop_prompts", "exit_methods"}
+        refuse_options(context, unused, "random weights say nothing and stand alone", "Leave it out.")
     need_live()
     if dtype not in ("float32", "float16", "bfloat16"):
         raise UnknownNameError("--dtype", dtype, ("float32", "float16", "bfloat16"))
@@ -132,10 +154,11 @@ def calibrate(
     from heliosim_calibrate.calibrate import calibrate as measure
 
     from heliosim.console import progress_bar
+    from heliosim.formats.random_weights import split_names
     from heliosim.profile_view import show_profile
 
     request = Request(
-        models=[m.strip() for m in models.split(",") if m.strip()],
+        models=split_names(random_weights or models, random_only=bool(random_weights)),
         out=out,
         device=device,
         dtype=dtype,
@@ -155,8 +178,12 @@ def calibrate(
     with progress_bar("Calibrating") as progress:
         profile = measure(request, progress)
     show_profile(profile)
-    typer.echo(f"\nBehaviour, with figures: {out / 'behaviour.html'}")
-    typer.echo(f"Profile written to {out}. Next: heliosim example --profile {out} --out example")
+    following = f"heliosim example --profile {out} --out example"
+    if profile.random_models:
+        following = "heliosim run SCENARIO --live --replay-exits PROFILE"
+    else:
+        typer.echo(f"\nBehaviour, with figures: {out / 'behaviour.html'}")
+    typer.echo(f"Profile written to {out}. Next: {following}")
 
 
 @app.command()
@@ -167,6 +194,13 @@ def run(
     clock: Annotated[Optional[str], typer.Option(help="cpu or wall; default: the scenario's.")] = None,  # noqa: UP045
     device: Annotated[Optional[str], typer.Option(help="With --live: auto, cpu, cuda or cuda:N.")] = None,  # noqa: UP045
     seed: Annotated[Optional[int], typer.Option(min=0, help="Seed instead of the scenario's.")] = None,  # noqa: UP045
+    replay_exits: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Profile or behaviour table whose recorded exits stand in for the models' own: thresholds, breaches, "
+            "lengths and quality follow them while steps, memory and loads are the models'. One run, no replications."
+        ),
+    ] = None,
     engine: Annotated[Optional[str], typer.Option(help="With --live: auto, plain, fast or conditional.")] = None,  # noqa: UP045
     max_stride: Annotated[
         Optional[int],  # noqa: UP045
@@ -195,9 +229,13 @@ def run(
         changes["allow_extrapolation"] = True
     changes["live"] = live_of(loaded.live, engine, max_stride)
     loaded = loaded.model_copy(update=changes)
+    if replay_exits is not None and replications is None:
+        replications = 1
     asked = Asked(replications, half_width, jobs, profile_uncertainty)
     if live:
         asked.require_single("--live")
+    elif replay_exits is not None:
+        asked.require_single("--replay-exits")
     elif replications == 1:
         asked.require_single("--replications 1")
     if device is not None and not live:
@@ -215,12 +253,17 @@ def run(
     elif replications != 1:
         with about(scenario):
             asked.require_drawable(loaded)
+    replay = None
+    if replay_exits is not None:
+        from heliosim.replays import open_replay
+
+        replay = open_replay(replay_exits)
     with about(scenario), progress_bar("Live" if live else "Simulating") as progress:
         on_progress = run_progress(progress, last_arrival(loaded))
         if live:
-            results = run_live(loaded, device=device or "auto", on_progress=on_progress).results
+            results = run_live(loaded, device=device or "auto", replay=replay, on_progress=on_progress).results
         else:
-            results = run_simulated(loaded, on_progress=on_progress)
+            results = run_simulated(loaded, replay=replay, on_progress=on_progress)
     replicated = None
     if not live and replications != 1:
         from heliosim.statistics_view import print_replicated
@@ -347,6 +390,17 @@ def profile_check(
 
 
 add_statistics(app)  # behind the commands above in the list of help
+
+
+def given_options(context: typer.Context) -> set[str]:
+    """Options of a command that were given, not left at their defaults."""
+    return {n for n in context.params if getattr(context.get_parameter_source(n), "name", "") == "COMMANDLINE"}
+
+
+def refuse_options(context: typer.Context, names: Iterable[str], problem: str, remedy: str) -> None:
+    """Raise InputError for the first of these options of a command."""
+    for name in sorted(names):
+        raise InputError(f"--{name.replace('_', '-')}", str(context.params[name]), problem, remedy)
 
 
 def live_of(known: LiveSpec, engine: str | None, max_stride: int | None) -> LiveSpec:
