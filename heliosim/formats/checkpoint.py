@@ -44,12 +44,25 @@ _EXACT_FLOAT32_INTEGERS = 2**24
 
 
 @dataclass(frozen=True, slots=True)
+class Cut:
+    """``count`` entries of a tensor along ``axis`` from ``first`` on; zeros where that reaches over its end."""
+
+    axis: int
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
-    """One tensor an engine holds: the concatenation, along the first axis, of tensors of the checkpoint."""
+    """One tensor an engine holds: the concatenation, along the first axis, of tensors of the checkpoint.
+
+    ``cuts``: what of each source is taken, where that is not all of it (one rank of a tensor-parallel group).
+    """
 
     name: str
     shape: Shape
     sources: tuple[str, ...]
+    cuts: tuple[Cut, ...] = ()
 
     @property
     def elements(self) -> int:

@@ -19,8 +19,9 @@ from heliosim.engines.models.incoming import Awaited, Incoming
 from heliosim.engines.models.llama import Llama
 from heliosim.engines.models.opt import Opt
 from heliosim.engines.models.paged import KVShape
+from heliosim.engines.models.ranks import ALONE, Ranks
 from heliosim.errors import InputError
-from heliosim.formats.checkpoint import CheckpointInfo, Part
+from heliosim.formats.checkpoint import CheckpointInfo, Cut, Part
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -48,12 +49,17 @@ class Flat:
 
 
 class HostModel:
-    """All weights of a checkpoint in host memory, in the dtype its ``info`` was made for."""
+    """All weights of a checkpoint in host memory, in the dtype its ``info`` was made for.
 
-    def __init__(self, info: CheckpointInfo, *, is_pinned: bool = False) -> None:
+    ``ranks``: the tensor-parallel group whose part ``info`` describes.
+    """
+
+    def __init__(self, info: CheckpointInfo, *, is_pinned: bool = False, ranks: Ranks = ALONE) -> None:
         self.info = info
         self.dtype = DTYPES[info.dtype]
         self.family: Opt | Llama = Opt(info) if info.architecture == "opt" else Llama(info)
+        self.ranks = ranks
+        self.family.share(ranks)
         self.kv_shape = KVShape(info.heads, info.kv_heads, info.head_dim)
         self.heads = tuple(info.head_widths)
         self.held = info.spec.layers
@@ -103,7 +109,10 @@ class HostModel:
         shapes = {part.name: part.shape[::-1] if is_turned else part.shape for part in parts}
         flat = Flat(torch.empty(sum(p.elements for p in parts), dtype=self.dtype, pin_memory=is_pinned), shapes)
         for part, view in zip(parts, flat.views().values(), strict=True):
-            stored = torch.cat([reader.tensor(source) for source in part.sources])
+            sources = [reader.tensor(source) for source in part.sources]
+            if part.cuts:
+                sources = [_taken(source, cut) for source, cut in zip(sources, part.cuts, strict=True)]
+            stored = torch.cat(sources)
             arranged = self.family.arrange(part.name, stored)
             view.copy_(arranged.t() if is_turned and arranged.ndim == 2 else arranged)
         return flat
@@ -193,8 +202,21 @@ class Resident:
         head = self.heads.get(depth)
         if head is not None:
             inner = torch.nn.functional.gelu(torch.addmm(head["up_bias"], h, head["up_weight"]))
-            h = torch.addmm(h, inner, head["down_weight"]).add_(head["down_bias"])
-        return torch.mm(self.family.normed(self.base, h), self._unembed)
+            family = self.family
+            h = family.reduce(torch.addmm(h, inner, head["down_weight"], beta=family.beta)).add_(head["down_bias"])
+        logits = torch.mm(self.family.normed(self.base, h), self._unembed)
+        return self.host.ranks.whole(logits, self.host.info.vocab)
+
+
+def _taken(source: Tensor, cut: Cut) -> Tensor:
+    """What a cut takes of a tensor, filled up with zeros behind its end."""
+    count = max(0, min(cut.count, source.shape[cut.axis] - cut.first))
+    taken = source.narrow(cut.axis, min(cut.first, source.shape[cut.axis]), count)
+    if count == cut.count:
+        return taken
+    size = list(source.shape)
+    size[cut.axis] = cut.count - count
+    return torch.cat((taken, source.new_zeros(size)), cut.axis)
 
 
 class _Reader:
