@@ -140,6 +140,10 @@ def run(
     live: Annotated[bool, typer.Option("--live", help="Execute on the real engine instead of simulating.")] = False,
     clock: Annotated[Optional[str], typer.Option(help="cpu or wall; default: the scenario's.")] = None,  # noqa: UP045
     device: Annotated[Optional[str], typer.Option(help="With --live: auto, cpu, cuda or cuda:N.")] = None,  # noqa: UP045
+    tensor_parallel: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="With --live: GPUs of this machine that share each layer; default: as in the profile."),
+    ] = None,
     seed: Annotated[Optional[int], typer.Option(min=0, help="Seed instead of the scenario's.")] = None,  # noqa: UP045
     allow_extrapolation: Annotated[
         bool, typer.Option("--allow-extrapolation", help="Answer outside the calibrated range, and say so.")
@@ -170,6 +174,9 @@ def run(
         asked.require_single("--replications 1")
     if device is not None and not live:
         raise InputError("--device", device, "a simulation runs on no device", "Add --live, or leave it out.")
+    if tensor_parallel is not None and not live:
+        remedy = "Add --live, or leave it out (the profile says on how many GPUs a simulated model runs)."
+        raise InputError("--tensor-parallel", tensor_parallel, "a simulation runs on no device", remedy)
     target = out or Path("runs") / f"{loaded.name}-{'live' if live else 'simulated'}"
     require_free(target, RUN_FOLDER, overwrite=overwrite, source=scenario)  # said now, not after a long run
     from heliosim.runs import last_arrival, refuse_live_fleet, run_live, run_simulated, save
@@ -183,7 +190,9 @@ def run(
     with about(scenario), progress_bar("Live" if live else "Simulating") as progress:
         on_progress = run_progress(progress, last_arrival(loaded))
         if live:
-            results = run_live(loaded, device=device or "auto", on_progress=on_progress).results
+            results = run_live(
+                loaded, device=device or "auto", on_progress=on_progress, tensor_parallel=tensor_parallel
+            ).results
         else:
             results = run_simulated(loaded, on_progress=on_progress)
     replicated = None

@@ -179,12 +179,17 @@ def make_engine(
         remedy = f"Use --device {measured_on}, or calibrate on {device}."
         raise InputError("--device", device, f"the profile was measured on {measured_on}", remedy)
     device = measured_on
+    degrees = {profile.model(name).tensor_parallel for name in scenario.models}
+    if len(degrees) > 1:
+        problem = "the models of one live engine share the same GPUs"
+        raise InputError(f"{profile.folder}: tensor_parallel", sorted(degrees), problem, "Calibrate them alike.")
     return TorchEngine(
         folders,
         device=device,
         dtype=profile.model(scenario.models[0]).dtype,
         threads=threads or int(profile.facts.device.get("threads") or 1),
         is_pageable=scenario.memory.host == "pageable",
+        tensor_parallel=degrees.pop(),
     )
 
 
@@ -196,11 +201,14 @@ def run_live(
     engine: TorchEngine | None = None,
     score_agreement: bool = True,
     on_progress: OnProgress | None = None,
+    tensor_parallel: int | None = None,
 ) -> LiveRun:
     """Execute a scenario on the real engine, then score agreement of every token with its model's last layer (not
     timed).
 
-    An engine made here is warmed up first with the scenario's own first requests.
+    An engine made here is warmed up first with the scenario's own first requests. ``tensor_parallel``: GPUs that share
+    each layer, where the profile was measured on one; its step times, by which a controller may judge, stay those of
+    one.
     """
     from heliosim.live import serve_live
 
@@ -209,9 +217,17 @@ def run_live(
     if "energy" in (scenario.controller.get("objective"), *(change.objective for change in scenario.changes)):
         remedy = "Simulate it from a profile with energy figures, or use another objective."
         raise InputError("controller.objective", "energy", "the live engine reads no energy per step", remedy)
+    if tensor_parallel is not None:
+        from heliosim.engines.parallel.facts import ranked
+
+        profile = ranked(profile, scenario.models, tensor_parallel)
     if engine is None:
         engine = make_engine(scenario, profile, device=device)
-        _warm_up(scenario, profile, engine)
+        try:
+            _warm_up(scenario, profile, engine)
+            return run_live(scenario, profile, engine=engine, score_agreement=score_agreement, on_progress=on_progress)
+        finally:
+            engine.close()
     engine.reset()
     recorder = TableRecorder()
     server = build_server(scenario, profile, recorder)
@@ -252,8 +268,6 @@ def with_agreement(
     """
     import pyarrow as pa
 
-    from heliosim.engines.models.score import score
-
     tokens = results.tokens
     prompts = {request: content.prompt_ids or () for request, content in known.items()}
     models = tokens["model"].to_pylist()
@@ -263,7 +277,7 @@ def with_agreement(
         wanted = sorted({r for r, m in zip(ids, models, strict=True) if m == model and r in outputs})
         layers = engine.specs[model].layers
         texts = [[*prompts[r], *outputs[r]] for r in wanted]
-        for request, scored in zip(wanted, score(engine.hosts[model], texts, (layers,), engine.device), strict=True):
+        for request, scored in zip(wanted, engine.score(model, texts, (layers,)), strict=True):
             final[model, request] = scored.ids[0]
     agrees = [
         bool(final[m, r][len(prompts[r]) - 1 + p] == t) if (m, r) in final else None

@@ -12,13 +12,17 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from heliosim.engines.allocator import keep_freed_memory
 from heliosim.engines.models.host import HostModel
 from heliosim.engines.models.paged import PagedKV, Pass, Row
+from heliosim.engines.models.ranks import ALONE, Ranks
+from heliosim.engines.models.score import SequenceScore, score
 from heliosim.engines.models.walk import Left, Walk, read
+from heliosim.engines.parallel.cutting import rank_infos
 from heliosim.engines.residency import Residency
 from heliosim.errors import InputError
 from heliosim.formats.checkpoint import CheckpointInfo, checkpoint_path, inspect_checkpoint
@@ -56,7 +60,16 @@ class TorchEngine:
     ``checkpoints``: folder or shipped name by model name; all must share a vocabulary. ``exits``: exit layers by
     model name, in place of the checkpoint's own. ``is_pageable``: host weights are not pinned, on a GPU either.
     ``threads``: CPU threads, set for the whole process. ``record_ids``: report token ids in ``Tokens.ids``.
+    ``tensor_parallel``: GPUs of this machine that share each layer, as a ``parallel.engine.ParallelEngine``; ``ranks``:
+    the group of which this is one rank.
     """
+
+    def __new__(cls, *_: Any, tensor_parallel: int = 1, **__: Any) -> TorchEngine:
+        if cls is TorchEngine and tensor_parallel != 1:
+            from heliosim.engines.parallel.engine import ParallelEngine
+
+            return object.__new__(ParallelEngine)
+        return object.__new__(cls)
 
     def __init__(
         self,
@@ -68,7 +81,10 @@ class TorchEngine:
         *,
         exits: Mapping[str, Sequence[int]] | None = None,
         is_pageable: bool = False,
+        tensor_parallel: int = 1,
+        ranks: Ranks = ALONE,
     ) -> None:
+        assert tensor_parallel == 1, "several ranks are made by __new__"
         self.device = _device(device)
         if self.device.type == "cpu":
             torch.set_num_threads(threads)
@@ -79,8 +95,10 @@ class TorchEngine:
             for name, folder in checkpoints.items()
         }
         _require_one_vocabulary(infos)
+        if ranks.count > 1:
+            infos = rank_infos(infos, ranks.rank, ranks.count)
         self.hosts = {
-            name: HostModel(info, is_pinned=self.device.type == "cuda" and not is_pageable)
+            name: HostModel(info, is_pinned=self.device.type == "cuda" and not is_pageable, ranks=ranks)
             for name, info in infos.items()
         }
         self.specs: dict[str, ModelSpec] = {name: info.spec for name, info in infos.items()}
@@ -137,6 +155,13 @@ class TorchEngine:
         self._sequences.clear()
         self.outputs.clear()
         self.work = 0
+
+    def score(self, model: str, sequences: Sequence[Sequence[int]], layers: Sequence[int]) -> list[SequenceScore]:
+        """What exits of a model would have said at every position of texts (``models.score``)."""
+        return score(self.hosts[model], sequences, layers, self.device)
+
+    def close(self) -> None:
+        """End what works for this engine elsewhere; alone, there is nothing."""
 
     # --- what it holds ----------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""What a layer needs to know of the other ranks of its tensor-parallel group; alone, there are none and nothing is done.
+"""What a layer needs to know of the other ranks of its tensor-parallel group; alone, nothing is done.
 
 A rank holds some heads, some of the feed-forward's width and some rows of the embedding. Hidden states are whole on
 every rank: the attention output and down projections of all ranks are summed, and only the first rank's sum starts from

@@ -51,7 +51,7 @@ def _misfit(info: CheckpointInfo, ranks: int) -> str | None:
 
 @dataclass(frozen=True)
 class RankInfo(CheckpointInfo):
-    """A checkpoint as rank ``rank`` of ``ranks`` sees it: sizes, parts and bytes of its own part; ``vocab`` is whole."""
+    """A checkpoint as rank ``rank`` of ``ranks`` sees it: sizes, parts, bytes of its own part; ``vocab`` is whole."""
 
     whole: CheckpointInfo
     rank: int

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 class ParallelEngine(TorchEngine):
     """``TorchEngine`` over ``tensor_parallel`` GPUs of this machine (CPU: as many processes, for tests).
 
-    Every rank does every action on its part of each layer; ``specs`` and ``books`` are those of one rank. ``timeout_s``:
-    how long ranks wait for each other within an action before the run is given up. ``close`` it, or use ``with``.
+    Every rank does every action on its part of each layer; ``specs`` and ``books`` are those of one rank.
+    ``timeout_s``: how long ranks wait for each other within an action before the run is given up. ``close`` it at the
+    end.
     """
 
     def __init__(
@@ -106,8 +107,8 @@ class ParallelEngine(TorchEngine):
         mine = held(self)
         if all(theirs == mine for _, (theirs, _) in answers) and (problem is not None or not _failures(answers)):
             return
-        self._clear()
-        self.team.tell("_clear")
+        self.residency.clear()
+        self.team.tell("drop")
         if problem is None:
             text = _failures(answers)[0] if _failures(answers) else "ranks hold different placements"
             raise MemoryBudgetError("load.kv_blocks", action.kv_blocks, text, "Lower the memory budget.")

@@ -20,6 +20,7 @@ from heliosim.engines.models.ranks import Ranks
 from heliosim.errors import HelioSimError
 
 HOST = "127.0.0.1"
+_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before torch 2.12
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class Linked(Ranks):
     def whole(self, logits: Tensor, vocabulary: int) -> Tensor:
         n, columns = logits.shape
         gathered = logits.new_empty(self.count, n, columns)
-        dist.all_gather_into_tensor(gathered.view(-1, columns), logits.contiguous())
+        _gather(gathered.view(-1, columns), logits.contiguous())
         return gathered.transpose(0, 1).reshape(n, self.count * columns)[:, :vocabulary]
 
     def close(self, *, is_broken: bool = False) -> None:

@@ -37,6 +37,9 @@ def serve(pipe: Connection, seat: Seat, device: str, options: dict[str, Any]) ->
         if command == "perform" and isinstance(arguments[0], Load):
             pipe.send(_loaded(engine, arguments[0]))
             continue
+        if command == "drop":
+            engine.residency.clear()
+            continue
         with suppress(HelioSimError):  # the driver meets the same one and raises it
             getattr(engine, command)(*arguments)
     linked.close(is_broken=True)
