@@ -45,6 +45,7 @@ Progress = Callable[[str, float], None]
 class Request:
     """What to calibrate. ``pool_bytes``: memory for weights and KV while measuring; None: enough for the largest batch
     asked for. ``exit_methods``: exit methods, each ``batching+skipped_kv``, whose texts to record as well.
+    ``tensor_parallel``: GPUs that share each layer.
     """
 
     models: Sequence[str]
@@ -52,6 +53,7 @@ class Request:
     device: str = "auto"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     threads: int = 1
+    tensor_parallel: int = 1
     max_batch: int = 32
     max_context: int = 256
     token_budget: int = 256
@@ -71,12 +73,14 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
 
     Raises InputError for checkpoints that cannot be used together; leaves nothing behind when interrupted.
     """
+    from heliosim.engines.parallel.cutting import rank_infos
     from heliosim.engines.torch import TorchEngine
 
     with new_folder(request.out, PROFILE_FOLDER, overwrite=request.overwrite) as folder:
         infos = {
             i.spec.name: i for i in (inspect_checkpoint(checkpoint_path(m), request.dtype) for m in request.models)
         }
+        infos = rank_infos(infos, 0, request.tensor_parallel)
         specs = {name: info.spec for name, info in infos.items()}
         _require_shared_vocabulary(specs)
         device = resolve_device(request.device)
@@ -85,6 +89,7 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
             device=device,
             dtype=request.dtype,
             threads=request.threads,
+            tensor_parallel=request.tensor_parallel,
         )
         clocks: tuple[ClockName, ...] = ("wall",) if device.startswith("cuda") else ("cpu", "wall")
         max_context = min(request.max_context, *(s.max_context for s in specs.values()))
@@ -114,6 +119,7 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
             lambda what, share: progress(f"behaviour {what}", 0.6 + 0.38 * share),
             request.exit_methods,
         )
+        engine.close()
         write_table(columns, folder / "behaviour.parquet")
         _write_steps(steps, folder / "steps.parquet")
         progress("fit", 0.98)
@@ -291,6 +297,7 @@ def _facts(
         checkpoint=name if name in SHIPPED else str(info.folder.resolve()),
         weights_sha256=info.weights_sha256(),
         dtype=info.dtype,
+        tensor_parallel=getattr(info, "ranks", 1),
         layers=spec.layers,
         exits=spec.exits,
         exit_kind=spec.kind,

@@ -85,6 +85,9 @@ def calibrate(
     device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the engine.")] = 1,
+    tensor_parallel: Annotated[
+        int, typer.Option(min=1, help="GPUs of this machine that share each layer (CPU: processes).")
+    ] = 1,
     max_batch: Annotated[int, typer.Option(min=1, help="Largest batch to measure.")] = 32,
     max_context: Annotated[int, typer.Option(min=64, help="Longest context to measure, tokens.")] = 256,
     token_budget: Annotated[int, typer.Option(min=16, help="Largest tokens per step to measure.")] = 256,
@@ -117,6 +120,7 @@ def calibrate(
         device=device,
         dtype=dtype,
         threads=threads,
+        tensor_parallel=tensor_parallel,
         max_batch=max_batch,
         max_context=max_context,
         token_budget=token_budget,
