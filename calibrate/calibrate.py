@@ -12,6 +12,7 @@ from heliosim.errors import InputError
 from heliosim.formats.checkpoint import SHIPPED, CheckpointInfo, checkpoint_path, inspect_checkpoint
 from heliosim.formats.files import new_folder, sha256_of
 from heliosim.formats.profile import (
+    NO_BEHAVIOUR,
     PROFILE_FOLDER,
     SCHEMA_VERSION,
     BehaviourFacts,
@@ -29,7 +30,7 @@ from heliosim.premises import measure_premises
 from heliosim.streams import stream
 from heliosim.types import ModelSpec, blocks_for
 
-from .behaviour import Prompt, observe, prompts_from_tasks, sources_of, write_table
+from .behaviour import Columns, Prompt, observe, prompts_from_tasks, sources_of, write_table
 from .device import device_facts, resolve_device, version_facts
 from .energy import energy_facts, find_meter, idle_watts
 from .exit_costs import MethodSample, fit_methods, measure_methods
@@ -43,9 +44,9 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Request:
-    """What to calibrate. ``pool_bytes``: memory for weights and KV while measuring; None: enough for the largest batch
-    asked for. ``exit_methods``: exit methods, each ``batching+skipped_kv``, whose texts to record as well.
-    ``tensor_parallel``: GPUs that share each layer.
+    """What to calibrate; of random weights no behaviour is recorded. ``pool_bytes``: memory for weights and KV while
+    measuring; None: enough for the largest batch asked for. ``exit_methods``: exit methods, each
+    ``batching+skipped_kv``, whose texts to record as well. ``tensor_parallel``: GPUs that share each layer.
     """
 
     models: Sequence[str]
@@ -77,12 +78,9 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
     from heliosim.engines.torch import TorchEngine
 
     with new_folder(request.out, PROFILE_FOLDER, overwrite=request.overwrite) as folder:
-        infos = {
-            i.spec.name: i for i in (inspect_checkpoint(checkpoint_path(m), request.dtype) for m in request.models)
-        }
-        infos = rank_infos(infos, 0, request.tensor_parallel)
+        infos = rank_infos(_inspect(request), 0, request.tensor_parallel)
         specs = {name: info.spec for name, info in infos.items()}
-        _require_shared_vocabulary(specs)
+        has_behaviour = all(info.random is None for info in infos.values())
         device = resolve_device(request.device)
         engine = TorchEngine(
             {name: info.folder for name, info in infos.items()},
@@ -93,8 +91,8 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
         )
         clocks: tuple[ClockName, ...] = ("wall",) if device.startswith("cuda") else ("cpu", "wall")
         max_context = min(request.max_context, *(s.max_context for s in specs.values()))
-        prompts = _prompts(request, infos, max_context - request.tokens_per_text)
-        text = [token for p in prompts for token in p.ids]
+        prompts = _prompts(request, infos, max_context - request.tokens_per_text) if has_behaviour else []
+        text = [token for p in prompts for token in p.ids] or random_ids(request.seed, engine.vocab)
 
         meter, reason = find_meter(device)
         progress("idle power", 0.0)
@@ -107,20 +105,10 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
         loads = _measure_loads(request, engine, specs, progress)
         batches = {n: _largest_batches(engine, s, _budgets(request, specs), max_context) for n, s in specs.items()}
 
-        progress("behaviour", 0.6)
-        columns = observe(
-            engine,
-            specs,
-            prompts,
-            request.tokens_per_text,
-            request.threshold,
-            min(16, request.max_batch),
-            frozenset(t for info in infos.values() for t in info.eos_ids),
-            lambda what, share: progress(f"behaviour {what}", 0.6 + 0.38 * share),
-            request.exit_methods,
-        )
+        columns = _observe(request, engine, infos, specs, prompts, progress) if has_behaviour else None
         engine.close()
-        write_table(columns, folder / "behaviour.parquet")
+        if columns is not None:
+            write_table(columns, folder / "behaviour.parquet")
         _write_steps(steps, folder / "steps.parquet")
         progress("fit", 0.98)
         models = {
@@ -135,14 +123,61 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
             seed=request.seed,
             models=models,
             energy=energy,
-            behaviour=_behaviour_facts(request, prompts, specs, len(columns["position"])),
-            files={name: sha256_of(folder / name) for name in ("behaviour.parquet", "steps.parquet")},
+            behaviour=NO_BEHAVIOUR
+            if columns is None
+            else _behaviour_facts(request, prompts, specs, len(columns["position"])),
+            files={path.name: sha256_of(path) for path in sorted(folder.glob("*.parquet"))},
         )
         write_profile(folder, facts)
-        premises = measure_premises(load_profile(folder).behaviour, request.threshold)
-        write_profile(folder, facts.model_copy(update={"premises": [p.row() for p in premises]}))
+        if columns is not None:
+            premises = measure_premises(load_profile(folder).behaviour, request.threshold)
+            write_profile(folder, facts.model_copy(update={"premises": [p.row() for p in premises]}))
     progress("done", 1.0)
     return load_profile(request.out)
+
+
+def _inspect(request: Request) -> dict[str, CheckpointInfo]:
+    """Facts of the models by name. Raises InputError if two have one name, or if texts are asked of random weights."""
+    infos: dict[str, CheckpointInfo] = {}
+    for model in request.models:
+        info = inspect_checkpoint(checkpoint_path(model), request.dtype)
+        if info.spec.name in infos:
+            raise InputError("--models", model, f"two models are called {info.spec.name}", "Calibrate them apart.")
+        infos[info.spec.name] = info
+    _require_shared_vocabulary({name: info.spec for name, info in infos.items()})
+    if request.exit_methods and any(info.random is not None for info in infos.values()):
+        problem = "random weights say nothing, so no texts are recorded"
+        raise InputError("--exit-methods", ",".join(request.exit_methods), problem, "Leave it out.")
+    return infos
+
+
+def random_ids(seed: int, vocab: int, count: int = 4096) -> list[int]:
+    """Token ids for models that have no text: drawn evenly from the vocabulary."""
+    ids: list[int] = stream(seed, "calibrate", "ids").integers(vocab, size=count).tolist()
+    return ids
+
+
+def _observe(
+    request: Request,
+    engine: Any,
+    infos: Mapping[str, CheckpointInfo],
+    specs: Mapping[str, ModelSpec],
+    prompts: Sequence[Prompt],
+    progress: Progress,
+) -> Columns:
+    """The behaviour table."""
+    progress("behaviour", 0.6)
+    return observe(
+        engine,
+        specs,
+        prompts,
+        request.tokens_per_text,
+        request.threshold,
+        min(16, request.max_batch),
+        frozenset(t for info in infos.values() for t in info.eos_ids),
+        lambda what, share: progress(f"behaviour {what}", 0.6 + 0.38 * share),
+        request.exit_methods,
+    )
 
 
 def _require_shared_vocabulary(specs: Mapping[str, ModelSpec]) -> None:
@@ -162,9 +197,10 @@ def _prompts(request: Request, infos: Mapping[str, CheckpointInfo], longest: int
     from heliosim.synth import load_tokenizer
     from heliosim.tasks import FAMILIES
 
-    folder = next(iter(infos.values())).folder
-    path = folder / "tokenizer.json"
-    if not path.exists():
+    first = next(iter(infos.values()))
+    path = first.tokenizer_file
+    if path is None:
+        path = first.folder / "tokenizer.json"
         raise InputError(str(path), path.name, "the checkpoint has no fast tokenizer", "Add its tokenizer.json.")
     tokenize = load_tokenizer(path)
     tasks = request.tasks or FAMILIES
@@ -294,8 +330,10 @@ def _facts(
     load_fits: dict[ClockName, LoadFit] = {c: fit_loads(my_loads, c) for c in clocks}
     return ModelFacts(
         architecture=info.architecture,
-        checkpoint=name if name in SHIPPED else str(info.folder.resolve()),
+        checkpoint=name if name in SHIPPED else str(info.folder if info.random is not None else info.folder.resolve()),
         weights_sha256=info.weights_sha256(),
+        weights="checkpoint" if info.random is None else "random",
+        weights_seed=None if info.random is None else info.random.seed,
         dtype=info.dtype,
         tensor_parallel=getattr(info, "ranks", 1),
         layers=spec.layers,

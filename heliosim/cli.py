@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -38,6 +39,9 @@ app.command()(tune)
 app.add_typer(trace_app, name="trace", help="Make, import and describe request traces.")
 app.add_typer(exits_app, name="exits", help="Exit batching and skipped-KV methods: speed beside quality.")
 app.add_typer(behaviour_app, name="behaviour", help="Exits without weights: synthesize, import and show behaviour.")
+
+calibrate_app = typer.Typer(help="Measure models on this machine and write a profile.", invoke_without_command=True)
+app.add_typer(calibrate_app, name="calibrate")
 
 GO_ON = (["reproduce"], ["sweep"], ["tune"], ["plan"], ["max-rate"], ["statistics", "coverage"])
 """Commands that keep what they did when they are interrupted, and go on from there."""
@@ -78,10 +82,18 @@ def demo(
     run_demo(out, pair=pair, requests=requests, repeats=repeats, device=device, seed=seed)
 
 
-@app.command()
+@calibrate_app.callback()
 def calibrate(
-    out: Annotated[Path, typer.Option(help="Folder of the profile to write.")],
+    context: typer.Context,
+    out: Annotated[Optional[Path], typer.Option(help="Folder of the profile to write; required.")] = None,  # noqa: UP045
     models: Models = "tiny-opt-s,tiny-opt-l",
+    random_weights: Annotated[
+        str,
+        typer.Option(
+            help="Architectures to calibrate with random weights instead of models: shipped names or configuration "
+            "files, separated by commas, each alone or as NAME@exits=6,12,24,seed=0. Times and bytes, no exits."
+        ),
+    ] = "",
     device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the engine.")] = 1,
@@ -103,6 +115,14 @@ def calibrate(
     overwrite: Overwrite = False,
 ) -> None:
     """Measure models on this machine, inside the real serving loop, and write a profile."""
+    if (command := context.invoked_subcommand) is not None:
+        refuse_options(context, given_options(context), f"is no option of {command}", f"Put it behind {command}.")
+        return
+    if out is None:
+        raise InputError("--out", None, "is missing", "Name the folder of the profile to write.")
+    if random_weights:
+        unused = given_options(context) & {"models", "prompts", "exit_methods"}
+        refuse_options(context, unused, "random weights say nothing and stand alone", "Leave it out.")
     need_live()
     if dtype not in ("float32", "float16", "bfloat16"):
         from heliosim.errors import UnknownNameError
@@ -112,10 +132,11 @@ def calibrate(
     from heliosim_calibrate.calibrate import calibrate as measure
 
     from heliosim.console import progress_bar
+    from heliosim.formats.random_weights import split_names
     from heliosim.profile_view import show_profile
 
     request = Request(
-        models=[m.strip() for m in models.split(",") if m.strip()],
+        models=split_names(random_weights or models, random_only=bool(random_weights)),
         out=out,
         device=device,
         dtype=dtype,
@@ -134,7 +155,10 @@ def calibrate(
     with progress_bar("Calibrating") as progress:
         profile = measure(request, progress)
     show_profile(profile)
-    typer.echo(f"\nProfile written to {out}. Next: heliosim example --profile {out} --out example")
+    following = f"heliosim example --profile {out} --out example"
+    if profile.random_models:
+        following = "heliosim run SCENARIO --live --replay-exits PROFILE"
+    typer.echo(f"\nProfile written to {out}. Next: {following}")
 
 
 @app.command()
@@ -322,6 +346,17 @@ def profile_check(
 
 
 add_statistics(app)  # behind the commands above in the list of help
+
+
+def given_options(context: typer.Context) -> set[str]:
+    """Options of a command that were given, not left at their defaults."""
+    return {n for n in context.params if getattr(context.get_parameter_source(n), "name", "") == "COMMANDLINE"}
+
+
+def refuse_options(context: typer.Context, names: Iterable[str], problem: str, remedy: str) -> None:
+    """Raise InputError for the first of these options of a command."""
+    for name in sorted(names):
+        raise InputError(f"--{name.replace('_', '-')}", str(context.params[name]), problem, remedy)
 
 
 def need_live() -> None:

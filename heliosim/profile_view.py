@@ -44,6 +44,9 @@ def show_profile(profile: Profile, *, sources: bool = False) -> None:
         f"{f' ({threads} thread(s))' if (threads := device.get('threads')) else ''} · seed {facts.seed}"
     )
     _show_derivation(profile, sources)
+    if profile.random_models:
+        seeds = ", ".join(f"{n} (seed {facts.models[n].weights_seed})" for n in profile.random_models)
+        out.print(f"[yellow]random weights: {seeds}. Times and bytes are real; there are no exits and no texts[/]")
     out.print(f"energy: {_energy(profile, sources)}\n")
     print_fitted(out, "Models", *_sizes(facts.models))
     memory = device.get("gpu_memory_bytes")

@@ -28,7 +28,7 @@ from heliosim.engines.parallel.team import LostRankError, Watch  # noqa: E402
 from heliosim.engines.torch import TorchEngine  # noqa: E402
 from heliosim.errors import HelioSimError, InputError, MemoryBudgetError  # noqa: E402
 from heliosim.examples import scenario_for  # noqa: E402
-from heliosim.formats.checkpoint import inspect_checkpoint  # noqa: E402
+from heliosim.formats.checkpoint import checkpoint_path, inspect_checkpoint  # noqa: E402
 from heliosim.hardware.architecture import ExitHead, read_architecture  # noqa: E402
 from heliosim.profile_view import open_profile  # noqa: E402
 from heliosim.runs import run_live  # noqa: E402
@@ -157,8 +157,11 @@ def test_bytes_of_a_rank_are_those_of_the_architecture(tmp_path: Path, name: str
         assert spec.exit_head_bytes == {2: shape.exit_head_bytes(head, "float32", ranks)}
 
 
-def test_parts_of_all_ranks_are_the_whole(folders: dict[str, Path]) -> None:
-    info = inspect_checkpoint(folders["llama-b"], "float32")
+@pytest.mark.parametrize("is_random", [False, True])
+def test_parts_of_all_ranks_are_the_whole(folders: dict[str, Path], is_random: bool) -> None:
+    folder = folders["llama-b"]
+    name = f"random:{folder / 'config.json'}" if is_random else folder
+    info = inspect_checkpoint(checkpoint_path(name), "float32")
     whole = HostModel(info).flat("layer", 1).views()
     parts = [HostModel(rank_info(info, r, 2)).flat("layer", 1).views() for r in (0, 1)]
     for name, axis in (("out_weight", 0), ("down_weight", 0)):  # [in, out]: cut along what is summed over

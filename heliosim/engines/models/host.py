@@ -19,9 +19,11 @@ from heliosim.engines.models.incoming import Awaited, Incoming
 from heliosim.engines.models.llama import Llama
 from heliosim.engines.models.opt import Opt
 from heliosim.engines.models.paged import KVShape
+from heliosim.engines.models.random_parts import random_part
 from heliosim.engines.models.ranks import ALONE, Ranks
 from heliosim.errors import InputError
-from heliosim.formats.checkpoint import CheckpointInfo, Cut, Part
+from heliosim.formats.checkpoint import CheckpointInfo, Part
+from heliosim.formats.weight_files import Cut
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -61,7 +63,7 @@ class HostModel:
         self.ranks = ranks
         self.family.share(ranks)
         self.kv_shape = KVShape(info.heads, info.kv_heads, info.head_dim)
-        self.heads = tuple(info.head_widths)
+        self.heads = tuple(info.head_shapes)
         self.held = info.spec.layers
         self._is_pinned = is_pinned
         self._flats: dict[tuple[str, int], Flat] = {}
@@ -77,6 +79,7 @@ class HostModel:
 
     def _from_disk(self, kind: str, number: int, reader: _Reader) -> Flat:
         info = self.info
+        reader.piece = f"{kind} {number}"
         if kind == "base":
             return self._read(info.base_parts(), reader, self._is_pinned, is_turned=False)
         parts = info.layer_parts(number) if kind == "layer" else info.head_parts(number)
@@ -109,10 +112,7 @@ class HostModel:
         shapes = {part.name: part.shape[::-1] if is_turned else part.shape for part in parts}
         flat = Flat(torch.empty(sum(p.elements for p in parts), dtype=self.dtype, pin_memory=is_pinned), shapes)
         for part, view in zip(parts, flat.views().values(), strict=True):
-            sources = [reader.tensor(source) for source in part.sources]
-            if part.cuts:
-                sources = [_taken(source, cut) for source, cut in zip(sources, part.cuts, strict=True)]
-            stored = torch.cat(sources)
+            stored = reader.part(part) if part.whole is None else _taken(reader.part(part.whole), part.cuts)
             arranged = self.family.arrange(part.name, stored)
             view.copy_(arranged.t() if is_turned and arranged.ndim == 2 else arranged)
         return flat
@@ -200,37 +200,50 @@ class Resident:
     def logits(self, h: Tensor, depth: int) -> Tensor:
         """Next-token logits [n, vocabulary] from hidden states [n, d] behind ``depth`` layers."""
         head = self.heads.get(depth)
+        normed_by = self.base
         if head is not None:
-            inner = torch.nn.functional.gelu(torch.addmm(head["up_bias"], h, head["up_weight"]))
-            family = self.family
-            h = family.reduce(torch.addmm(h, inner, head["down_weight"], beta=family.beta)).add_(head["down_bias"])
-        logits = torch.mm(self.family.normed(self.base, h), self._unembed)
+            if "up_weight" in head:
+                family = self.family
+                inner = torch.nn.functional.gelu(torch.addmm(head["up_bias"], h, head["up_weight"]))
+                h = family.reduce(torch.addmm(h, inner, head["down_weight"], beta=family.beta)).add_(head["down_bias"])
+            if "norm_weight" in head:
+                normed_by = head
+        logits = torch.mm(self.family.normed(normed_by, h), self._unembed)
         return self.host.ranks.whole(logits, self.host.info.vocab)
 
 
-def _taken(source: Tensor, cut: Cut) -> Tensor:
-    """What a cut takes of a tensor, filled up with zeros behind its end."""
-    count = max(0, min(cut.count, source.shape[cut.axis] - cut.first))
-    taken = source.narrow(cut.axis, min(cut.first, source.shape[cut.axis]), count)
-    if count == cut.count:
-        return taken
-    size = list(source.shape)
-    size[cut.axis] = cut.count - count
-    return torch.cat((taken, source.new_zeros(size)), cut.axis)
+def _taken(whole: Tensor, cuts: Sequence[Cut]) -> Tensor:
+    """What cuts take of a tensor, one behind the other; zeros where one reaches over its end."""
+    axis, taken = cuts[0].axis, []
+    for cut in cuts:
+        count = max(0, min(cut.count, whole.shape[axis] - cut.first))
+        taken.append(whole.narrow(axis, min(cut.first, whole.shape[axis]), count))
+        if count < cut.count:
+            size = list(whole.shape)
+            size[axis] = cut.count - count
+            taken.append(whole.new_zeros(size))
+    return torch.cat(taken, axis)
 
 
 class _Reader:
-    """Opens each weight file once."""
+    """Opens each weight file once, or draws random weights. ``piece``: which piece of the model its parts are of."""
 
     def __init__(self, info: CheckpointInfo) -> None:
         self._info = info
         self._open: dict[Any, Any] = {}
+        self.piece = ""
 
     def __enter__(self) -> _Reader:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._open.clear()
+
+    def part(self, part: Part) -> Tensor:
+        """A part of ``piece`` as the checkpoint has it, matrices [out, in]."""
+        if self._info.random is not None:
+            return random_part(self._info, self.piece, part)
+        return torch.cat([self.tensor(source) for source in part.sources])
 
     def tensor(self, name: str) -> Tensor:
         file = self._info.tensors[name].file

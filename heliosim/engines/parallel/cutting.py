@@ -13,7 +13,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from heliosim.errors import InputError
-from heliosim.formats.checkpoint import ITEM_BYTES, CheckpointInfo, Cut, Part
+from heliosim.formats.checkpoint import ITEM_BYTES, CheckpointInfo
+from heliosim.formats.weight_files import Cut, Part
 from heliosim.hardware.architecture import MAX_RANKS, VOCABULARY_PADDING
 
 _FIELD = "tensor_parallel"
@@ -40,7 +41,7 @@ def require_ranks(info: CheckpointInfo, ranks: int) -> None:
 
 def _misfit(info: CheckpointInfo, ranks: int) -> str | None:
     counts = {"heads": info.heads, "feed-forward columns": info.ffn}
-    counts |= {f"columns in the head of exit {e}": width for e, width in info.head_widths.items()}
+    counts |= {f"columns in the head of exit {e}": head.width for e, head in info.head_shapes.items()}
     for what, count in counts.items():
         if count % ranks:
             return f"{count} {what}: not divisible"
@@ -60,39 +61,41 @@ class RankInfo(CheckpointInfo):
     def base_parts(self) -> tuple[Part, ...]:
         rows = rank_vocabulary(self.vocab, self.ranks)
         cut = Cut(0, self.rank * rows, rows)
-        return tuple(_cut(p, (cut,)) if p.name in ("embed", "head") else p for p in self.whole.base_parts())
+        return tuple(_cut(p, cut) if p.name in ("embed", "head") else p for p in self.whole.base_parts())
 
     def layer_parts(self, layer: int) -> tuple[Part, ...]:
         return tuple(self._layer_part(part) for part in self.whole.layer_parts(layer))
 
     def head_parts(self, exit_layer: int) -> tuple[Part, ...]:
-        width = self.whole.head_widths.get(exit_layer, 0)
-        return tuple(self._of_width(part, width) for part in self.whole.head_parts(exit_layer))
+        head = self.whole.head_shapes.get(exit_layer)
+        return () if head is None else tuple(self._of(p, head.width) for p in self.whole.head_parts(exit_layer))
 
     def weights_sha256(self) -> str:
         return self.whole.weights_sha256()
 
     def _layer_part(self, part: Part) -> Part:
-        query = self.heads * self.head_dim
+        mine, all_q = self.heads * self.head_dim, self.whole.heads * self.head_dim
         if part.name.startswith("qkv"):
-            kv = self.kv_heads * self.head_dim
-            first_kv = self.rank * self.whole.kv_heads // self.ranks * self.head_dim
-            return _cut(part, (Cut(0, self.rank * query, query), Cut(0, first_kv, kv), Cut(0, first_kv, kv)))
+            kv, all_kv = self.kv_heads * self.head_dim, self.whole.kv_heads * self.head_dim
+            k = all_q + self.rank * self.whole.kv_heads // self.ranks * self.head_dim
+            return _cut(part, Cut(0, self.rank * mine, mine), Cut(0, k, kv), Cut(0, k + all_kv, kv))
         if part.name == "out_weight":
-            return _cut(part, (Cut(1, self.rank * query, query),))
-        return self._of_width(part, self.whole.ffn)
+            return _cut(part, Cut(1, self.rank * mine, mine))
+        return self._of(part, self.whole.ffn)
 
-    def _of_width(self, part: Part, width: int) -> Part:
-        """A part of an MLP of ``width`` columns in all; other parts are whole."""
+    def _of(self, part: Part, width: int) -> Part:
+        """A part of an MLP of ``width`` columns in all (gated: gates, then as many others); other parts are whole."""
         mine = width // self.ranks
-        axis = {"up_weight": 0, "up_bias": 0, "down_weight": 1}.get(part.name)
-        return part if axis is None else _cut(part, (Cut(axis, self.rank * mine, mine),) * len(part.sources))
+        first = self.rank * mine
+        if part.name in ("up_weight", "up_bias"):
+            return _cut(part, *(Cut(0, start + first, mine) for start in range(0, part.shape[0], width)))
+        return _cut(part, Cut(1, first, mine)) if part.name == "down_weight" else part
 
 
-def _cut(part: Part, cuts: tuple[Cut, ...]) -> Part:
+def _cut(part: Part, *cuts: Cut) -> Part:
     shape = list(part.shape)
-    shape[cuts[0].axis] = cuts[0].count if cuts[0].axis else sum(cut.count for cut in cuts)
-    return Part(part.name, tuple(shape), part.sources, cuts)
+    shape[cuts[0].axis] = sum(cut.count for cut in cuts)
+    return Part(part.name, tuple(shape), part.sources, part, cuts)
 
 
 def rank_info(info: CheckpointInfo, rank: int, ranks: int) -> CheckpointInfo:
@@ -105,7 +108,7 @@ def rank_info(info: CheckpointInfo, rank: int, ranks: int) -> CheckpointInfo:
         "heads": info.heads // ranks,
         "kv_heads": max(1, info.kv_heads // ranks),
         "ffn": info.ffn // ranks,
-        "head_widths": {e: width // ranks for e, width in info.head_widths.items()},
+        "head_shapes": {e: replace(head, width=head.width // ranks) for e, head in info.head_shapes.items()},
     }
     made = RankInfo(**values, whole=info, rank=rank, ranks=ranks)
     item = ITEM_BYTES[info.dtype]
