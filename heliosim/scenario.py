@@ -341,6 +341,13 @@ class Scenario(Strict):
         return value
 
     @model_validator(mode="after")
+    def _has_classes_to_order(self) -> Scenario:
+        w = self.workload
+        if (self.batcher.order or {}).get("kind") == "priority" and w.trace is None and w.priorities is None:
+            raise ValueError("batcher.order priority: all requests are of one class; give workload.priorities")
+        return self
+
+    @model_validator(mode="after")
     def _changes_are_of_all(self) -> Scenario:
         groups = self.fleet.replicas if self.fleet is not None else ()
         own = next((group.label for group in groups if group.memory is not None), None)

@@ -1,7 +1,8 @@
 """What a device holds, and how that changes: weights, KV storage, transfers beside steps.
 
 The loading half of the live engine. It does what a ``Load`` says and keeps what steps run on: ``held()`` gives the
-resident layers and the KV storage. It knows nothing of texts, exits or clocks.
+resident layers and the KV storage, both in one ``Arena`` that is allocated once. It knows nothing of texts, exits or
+clocks.
 """
 
 from __future__ import annotations
@@ -10,34 +11,56 @@ import time
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
+from heliosim.engines.models.arena import Allocate, Arena, allocate, available_bytes
 from heliosim.engines.models.host import HostModel, Resident
-from heliosim.engines.models.incoming import Incoming
-from heliosim.engines.models.paged import PagedKV, Pass, Row
+from heliosim.engines.models.incoming import Copy, Incoming, Slots
+from heliosim.engines.models.paged import PagedKV, Pass, Row, block_values, slots_of
+from heliosim.engines.models.ring import Ring
 from heliosim.engines.models.walk import Gaps
-from heliosim.errors import InputError, MemoryBudgetError, UnknownNameError
+from heliosim.errors import DeviceMemoryError, InputError, LoadError, UnknownNameError
 from heliosim.types import Load, Placement, RequestId, Run, tick
 
 _EXTEND_TOKENS = 2048
 """Tokens run through new layers at once; bounds the activations of an ``extend``."""
 
+_SHARES = (0.9, 0.75, 0.5, 0.25, 0.1)
+"""Of the memory asked for, or there: what is tried where a device does not give it."""
+
 
 class Residency:
-    """The resident placement on ``device``, of the models ``hosts``.
+    """The resident placement on ``device``, of the models ``hosts``, which share a dtype.
 
     ``resident``, ``kv``: its layers and its KV storage; None: nothing is loaded. ``gaps``: tokens whose KV lacks
     layers; steps write it, a change of placement asks for it. ``fetch``: a transfer beside steps; ``arrival``: layers
-    that a step may wait for.
+    that a step may wait for. ``copies``: every piece of weights copied since the last ``clear_copies``, with its times.
+
+    ``budget_bytes`` of device memory are taken at the first load and hold everything (0: as much as loads turn out to
+    need). While a placement stands no address changes; layers of one model lie at the same ones in every placement.
     """
 
-    def __init__(self, hosts: Mapping[str, HostModel], device: torch.device) -> None:
-        self.hosts, self.device = hosts, device
+    def __init__(
+        self,
+        hosts: Mapping[str, HostModel],
+        device: torch.device,
+        *,
+        budget_bytes: int = 0,
+        is_pinned: bool = False,
+        allocate: Allocate = allocate,
+    ) -> None:
+        self.hosts, self.device, self.budget_bytes = hosts, device, budget_bytes
+        self.dtype = next(iter(hosts.values())).dtype
+        self.arena = Arena(device, self.dtype, allocate)
+        self.ring = Ring(max(host.largest for host in hosts.values()), is_pinned=is_pinned)
+        self.copies: list[Copy] = []
         self.placement: Placement | None = None
         self.resident: Resident | None = None
         self.kv: PagedKV | None = None
         self.gaps = Gaps()
         self.fetch: Incoming | None = None
         self.arrival: Incoming | None = None
+        self._spare: Tensor | None = None
 
     def held(self) -> tuple[Resident, PagedKV]:
         """What steps run on: the resident layers and the KV storage."""
@@ -53,8 +76,10 @@ class Residency:
                 self.gaps.forget(request)
 
     def clear(self) -> None:
-        """Hold nothing: the state at the start, and after a load that failed halfway."""
+        """Hold nothing: the state at the start, and after a load that failed halfway. The arena stays."""
         self._forget_fetch()
+        if self.arrival is not None:
+            self.arrival.cancel()
         self.placement = self.resident = self.kv = self.arrival = None
         self.gaps = Gaps()
 
@@ -95,59 +120,191 @@ class Residency:
     # --- changes of placement ---------------------------------------------------------------------------------------
 
     def load(self, action: Load) -> None:
-        """Change the placement. What cannot work is refused before anything is given up."""
+        """Change the placement. What cannot work is refused before anything is given up.
+
+        Raises DeviceMemoryError or LoadError where the device or the files let it down, and leaves the engine able to
+        load again: with nothing resident, unless the error says otherwise.
+        """
         host = self._host(action.placement)
         self._require_extendable(action)
-        self.release(action.evicted)
-        self._hold(action)
-        if action.part in ("begin", "drop"):
-            self._fetch_in_background(host, action)
-            return
-        if action.part == "whole":
-            self._forget_fetch()
         try:
-            if self.fetch is not None:
+            if self.resident is not None:
+                self.resident.settle()
+            self.release(action.evicted)
+            self._hold(action)
+            if action.part in ("begin", "drop"):
+                self._beside(host, action)
+                return
+            if action.part == "whole":
+                self._forget_fetch()
+            elif self.fetch is not None:
                 self.fetch.wait()
             if action.kept:
                 self._extend(host, action)
             else:
                 self._replace(host, action)
-        except RuntimeError as error:
+            self.placement = action.placement
+        except DeviceMemoryError as error:
+            if not error.is_intact:
+                self.clear()
+                self._fall_back(host, action, error)
+            raise
+        except (AssertionError, InputError):
             self.clear()
-            if not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
-                raise
-            need = host.info.spec.weights_bytes(action.placement.depth)
-            block = host.info.spec.block_bytes(action.placement.depth, action.stores_hidden)
-            problem = f"the device is too small for {action.placement}: {need:,} B of weights, {block:,} B per block"
-            raise MemoryBudgetError(
-                "load.kv_blocks", action.kv_blocks, problem, "Lower the memory budget; nothing is loaded now."
-            ) from error
-        self.placement = action.placement
+            raise
+        except Exception as error:
+            self.clear()
+            raise LoadError(f"{action.placement} did not come: {error}") from error
+        except BaseException:  # interrupted: nothing half done may stay
+            self.clear()
+            raise
 
-    def _fetch_in_background(self, host: HostModel, action: Load) -> None:
+    def _beside(self, host: HostModel, action: Load) -> None:
         """Begin, or give up, a transfer beside what is resident, whose KV storage shrinks or grows for it."""
         resident, kv = self.held()
         self._forget_fetch()
-        kv.compact(action.kv_blocks)
+        held, present, first, more = resident.host.values(resident.depth), 0, 0, 0
         if action.part == "begin":
-            present = resident.depth if resident.host is host else 0
-            self.fetch = Incoming(host, present, action.placement.depth, self.device, host.dtype)
+            if resident.host is host:
+                present = resident.depth
+                more = host.values(action.placement.depth) - held
+            else:
+                first, more = held, host.values(action.placement.depth)
+        self._make_room(held + more, action.kv_blocks * kv.block_values, action, is_intact=True)
+        self.gaps.move(kv.resize(action.kv_blocks))
+        if action.part == "begin":
+            self.fetch = self._transfer(host, present, action.placement.depth, first=first)
+
+    def _replace(self, host: HostModel, action: Load) -> None:
+        """Give up all KV and the weights not needed, bring the missing ones, and lay out the new KV."""
+        depth = action.placement.depth
+        self.kv, self.gaps = None, Gaps()
+        if self.resident is None or self.resident.host is not host:
+            self.resident = Resident(host, self.device, self.dtype, self._slots(host))
+        else:
+            self.resident.drop(depth)
+        if self.fetch is not None:
+            self._take_fetched(self.resident)
+        hidden = host.info.hidden if self._keeps_hidden(host, action) else None
+        block = block_values(depth, host.kv_shape, hidden)
+        self._make_room(host.values(depth), action.kv_blocks * block, action)
+        self._bring(self.resident, action, is_pipelined=action.is_pipelined)
+        self.kv = PagedKV(
+            action.kv_blocks, depth, host.kv_shape, self.device, self.dtype, hidden=hidden, storage=self.arena.data
+        )
+
+    def _extend(self, host: HostModel, action: Load) -> None:
+        """Deepen the placement under the kept requests: run the new layers over their stored hidden states."""
+        resident, kv = self.held()
+        depth, old_depth, keeps = action.placement.depth, resident.depth, self._keeps_hidden(host, action)
+        kept = dict(action.kept)
+        self.release([request for request in kv.tables if request not in kept])
+        fits = kv.has_room_for_hidden(depth, keeps_hidden=keeps)
+        saved = {} if fits else {request: self._saved_states(request, tokens) for request, tokens in kept.items()}
+        block = block_values(depth, host.kv_shape, host.info.hidden if keeps else None)
+        self._make_room(host.values(depth), action.kv_blocks * block, action)
+        if fits:  # weights first: blocks grow towards them
+            kv.resize(kv.used_blocks)
+            self._bring(resident, action)
+            kv.relay(depth, action.kv_blocks, self._scratch(), keeps_hidden=keeps)
+        else:
+            kv.relay(depth, action.kv_blocks, self._scratch(), keeps_hidden=keeps)
+            self._bring(resident, action)
+        rows = {r: Row(kv.take(r, tokens), 0, tokens) for r, tokens in kept.items() if tokens}
+        for group in _groups(list(rows.items()), _EXTEND_TOKENS):
+            self._run_new_layers(group, old_depth, saved, keeps_hidden=keeps)
+        if not keeps:
+            kv.drop_hidden()
+
+    def _run_new_layers(
+        self,
+        group: Sequence[tuple[RequestId, Row]],
+        old_depth: int,
+        saved: Mapping[RequestId, Tensor],
+        *,
+        keeps_hidden: bool,
+    ) -> None:
+        """Run the layers behind ``old_depth`` over the rows of some requests, from kept or ``saved`` states [n, d]."""
+        resident, kv = self.held()
+        run = Pass([row for _, row in group], kv.shape, self.device, kv.dtype, block_rows=kv.block_rows)
+        if saved:
+            h = torch.cat([saved[group[k][0]] for k in run.order]).to(self.device)
+        else:
+            assert kv.hidden is not None
+            h = kv.hidden.of(run.slots)
+        resident.family.begin(run)
+        for i in range(old_depth, resident.depth):
+            h = resident.family.layer(resident.layers[i], h, run, kv.layers[i])
+        if keeps_hidden:
+            assert kv.hidden is not None
+            kv.hidden.keep(run.slots, h)
+
+    def _saved_states(self, request: RequestId, tokens: int) -> Tensor:
+        """Hidden states of a request's tokens, in host memory: the deeper block has no room for them."""
+        _, kv = self.held()
+        assert kv.hidden is not None
+        slots = torch.tensor(list(slots_of(Row(kv.take(request, tokens), 0, tokens), kv.block_rows)))
+        return kv.hidden.of(slots.to(self.device)).cpu()
+
+    # --- weights ----------------------------------------------------------------------------------------------------
+
+    def _bring(self, resident: Resident, action: Load, *, is_pipelined: bool = False) -> None:
+        """Bring the layers that are missing: fetched ones, or copied now, or by a transfer that the next step may wait
+        for.
+        """
+        if self.fetch is not None:
+            self._take_fetched(resident)
+        if resident.depth == action.placement.depth:
+            return
+        arrival = self._transfer(resident.host, resident.depth, action.placement.depth, is_background=is_pipelined)
+        resident.adopt(arrival)
+        if is_pipelined:
+            self.arrival = arrival
+        else:
+            resident.settle()
+
+    def _take_fetched(self, resident: Resident) -> None:
+        """Use what a transfer beside steps has brought; another model moves to where models lie."""
+        fetch, host = self.fetch, resident.host
+        assert fetch is not None
+        if resident.depth == fetch.depth:
+            return
+        is_beside = fetch.first > 0
+        resident.adopt(fetch)
+        resident.settle()
+        if is_beside:
+            self.arena.move_left(fetch.first, host.values(fetch.depth), fetch.first)
+            resident.move(self._slots(host))
+
+    def _transfer(
+        self, host: HostModel, present: int, depth: int, *, first: int = 0, is_background: bool = True
+    ) -> Incoming:
+        """Weights on their way to where they belong, counted from ``first``."""
+        return Incoming(
+            host,
+            present,
+            depth,
+            self._slots(host, first),
+            self.device,
+            first=first,
+            ring=self.ring,
+            copies=self.copies,
+            is_background=is_background,
+        )
+
+    def _slots(self, host: HostModel, first: int = 0) -> Slots:
+        """Where the pieces of a model lie in the arena."""
+
+        def slot(kind: str, number: int) -> Tensor:
+            start, values = host.place(kind, number)
+            return self.arena.part(first + start, values)
+
+        return slot
 
     def _forget_fetch(self) -> None:
         if self.fetch is not None:
             self.fetch.cancel()
             self.fetch = None
-
-    def _arriving(self, host: HostModel, present: int, action: Load) -> Incoming | None:
-        """What brings the weights of a load: a transfer that is done, one whose layers may be waited for later, or None
-        (they are copied now).
-        """
-        if self.fetch is not None:
-            return self.fetch
-        if not action.is_pipelined:
-            return None
-        self.arrival = Incoming(host, present, action.placement.depth, self.device, host.dtype)
-        return self.arrival
 
     def _hold(self, action: Load) -> None:
         """Free the host memory of weights that wait on disk, those that this load reads from there included."""
@@ -162,56 +319,73 @@ class Residency:
                 host.hold(next(on_host, 0))
             host.hold(depth)
 
-    def _replace(self, host: HostModel, action: Load) -> None:
-        """Free all KV and the weights not needed, then copy the missing ones and allocate the new KV."""
+    # --- memory -----------------------------------------------------------------------------------------------------
+
+    def _keeps_hidden(self, host: HostModel, action: Load) -> bool:
+        return action.stores_hidden and action.placement.depth < host.info.spec.layers
+
+    def _make_room(self, left: int, right: int, action: Load, *, is_intact: bool = False) -> None:
+        """Have an arena in which weights take ``left`` values and KV ``right``. Only where nobody said how large it is
+        to be, or it is to be larger than was said, can it have to be replaced.
+        """
+        resident, kv = self.resident, self.kv
+        kept = resident.host.values(resident.depth) if resident is not None else 0
+        blocks = kv.grid_blocks if kv is not None else 0
+        wanted = max(left + right, self.budget_bytes // self.dtype.itemsize)
+        try:
+            if not self.arena.grow(wanted, kept, 0 if kv is None else kv.values):
+                return
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise self._too_small(action, is_intact=is_intact) from error
+        if resident is not None:
+            resident.move(self._slots(resident.host))
+        if kv is not None:
+            kv.bind(self.arena.data)
+            self.gaps.shift(kv.grid_blocks - blocks)
+        self._scratch()
+
+    def _too_small(self, action: Load, *, is_intact: bool) -> DeviceMemoryError:
+        spec = self._host(action.placement).info.spec
+        need = spec.weights_bytes(action.placement.depth)
+        block = spec.block_bytes(action.placement.depth, action.stores_hidden)
+        problem = f"the device is too small for {action.placement}: {need:,} B of weights, {block:,} B per block"
+        rest = "What was resident still is." if is_intact else "nothing is loaded now."
+        error = DeviceMemoryError("load.kv_blocks", action.kv_blocks, problem, f"Lower the memory budget; {rest}")
+        error.is_intact = is_intact
+        return error
+
+    def _fall_back(self, host: HostModel, action: Load, error: DeviceMemoryError) -> None:
+        """Take a smaller arena than was asked for, if it holds the weights and a block, and say so in ``error``."""
+        if not self.budget_bytes:
+            return
         depth = action.placement.depth
-        self.kv, self.gaps = None, Gaps()
-        if self.resident is None or self.resident.host is not host:
-            self.resident = None  # freed before the other model comes
-            arrival = self._arriving(host, 0, action)
-            self.resident = Resident(host, self.device, host.dtype, arrival)
-        else:
-            self.resident.drop(depth)
-            present = self.resident.depth
-            arrival = self._arriving(host, present, action) if present < depth else None
-        if arrival is not None:
-            self.resident.adopt(arrival)
-        else:
-            self.resident.deepen(depth)
-        if arrival is not None and arrival is self.fetch:
-            self.resident.settle()
-        hidden = host.info.hidden if action.stores_hidden and depth < host.info.spec.layers else None
-        self.kv = PagedKV(action.kv_blocks, depth, host.kv_shape, self.device, host.dtype, hidden=hidden)
+        hidden = host.info.hidden if self._keeps_hidden(host, action) else None
+        least = host.values(depth) + block_values(depth, host.kv_shape, hidden)
+        wanted = self.budget_bytes // self.dtype.itemsize
+        there = available_bytes(self.device)
+        if there is not None:
+            wanted = min(wanted, there // self.dtype.itemsize)
+        for share in _SHARES:
+            values = int(wanted * share)
+            if values < least:
+                return
+            try:
+                self.arena.grow(values, 0, 0)
+            except RuntimeError as again:
+                if not _is_out_of_memory(again):
+                    raise
+                continue
+            self.budget_bytes = error.available_bytes = values * self.dtype.itemsize
+            return
 
-    def _extend(self, host: HostModel, action: Load) -> None:
-        """Deepen the placement under the kept requests: run the new layers over their stored hidden states."""
-        resident, kv = self.held()
-        depth, old_depth = action.placement.depth, resident.depth
-        kept = dict(action.kept)
-        self.release([request for request in kv.tables if request not in kept])
-        kv.compact(action.kv_blocks)
-        arrival = self._arriving(host, old_depth, action)
-        if arrival is not None:
-            resident.adopt(arrival)
-            resident.settle()  # the new layers run at once
-        else:
-            resident.deepen(depth)
-        kv.add_layers(depth - old_depth)
-        rows = [Row(kv.take(request, tokens), 0, tokens) for request, tokens in kept.items() if tokens]
-        for group in _groups(rows, _EXTEND_TOKENS):
-            self._run_new_layers(group, old_depth)
-        if not action.stores_hidden or depth == host.info.spec.layers:
-            kv.hidden = None
-
-    def _run_new_layers(self, rows: Sequence[Row], old_depth: int) -> None:
-        resident, kv = self.held()
-        assert kv.hidden is not None
-        run = Pass(rows, kv.shape, self.device, kv.dtype)
-        h = kv.hidden.index_select(0, run.slots)
-        resident.family.begin(run)
-        for i in range(old_depth, resident.depth):
-            h = resident.family.layer(resident.layers[i], h, run, kv.layers[i])
-        kv.hidden.index_copy_(0, run.slots, h)
+    def _scratch(self) -> Tensor:
+        """Room for a block of any placement, made once."""
+        if self._spare is None:
+            most = (block_values(h.info.spec.layers, h.kv_shape, h.info.hidden) for h in self.hosts.values())
+            self._spare = torch.empty(max(most), device=self.device, dtype=self.dtype)
+        return self._spare
 
     def _require_extendable(self, action: Load) -> None:
         if not action.kept:
@@ -235,14 +409,18 @@ class Residency:
         return host
 
 
-def _groups(rows: Sequence[Row], tokens: int) -> list[list[Row]]:
+def _groups(rows: Sequence[tuple[RequestId, Row]], tokens: int) -> list[list[tuple[RequestId, Row]]]:
     """Rows in groups of at most ``tokens`` tokens, or one row."""
-    groups: list[list[Row]] = []
+    groups: list[list[tuple[RequestId, Row]]] = []
     size = tokens
-    for row in rows:
+    for request, row in rows:
         if size + row.count > tokens:
             groups.append([])
             size = 0
-        groups[-1].append(row)
+        groups[-1].append((request, row))
         size += row.count
     return groups
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "allocate" in str(error) or "overflow" in str(error)

@@ -25,7 +25,7 @@ from heliosim.formats.exit_heads import ExitsKind, HeadShape, ascending, quarter
 from heliosim.formats.random_weights import SCHEME as RANDOM_SCHEME
 from heliosim.formats.random_weights import RandomName, canonical, is_random, parse_name
 from heliosim.formats.weight_files import Part, Stored, read_header, read_object, read_tensors, require_part
-from heliosim.types import ModelSpec
+from heliosim.types import BLOCK_TOKENS, ModelSpec
 
 __all__ = [
     "ITEM_BYTES",
@@ -138,6 +138,16 @@ class CheckpointInfo:
                 while chunk := stream.read(1 << 20):
                     digest.update(chunk)
         return digest.hexdigest()
+
+
+def hidden_room(hidden: int, kv_width: int) -> int:
+    """Values that a token's kept hidden state takes in a KV block: ``hidden``, or a little more where the 16 states of
+    a block would not be whole rows of ``kv_width`` values (they are in every model whose heads share its width).
+    """
+    rows = -(-BLOCK_TOKENS * hidden // kv_width)
+    while rows * kv_width % BLOCK_TOKENS:
+        rows += 1
+    return rows * kv_width // BLOCK_TOKENS
 
 
 def checkpoint_path(name_or_folder: str | Path) -> Path:
@@ -383,7 +393,7 @@ class _Facts:
             layer_bytes=size(_layer_parts(self.architecture, "", w)),
             base_bytes=size(self.base_parts("")),
             kv_bytes_per_token_layer=item * 2 * w.kv_heads * w.head_dim,
-            hidden_bytes=item * w.hidden,
+            hidden_bytes=item * hidden_room(w.hidden, 2 * w.kv_heads * w.head_dim),
             max_context=self.positions,
             vocabulary=f"size:{self.vocab}",
             exit_head_bytes={e: size(_head_parts(self.architecture, e, w.hidden, s)) for e, s in shapes.items()},

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from heliosim.behaviour import Behaviour, Text
+from heliosim.behaviour import REFERENCE, Behaviour, Text
 from heliosim.costs import LATER_TERMS, LOAD_TERMS, TERMS, ExitCosts, StepCost, StepShape
 from heliosim.curves import Curve
 from heliosim.errors import InputError, UnknownNameError
@@ -543,7 +543,9 @@ def write_profile(folder: Path, facts: ProfileFile) -> None:
 
 
 def load_behaviour(path: Path, exits: Mapping[str, tuple[int, ...]]) -> Behaviour:
-    """Read a behaviour table: rows grouped by (sequence, source), in order of position."""
+    """Read what a simulation replays of a behaviour table: rows grouped by (sequence, source), in order of position.
+    References are left out where there are texts of policies.
+    """
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -566,13 +568,14 @@ def load_behaviour(path: Path, exits: Mapping[str, tuple[int, ...]]) -> Behaviou
     source = np.asarray(table["source"].to_pylist(), dtype=object)
     change = np.flatnonzero((sequence[1:] != sequence[:-1]) | (source[1:] != source[:-1])) + 1
     bounds = [0, *change.tolist(), len(sequence)]
+    has_policies = bool((source != REFERENCE).any())
     confidence = {k: table[f"confidence:{k}"].to_numpy() for k in keys}
     agrees = {k: table[f"agrees:{k}"].to_numpy() for k in keys}
     tasks, prompts, ends = (table[c].to_pylist() for c in ("task", "prompt_tokens", "end"))
     texts: dict[tuple[str, str], Text] = {}
     sequences: dict[str, list[str]] = {}
     for a, b in pairwise(bounds):
-        if a == b:
+        if a == b or (has_policies and source[a] == REFERENCE):
             continue
         texts[sequence[a], source[a]] = Text(
             task=tasks[a],

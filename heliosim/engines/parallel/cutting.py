@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from heliosim.errors import InputError
-from heliosim.formats.checkpoint import ITEM_BYTES, CheckpointInfo
+from heliosim.formats.checkpoint import ITEM_BYTES, CheckpointInfo, hidden_room
 from heliosim.formats.weight_files import Cut, Part
 from heliosim.hardware.architecture import MAX_RANKS, VOCABULARY_PADDING
 
@@ -116,6 +116,7 @@ def rank_info(info: CheckpointInfo, rank: int, ranks: int) -> CheckpointInfo:
         info.spec,
         layer_bytes=item * _elements(made.layer_parts(0)),
         base_bytes=item * _elements(made.base_parts()),
+        hidden_bytes=item * hidden_room(made.hidden, 2 * made.kv_heads * made.head_dim),
         kv_bytes_per_token_layer=item * 2 * made.kv_heads * made.head_dim,
         exit_head_bytes={e: item * _elements(made.head_parts(e)) for e in info.spec.exit_head_bytes},
     )

@@ -38,6 +38,7 @@ def _model(profile: Profile, name: str, ranks: int) -> ModelFacts:
             "layer_bytes": spec.layer_bytes,
             "base_bytes": spec.base_bytes,
             "kv_bytes_per_token_layer": spec.kv_bytes_per_token_layer,
+            "hidden_bytes": spec.hidden_bytes,
             "exit_head_bytes": dict(spec.exit_head_bytes),
         }
     )
