@@ -173,6 +173,13 @@ def run(
         typer.Option(help="With --live: GPUs of this machine that share each layer; default: as in the profile."),
     ] = None,
     seed: Annotated[Optional[int], typer.Option(min=0, help="Seed instead of the scenario's.")] = None,  # noqa: UP045
+    replay_exits: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Profile or behaviour table whose recorded exits stand in for the models' own: thresholds, breaches, "
+            "lengths and quality follow them while steps, memory and loads are the models'. One run, no replications."
+        ),
+    ] = None,
     allow_extrapolation: Annotated[
         bool, typer.Option("--allow-extrapolation", help="Answer outside the calibrated range, and say so.")
     ] = False,
@@ -195,9 +202,13 @@ def run(
     if allow_extrapolation:
         changes["allow_extrapolation"] = True
     loaded = loaded.model_copy(update=changes)
+    if replay_exits is not None and replications is None:
+        replications = 1
     asked = Asked(replications, half_width, jobs, profile_uncertainty)
     if live:
         asked.require_single("--live")
+    elif replay_exits is not None:
+        asked.require_single("--replay-exits")
     elif replications == 1:
         asked.require_single("--replications 1")
     if device is not None and not live:
@@ -215,14 +226,23 @@ def run(
     elif replications != 1:
         with about(scenario):
             asked.require_drawable(loaded)
+    replay = None
+    if replay_exits is not None:
+        from heliosim.replays import open_replay
+
+        replay = open_replay(replay_exits)
     with about(scenario), progress_bar("Live" if live else "Simulating") as progress:
         on_progress = run_progress(progress, last_arrival(loaded))
         if live:
             results = run_live(
-                loaded, device=device or "auto", on_progress=on_progress, tensor_parallel=tensor_parallel
+                loaded,
+                device=device or "auto",
+                replay=replay,
+                on_progress=on_progress,
+                tensor_parallel=tensor_parallel,
             ).results
         else:
-            results = run_simulated(loaded, on_progress=on_progress)
+            results = run_simulated(loaded, replay=replay, on_progress=on_progress)
     replicated = None
     if not live and replications != 1:
         from heliosim.statistics_view import print_replicated

@@ -20,6 +20,7 @@ from heliosim.formats.results import Deployed, RunClock, RunInfo, RunResults, sa
 from heliosim.noise import NoisePlayer
 from heliosim.profile_view import open_profile
 from heliosim.recorder import NullRecorder, TableRecorder
+from heliosim.replays import Replay, replaying
 from heliosim.scenario import Scenario
 from heliosim.streams import stream
 from heliosim.types import Arrival, Content, ExitRule, Placement, Request, StepPower
@@ -91,10 +92,12 @@ def run_simulated(
     *,
     engine: Engine | None = None,
     behaviour: Behaviour | None = None,
+    replay: Replay | None = None,
     on_progress: OnProgress | None = None,
     max_stride: int = ANY_STRIDE,
 ) -> RunResults:
-    """Simulate a scenario. ``engine`` and ``behaviour`` replace the profile's (replays of recorded runs).
+    """Simulate a scenario. ``engine`` and ``behaviour`` replace the profile's (replays of recorded runs). ``replay``:
+    recorded exits that the controller knows offline as well, as in a live run with the same ones.
 
     ``max_stride``: decode steps the simulated engine may do at once; it changes how long the answer takes, never what
     it is. Other engines do one.
@@ -102,10 +105,15 @@ def run_simulated(
     if scenario.fleet is not None:
         if engine is not None:
             raise ValueError("a fleet's replicas have engines of their own; run it without one")
+        if replay is not None:
+            remedy = "Give its groups profiles with these exits."
+            raise InputError("--replay-exits", replay.label, "a fleet's groups have exits of their own", remedy)
         return _run_fleet(scenario, profile, behaviour, on_progress, max_stride)
     from heliosim.simulate import simulate_server
 
     profile = profile or open_profile(scenario.profile)
+    if replay is not None:
+        profile = replaying(profile, scenario, replay)
     recorder = TableRecorder()
     engine = engine or sim_engine(scenario, profile, behaviour, strides=max_stride > 1)
     server = build_server(scenario, profile, recorder, max_stride if isinstance(engine, SimEngine) else 1)
@@ -116,7 +124,7 @@ def run_simulated(
         host["extrapolated_steps"] = engine.extrapolated_steps
     is_own = isinstance(engine, SimEngine) and behaviour is None
     unknown = unknown_quality(scenario, {scenario.profile: profile}) if is_own else ""
-    return _results(scenario, profile, recorder, "simulated", host, unknown)
+    return _results(scenario, profile, recorder, "simulated", host, unknown, replay)
 
 
 def _run_fleet(
@@ -151,9 +159,16 @@ def _run_fleet(
 
 
 def make_engine(
-    scenario: Scenario, profile: Profile, *, device: str = "auto", threads: int | None = None
+    scenario: Scenario,
+    profile: Profile,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    replay: Replay | None = None,
 ) -> TorchEngine:
-    """The real engine for a scenario. Raises InputError if a checkpoint is not the one the profile was measured on."""
+    """The real engine for a scenario; ``replay``: whose exits stand in for its own. Raises InputError if a checkpoint
+    is not the one the profile was measured on.
+    """
     from heliosim.engines.torch import TorchEngine
     from heliosim.formats.checkpoint import checkpoint_path, inspect_checkpoint
 
@@ -189,6 +204,8 @@ def make_engine(
         dtype=profile.model(scenario.models[0]).dtype,
         threads=threads or int(profile.facts.device.get("threads") or 1),
         is_pageable=scenario.memory.host == "pageable",
+        replay=None if replay is None else replay.behaviour,
+        seed=scenario.seed,
         tensor_parallel=degrees.pop(),
     )
 
@@ -200,18 +217,18 @@ def run_live(
     device: str = "auto",
     engine: TorchEngine | None = None,
     score_agreement: bool = True,
+    replay: Replay | None = None,
     on_progress: OnProgress | None = None,
     tensor_parallel: int | None = None,
 ) -> LiveRun:
     """Execute a scenario on the real engine, then score agreement of every token with its model's last layer (not
-    timed).
+    timed; neither of random weights nor of replayed exits, whose record says it).
 
-    An engine made here is warmed up first with the scenario's own first requests. ``tensor_parallel``: GPUs that share
-    each layer, where the profile was measured on one; its step times, by which a controller may judge, stay those of
-    one.
+    ``replay``: recorded exits in place of the models' own; an ``engine`` given has to be made with them. An engine made
+    here is warmed up first with the scenario's own first requests.
+    ``tensor_parallel``: GPUs that share each layer, where the profile was measured on one; its step times, by which a
+    controller may judge, stay those of one.
     """
-    from heliosim.live import serve_live
-
     refuse_live_fleet(scenario)
     profile = profile or open_profile(scenario.profile)
     if "energy" in (scenario.controller.get("objective"), *(change.objective for change in scenario.changes)):
@@ -221,13 +238,28 @@ def run_live(
         from heliosim.engines.parallel.facts import ranked
 
         profile = ranked(profile, scenario.models, tensor_parallel)
-    if engine is None:
-        engine = make_engine(scenario, profile, device=device)
-        try:
-            _warm_up(scenario, profile, engine)
-            return run_live(scenario, profile, engine=engine, score_agreement=score_agreement, on_progress=on_progress)
-        finally:
-            engine.close()
+    if replay is not None:
+        profile = replaying(profile, scenario, replay)
+    if engine is not None:
+        return _run_on(engine, scenario, profile, score_agreement, replay, on_progress)
+    engine = make_engine(scenario, profile, device=device, replay=replay)
+    try:
+        _warm_up(scenario, profile, engine)
+        return _run_on(engine, scenario, profile, score_agreement, replay, on_progress)
+    finally:
+        engine.close()
+
+
+def _run_on(
+    engine: TorchEngine,
+    scenario: Scenario,
+    profile: Profile,
+    score_agreement: bool,
+    replay: Replay | None,
+    on_progress: OnProgress | None,
+) -> LiveRun:
+    from heliosim.live import serve_live
+
     engine.reset()
     recorder = TableRecorder()
     server = build_server(scenario, profile, recorder)
@@ -235,8 +267,8 @@ def run_live(
     done = serve_live(server, engine, build(scenario.workload, scenario.seed), scenario.clock, on_progress=on_progress)
     host = {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
     outputs = engine.take_outputs()
-    results = _results(scenario, profile, recorder, scenario.clock, host)
-    if score_agreement:
+    results = _results(scenario, profile, recorder, scenario.clock, host, replay=replay)
+    if score_agreement and replay is None and not profile.random_models:
         results = with_agreement(results, engine, contents(scenario.workload, scenario.seed), outputs)
     return LiveRun(results, done.log, outputs)
 
@@ -295,8 +327,11 @@ def _results(
     clock: str,
     host: dict[str, Any],
     quality_unknown: str = "",
+    replay: Replay | None = None,
 ) -> RunResults:
     info = _info(scenario, profile.hash, profile.facts.kind, clock, quality_unknown, {"replica": deployment(profile)})
+    if replay is not None:
+        info = info.model_copy(update={"replayed_exits": replay.label})
     return RunResults.of(recorder, info, scenario.to_yaml(), tasks=_tasks(scenario), host=host)
 
 

@@ -67,6 +67,8 @@ def caption_of(systems: Sequence[SystemResult]) -> str:
     if live:
         clocks = "/".join(sorted({run.info.clock for run in live}))
         parts.append(f"{span(len(s.live) for s in systems if s.live)} measured runs each ({clocks} clock)")
+    if any(run.info.replayed_exits for run in runs):
+        parts.append("exits replayed")
     kind = least_sure(run.info.profile_kind for run in runs)
     if kind != "measured":
         parts.append(f"profile {ORIGINS[kind]}")
@@ -77,6 +79,7 @@ def run_caption(run: RunResults) -> str:
     """Sample size, seed and origin of one run."""
     origin = "simulated" if run.info.mode == "simulated" else f"measured, {run.info.clock} clock"
     origin += "" if run.info.profile_kind == "measured" else f", {run.info.profile_kind} profile"
+    origin += ", exits replayed" if run.info.replayed_exits else ""
     return f"{run.requests.num_rows} requests · {run.tokens.num_rows:,} tokens · seed {run.info.seed} · {origin}"
 
 

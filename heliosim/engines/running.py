@@ -12,6 +12,7 @@ from torch import Tensor
 
 from heliosim.engines.models.paged import PagedKV, Pass, Row
 from heliosim.engines.models.walk import Left, Walk, read
+from heliosim.engines.replayed import ReplayedExits, ReplayStep
 from heliosim.engines.residency import Residency
 from heliosim.engines.sampler import Sampler
 from heliosim.engines.texts import Texts
@@ -19,11 +20,14 @@ from heliosim.types import Batch, Run, Tokens
 
 
 class Runner:
-    """Performs runs of one step. ``work``: tokens x layers run so far."""
+    """Performs runs of one step. ``work``: tokens x layers run so far; ``replay``: exits on record that stand in for
+    the engine's own.
+    """
 
     def __init__(self, residency: Residency, texts: Texts, sampler: Sampler, *, record_ids: bool) -> None:
         self.residency, self.texts, self.sampler, self.record_ids = residency, texts, sampler, record_ids
         self.work = 0
+        self.replay: ReplayedExits | None = None
 
     def run(self, action: Run) -> tuple[Tokens, int]:
         """One step; the tokens it emitted, and the deepest layer that ran."""
@@ -32,13 +36,18 @@ class Runner:
         batch, gaps = action.batch, self.residency.gaps
         rows, ids = self._rows(batch, kv)
         rule = action.exits
+        said = None
+        if self.replay is not None:
+            said = self.replay.step(action.placement, rule, batch, self.texts.going)
         draws = None if self.sampler.is_greedy else self._seeds(batch)
         if rule.kind == "threshold" or gaps.done or gaps.visible is not None:
             requests, emits = batch.requests, batch.emits
-            walk = Walk(resident, kv, gaps, rule, requests, rows, ids, emits, is_decoding(batch), self.sampler, draws)
+            walk = Walk(
+                resident, kv, gaps, rule, requests, rows, ids, emits, is_decoding(batch), self.sampler, draws, said
+            )
             left, layers_run = walk.go()
             self.work += walk.work
-            return self._settle(batch, left), layers_run
+            return self._settle(batch, left, said), layers_run
         run = Pass(rows, kv.shape, kv.device, kv.dtype, ids=ids, emits=batch.emits, block_rows=kv.block_rows)
         resident.family.begin(run)
         h = resident.family.embed(resident.base, run.ids, run.positions)
@@ -54,7 +63,7 @@ class Runner:
         if len(h):
             left = self._taken(resident.logits(h, depth), batch, rows, draws)
         left.exit_layers = [depth] * len(left.ids)
-        return self._settle(batch, left), depth
+        return self._settle(batch, left, said), depth
 
     def _taken(self, logits: Tensor, batch: Batch, rows: list[Row], seeds: list[int] | None) -> Left:
         if seeds is None:
@@ -83,19 +92,25 @@ class Runner:
             ids.append(known[start : start + count])
         return rows, ids
 
-    def _settle(self, batch: Batch, left: Left) -> Tokens:
+    def _settle(self, batch: Batch, left: Left, said: ReplayStep | None) -> Tokens:
         """Append the tokens to their requests, and forget the requests that end with them."""
         requests = batch.emitting
         eos_ids = self.residency.held()[0].host.info.eos_ids
+        replayed = None if said is None else said.said(left.exit_layers)
         lasts = tuple(self.texts.append(r, token, eos_ids) for r, token in zip(requests, left.ids, strict=True))
-        self.residency.release([r for r, is_last in zip(requests, lasts, strict=True) if is_last])
+        ended = [r for r, is_last in zip(requests, lasts, strict=True) if is_last]
+        self.residency.release(ended)
+        if self.replay is not None:
+            for request in ended:
+                self.replay.forget(request)
         return Tokens(
             requests=requests,
             exit_layers=tuple(left.exit_layers),
-            confidences=tuple(math.exp(top) for top in left.tops),
-            logprobs=tuple(left.logprobs),
+            confidences=tuple(math.exp(top) for top in left.tops) if replayed is None else replayed.confidences,
+            logprobs=tuple(left.logprobs) if replayed is None else replayed.logprobs,
             lasts=lasts,
             ids=tuple(left.ids) if self.record_ids else None,
+            agrees=None if replayed is None else replayed.agrees,
         )
 
 

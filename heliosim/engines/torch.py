@@ -14,11 +14,14 @@ from typing import Any
 
 import torch
 
+from heliosim.behaviour import Behaviour
 from heliosim.engines.allocator import keep_freed_memory
+from heliosim.engines.made_up import MadeUpPrompts
 from heliosim.engines.models.host import HostModel
 from heliosim.engines.models.ranks import ALONE, Ranks
 from heliosim.engines.models.score import SequenceScore, score
 from heliosim.engines.parallel.cutting import rank_infos
+from heliosim.engines.replayed import ReplayedExits
 from heliosim.engines.residency import Residency
 from heliosim.engines.running import Runner
 from heliosim.engines.sampler import Sampler
@@ -38,7 +41,8 @@ class TorchEngine:
     ``budget_bytes``: device memory for weights and KV, taken at the first load (0: as much as loads turn out to need).
     ``host_bytes``: host memory for weights, filled with whole models in their order; the rest stays on disk (None: all
     of them are held).
-    ``sampling``: how tokens are taken from logits.
+    ``sampling``: how tokens are taken from logits. ``replay``: a behaviour whose exits stand in for the models' own,
+    with the run's ``seed``. Requests without text get made-up prompts under a replay and of random weights.
     ``tensor_parallel``: GPUs of this machine that share each layer, as a ``parallel.engine.ParallelEngine``; ``ranks``:
     the group of which this is one rank.
     """
@@ -63,6 +67,8 @@ class TorchEngine:
         budget_bytes: int = 0,
         host_bytes: int | None = None,
         sampling: Sampling = GREEDY,
+        replay: Behaviour | None = None,
+        seed: int = 0,
         tensor_parallel: int = 1,
         ranks: Ranks = ALONE,
     ) -> None:
@@ -90,7 +96,12 @@ class TorchEngine:
         self.residency = Residency(self.hosts, self.device, budget_bytes=budget_bytes, is_pinned=is_pinned)
         self.sampling = sampling
         self.texts = Texts()
+        is_random = any(info.random is not None for info in infos.values())
+        if replay is not None or is_random:
+            self.texts.made_up = MadeUpPrompts(seed, self.vocab)
         self._runner = Runner(self.residency, self.texts, Sampler(sampling), record_ids=record_ids)
+        self.replay = None if replay is None else ReplayedExits(replay, self.specs, seed)
+        self._runner.replay = self.replay
 
     # --- the protocol -----------------------------------------------------------------------------------------------
 
@@ -98,6 +109,8 @@ class TorchEngine:
         """Take the content of a request. One longer than the context window is the server's to refuse, not ours."""
         seed = 0 if self.sampling.is_greedy else self.sampling.request_seed(arrival.request.id)
         self.texts.accept(arrival, self.vocab, seed)
+        if self.replay is not None:
+            self.replay.accept(arrival)
 
     def perform(self, action: Run | Load) -> Outcome:
         """Do the action; ``Outcome.seconds`` is the wall time it took."""
@@ -118,12 +131,16 @@ class TorchEngine:
     def forget(self, request_id: RequestId) -> None:
         """Drop a request, with its KV and its ids."""
         self.texts.going.pop(request_id, None)
+        if self.replay is not None:
+            self.replay.forget(request_id)
         self.residency.release((request_id,))
 
     def reset(self) -> None:
         """Hold nothing: no weights, no KV, no requests, no outputs. The next run starts as on an empty device."""
         self.residency.clear()
         self.texts.clear()
+        if self.replay is not None:
+            self.replay.clear()
         self._runner.work = 0
 
     def score(self, model: str, sequences: Sequence[Sequence[int]], layers: Sequence[int]) -> list[SequenceScore]:

@@ -472,6 +472,12 @@ class Profile:
         vars(changed).update(behaviour=self.behaviour, _noise=self._noise)
         return changed
 
+    def with_behaviour(self, behaviour: Behaviour, facts: BehaviourFacts) -> Profile:
+        """This profile with other exits and texts; its folder, and so its hash, stay."""
+        changed = Profile(self.folder, self.facts.model_copy(update={"behaviour": facts, "premises": []}))
+        vars(changed).update(behaviour=behaviour, _noise=self._noise)
+        return changed
+
     @property
     def has_behaviour(self) -> bool:
         """Whether it knows exits; without, only time can be simulated."""
