@@ -13,6 +13,7 @@ import typer
 from heliosim.errors import HelioSimError, InputError
 
 from . import report
+from .figures import VERDICTS
 from .plan import Options
 from .runner import Runner
 
@@ -51,7 +52,7 @@ def check(
 
 
 def run(options: Options, work: Path, out: Path) -> int:
-    """0: every measure ran, whatever its figures; 1: some broke; 130: interrupted. The report is written in any case."""
+    """0: every measure ran, whatever its figures; 1: some broke; 130: interrupted. A report is written in any case."""
     runner = Runner(options, work, lambda text: print(text, flush=True))
     code = 0
     try:
@@ -62,9 +63,7 @@ def run(options: Options, work: Path, out: Path) -> int:
         code = 130
     found = report.write(options, work, out)
     many = report.counts(found)
-    print(
-        f"{many['pass']} pass, {many['miss']} miss, {many['no bar']} without a bar, {many['not measured']} not measured"
-    )
+    print(", ".join(f"{many[verdict]} {verdict}" for verdict in VERDICTS))
     for outcome in report.failures(found):
         print(f"{outcome.group.name} {outcome.measure.name}: {outcome.state}: {outcome.error}")
     print(f"Report: {out / 'report.md'}")

@@ -23,7 +23,7 @@ def run(book: Book) -> None:
     names = [checkpoint_of(s, book.options, work) for s in shapes]
     if not book.options.is_gpu:
         book.note(STAND_IN_NOTE)
-    sizes = (32, 1024, 1024) if book.options.is_gpu else (4, 256, 128)
+    sizes = (32, 1024, 1024) if book.options.is_gpu else (4, 144, 64)
     _errors(book, _calibrated(book, names, sizes), [s.model for s in shapes])
 
 

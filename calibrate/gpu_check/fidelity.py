@@ -52,7 +52,7 @@ class Sizes:
 
     @classmethod
     def of(cls, options: Options) -> Sizes:
-        return cls((50, 400), (24, 96), 32, 1024) if options.is_gpu else cls((20, 100), (8, 24), 4, 128)
+        return cls((50, 400), (24, 96), 32, 1024) if options.is_gpu else cls((20, 90), (8, 24), 4, 64)
 
 
 def run(book: Book) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Verdict = Literal["pass", "miss", "no bar", "not measured"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
 @dataclass(frozen=True)
 class Bar:
-    """``value`` at least, or at most. ``instead``: (unit, value) of an absolute bar either of which is enough."""
+    """``value`` at least, or at most either way from zero."""
 
     sense: Literal["at least", "at most"]
     value: float
@@ -31,8 +32,8 @@ class Asked:
 
 @dataclass(frozen=True)
 class Got:
-    """What a measure found. ``low``, ``high``: spread over repeats. ``passes``: the measure's own judgement, where a bar
-    alone does not say it. ``why``: nothing could be measured.
+    """What a measure found. ``low``, ``high``: spread over repeats. ``passes``: the measure's own judgement, where a
+    bar alone does not say it. ``why``: nothing could be measured.
     """
 
     key: str

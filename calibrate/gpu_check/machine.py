@@ -21,14 +21,12 @@ _QUERY = (
 
 
 def facts(book: Book) -> None:
-    """Device, host, versions, clocks: into ``machine/facts.json`` of the work folder, and the report."""
-    found: dict[str, Any] = {
-        **device_facts(book.options.device, 1),
-        **{f"version {k}": v for k, v in version_facts().items()},
-    }
+    """Device, host, versions, clocks: into ``machine/device.json`` of the work folder, and the report."""
+    found: dict[str, Any] = device_facts(book.options.device, 1)
+    found |= {f"version {k}": v for k, v in version_facts().items()}
     found["kernel"] = platform.release()
     found |= _smi() if book.options.is_gpu else {}
-    (book.folder / "facts.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    (book.folder / "device.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     if book.options.is_gpu and peak_bytes_per_s(book.options) is None:
         book.note("No data sheet of this GPU is shipped: shares of the ideal are of its measured copy bandwidth.")
 
@@ -53,7 +51,6 @@ def bandwidth(book: Book) -> None:
     wait = torch.cuda.synchronize if book.options.is_gpu else (lambda: None)
     a, b = (torch.empty(size, dtype=torch.uint8, device=device).zero_() for _ in range(2))
     _put(book, "device", 2 * size, lambda: b.copy_(a), wait, note="read and written bytes")
-    del b
     host = torch.empty(size // 4, dtype=torch.uint8).zero_()
     target = a[: size // 4]
     if not book.options.is_gpu:

@@ -135,19 +135,19 @@ def _machine(options: Options) -> Group:
 
 
 def _tests(options: Options) -> Group:
-    asked = (
-        Asked("failed", "tests that fail", "tests", Bar("at most", 0)),
-        Asked("passed", "tests that pass", "tests"),
-    )
+    none = Bar("at most", 0)
+    asked = (Asked("failed", "tests that fail", "tests", none), Asked("passed", "tests that pass", "tests"))
     budget = 40.0 if options.is_quick else 75.0
     return Group("tests", "Tests", (Measure("pytest", "Tests on the device", "gputests:run", budget, asked),), 1)
 
 
-def _roofline(shape: Shape) -> tuple[Asked, ...]:
+def _roofline(shape: Shape, options: Options) -> tuple[Asked, ...]:
+    """Batches of 1 to 16 and contexts up to 1,024 tokens."""
     bar = Bar("at least", shape.ideal)
+    cells = ((1, 128), (8, 512)) if options.is_quick else ((1, 128), (1, 1024), (4, 512), (8, 512), (16, 1024))
     rows = (
         Asked(f"{shape.model}.ideal.{b}x{c}", f"{shape.model}: batch {b}, context {c}: share of the ideal", bar=bar)
-        for b, c in ((1, 128), (1, 1024), (4, 512), (8, 512), (16, 1024))
+        for b, c in cells
     )
     return (*rows, Asked(f"{shape.model}.step", f"{shape.model}: decode step, batch 1, context 128", "ms"))
 
@@ -184,7 +184,7 @@ def _pair(options: Options) -> Group:
     quick, names = options.is_quick, [s.model for s in PAIR]
     measures = (
         Measure("roofline", "Decode against weight traffic", "decode:roofline", 6 if quick else 25,
-                tuple(a for s in PAIR for a in _roofline(s))),
+                tuple(a for s in PAIR for a in _roofline(s, options))),
         Measure("linearity", "Step time against depth", "decode:linearity", 4 if quick else 10,
                 tuple(_linearity(s) for s in PAIR)),
         Measure("loading", "Layer loads", "loading:run", 4 if quick else 15,
@@ -206,7 +206,13 @@ def _llama(options: Options) -> Group:
         Asked("throughput.ratio", "batch 64: this engine over the best generate", "x", Bar("at least", 2.0)),
     )
     measures = (
-        Measure("roofline", "Decode against weight traffic", "decode:roofline", 4 if quick else 15, _roofline(LLAMA)),
+        Measure(
+            "roofline",
+            "Decode against weight traffic",
+            "decode:roofline",
+            4 if quick else 15,
+            _roofline(LLAMA, options),
+        ),
         Measure("linearity", "Step time against depth", "decode:linearity", 3 if quick else 6, (_linearity(LLAMA),)),
         Measure("loading", "Layer loads", "loading:run", 3 if quick else 8, _loading(LLAMA)),
         Measure("throughput", "Throughput beside transformers", "throughput:run", 10 if quick else 60, beside),

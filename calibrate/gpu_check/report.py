@@ -15,7 +15,7 @@ from heliosim.formats.files import write_text
 from heliosim.report import Card, Cards, Column, Section, Table, Text, write_report
 
 from .book import read_book
-from .figures import Figure, Got
+from .figures import VERDICTS, Figure, Got
 from .plan import Group, Measure, Options, groups
 
 MOST_BYTES = 16_000_000
@@ -78,7 +78,7 @@ def write(options: Options, work: Path, out: Path) -> list[Outcome]:
 
 
 def _facts(work: Path) -> dict[str, Any]:
-    file = work / "machine" / "facts.json"
+    file = work / "machine" / "device.json"
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     return found
 
@@ -108,7 +108,7 @@ def markdown(options: Options, facts: dict[str, Any], found: list[Outcome]) -> s
 
 def _summary(found: list[Outcome]) -> str:
     many = counts(found)
-    told = ", ".join(f"{many[v]} {v}" for v in ("pass", "miss", "no bar", "not measured") if many[v])
+    told = ", ".join(f"{many[v]} {v}" for v in VERDICTS if many[v])
     broken = failures(found)
     measures = f"{len(found) - len(broken)} of {len(found)} measures ran"
     return f"Figures: {told or 'none'}. {measures}, in {sum(o.seconds for o in found):.0f} s."
@@ -149,7 +149,7 @@ def _json(options: Options, facts: dict[str, Any], found: list[Outcome]) -> dict
 
 def _html(options: Options, facts: dict[str, Any], found: list[Outcome], path: Path) -> None:
     many = counts(found)
-    cards = Cards(tuple(Card(v, str(many[v])) for v in ("pass", "miss", "not measured", "no bar")))
+    cards = Cards(tuple(Card(v, str(many[v])) for v in VERDICTS))
     sections = [Section("At a glance", _about(options).replace("**", ""), (cards, Text((_summary(found),))))]
     for group in groups(options):
         blocks: list[Any] = []

@@ -1,4 +1,4 @@
-"""Runs groups one behind the other in processes of their own, within the time there is, and goes on where it stopped."""
+"""Runs groups one behind the other, each in a process of its own, within the time there is; a later call goes on."""
 
 from __future__ import annotations
 

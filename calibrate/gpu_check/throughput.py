@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import time
 from collections.abc import Callable
@@ -82,8 +81,6 @@ def _transformers(book: Book, vocab: int, ours: float) -> None:
         _ratio(book, ours, [best])
         best = max((r for r in (best, _time(book, "compiled", generate())) if r is not None), default=None)
     _ratio(book, ours, [best])
-    del model
-    gc.collect()
 
 
 def _model(book: Book) -> Any:
