@@ -1,5 +1,5 @@
-"""Three models of a sequence of states, each a finite mixture of Markov chains: independent draws, one chain, and a chain
-whose parameters depend on the request (a class each text belongs to).
+"""Three models of a sequence of states, each a finite mixture of Markov chains: independent draws, one chain, and a
+chain whose parameters depend on the request (a class each text belongs to).
 
 Transitions are counted and drawn a little towards what is more certain, as under Dirichlet priors: a chain's rows
 towards the overall shares, a class's rows towards the chain's. Classes are fitted by expectation-maximisation from a
@@ -31,8 +31,8 @@ _FOLDS = 2
 
 @dataclass(frozen=True)
 class Texts:
-    """States of texts one behind the other: ``states`` [tokens] from 0, ``text`` [tokens] (rising), ``count`` texts, and
-    how many states there are.
+    """States of texts one behind the other: ``states`` [tokens] from 0, ``text`` [tokens] (rising), ``count`` texts,
+    and how many states there are.
     """
 
     states: Ints
@@ -48,7 +48,9 @@ class Texts:
     @property
     def seconds(self) -> Ints:
         """Tokens that have one before them in their text."""
-        return np.flatnonzero(np.concatenate(([False], self.text[1:] == self.text[:-1]))) if len(self.text) else self.text
+        return (
+            np.flatnonzero(np.concatenate(([False], self.text[1:] == self.text[:-1]))) if len(self.text) else self.text
+        )
 
     def of(self, texts: npt.NDArray[np.bool_]) -> Texts:
         """Some texts, numbered anew."""
@@ -59,8 +61,8 @@ class Texts:
 
 @dataclass(frozen=True)
 class Chain:
-    """``weights`` [classes]; by class the chances of a text's first state, ``start`` [classes, states], and of the state
-    behind each state, ``step`` [classes, states, states].
+    """``weights`` [classes]; by class the chances of a text's first state, ``start`` [classes, states], and of the
+    state behind each state, ``step`` [classes, states, states].
     """
 
     kind: ChainKind
@@ -112,8 +114,8 @@ def _mixed(by_class: Floats) -> Floats:
 
 
 def fit_chain(kind: ChainKind, texts: Texts, order: Floats | None = None, classes: int | None = None) -> Chain:
-    """Fit one of the three. ``order`` [texts]: what classes are first told apart by, say each text's mean depth; None: the
-    mean state. ``classes``: None chooses among ``CLASSES``. Raises InputError for texts without tokens.
+    """Fit one of the three. ``order`` [texts]: what classes are first told apart by, say each text's mean depth;
+    None: the mean state. ``classes``: None chooses among ``CLASSES``. Raises InputError for texts without tokens.
     """
     if not len(texts.states):
         raise InputError("texts", 0, "there are no tokens to fit a chain to", "Measure behaviour first.")
@@ -129,9 +131,14 @@ def fit_chain(kind: ChainKind, texts: Texts, order: Floats | None = None, classe
     if kind == "markov":
         return chain
     if order is None:
-        order = np.bincount(texts.text, weights=texts.states, minlength=texts.count)
-        order = order / np.maximum(np.bincount(texts.text, minlength=texts.count), 1)
+        order = text_means(texts.states.astype(np.float64), texts.text, texts.count)
     return _with_classes(texts, order, chain, classes or _classes_for(texts, order, chain))
+
+
+def text_means(values: Floats, text: Ints, count: int) -> Floats:
+    """Mean of a value over the tokens of each text, [texts]."""
+    sums = np.bincount(text, weights=values, minlength=count)
+    return np.asarray(sums / np.maximum(np.bincount(text, minlength=count), 1), np.float64)
 
 
 def _counted(texts: Texts, weights: Floats, shares: Floats, towards: Floats, strength: float) -> tuple[Floats, Floats]:
@@ -139,8 +146,8 @@ def _counted(texts: Texts, weights: Floats, shares: Floats, towards: Floats, str
     n, first, later = texts.kinds, texts.firsts, texts.seconds
     begun = np.bincount(texts.states[first], weights=weights[texts.text[first]], minlength=n) + strength * shares
     pairs = texts.states[later - 1] * n + texts.states[later]
-    stepped = np.bincount(pairs, weights=weights[texts.text[later]], minlength=n * n).reshape(n, n)
-    stepped = stepped + strength * towards
+    moved = np.bincount(pairs, weights=weights[texts.text[later]], minlength=n * n).reshape(n, n)
+    stepped = moved + strength * towards
     return begun / begun.sum(), stepped / stepped.sum(axis=1, keepdims=True)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from heliosim.behaviour_stats import requests_of
-from heliosim.behaviour_tokens import Bools, Floats, Ints, Tokens, exit_index, exit_layers
+from heliosim.behaviour_tokens import Bools, Floats, Ints, Tokens, breaches_at, exit_index, exit_layers
 from heliosim.bootstrap import LEVEL, estimates, sums_by
 from heliosim.streams import stream
 
@@ -26,9 +26,9 @@ def correlation_table(
 ) -> pd.DataFrame:
     """Autocorrelation of exit depth: of tokens ``lag`` apart in one text, the correlation of where they leave.
 
-    Columns lag, value, low, high, within, pairs. ``value`` is around the mean of all tokens, so texts that are easier as
-    a whole count as correlation; ``within`` is around each text's own mean (and so leans below 0 by about 1 / length).
-    NaN where exit depth never varies.
+    Columns lag, value, low, high, within, pairs. ``value`` is around the mean of all tokens, so texts that are easier
+    as a whole count as correlation; ``within`` is around each text's own mean (and so leans below 0 by about 1 /
+    length). NaN where exit depth never varies.
     """
     x = exit_layers(tokens, model, threshold, depth).astype(np.float64)
     centred, within = x - x.mean() if len(x) else x, x - _text_means(tokens, x)[tokens.text]
@@ -62,8 +62,8 @@ def _correlation(s: Floats) -> Floats:
 
 
 def request_share(tokens: Tokens, model: str, threshold: float, depth: int | None = None) -> float:
-    """Share of the variance of exit depth that lies between texts (intraclass correlation, one-way analysis of variance,
-    at least 0): how much a text's first tokens say about the rest. NaN where depth never varies.
+    """Share of the variance of exit depth that lies between texts (intraclass correlation, one-way analysis of
+    variance, at least 0): how much a text's first tokens say about the rest. NaN where depth never varies.
     """
     return request_share_of(tokens, exit_layers(tokens, model, threshold, depth).astype(np.float64))
 
@@ -93,8 +93,9 @@ def run_table(
 ) -> pd.DataFrame:  # fmt: skip
     """Runs of tokens that leave at the same exit, by exit. Runs are cut where a text ends.
 
-    Columns exit_layer, runs, mean, low, high, median, p90, longest (tokens), and independent: the mean length there would
-    be if tokens left independently of each other with the same share (1 / (1 - share), less what text ends cut off).
+    Columns exit_layer, runs, mean, low, high, median, p90, longest (tokens), and independent: the mean length there
+    would be if tokens left independently of each other with the same share (1 / (1 - share), less what text ends cut
+    off).
     """
     left = exit_index(tokens, model, threshold, depth)
     state, length, text = runs(tokens, left)
@@ -142,12 +143,13 @@ def breach_table(
 ) -> pd.DataFrame:
     """Breaches (tokens that reach the deepest loaded layer below the threshold) per window of tokens, by depth loaded.
 
-    Columns depth, windows, mean, low, high, std, std_low, std_high, independent_std (of independent tokens with the same
-    share), least, most, over_limit (share of windows above ``limit``). Windows run over texts of one task in order.
+    Columns depth, windows, mean, low, high, std, std_low, std_high, independent_std (of independent tokens with the
+    same share), least, most, over_limit (share of windows above ``limit``). Windows run over texts of one task in
+    order.
     """
     request, rows = requests_of(tokens), []
     for depth in tokens.exits_of(model):
-        breaches = (tokens.fan("confidence", model, depth) < threshold).all(axis=0)
+        breaches = breaches_at(tokens, model, threshold, depth)
         sums = sums_by(request, tokens.requests, np.array((breaches, np.ones(tokens.size)), np.float64))
         found = estimates(sums, lambda s: window * s[..., :1] / s[..., 1:], seed=seed, name="breaches")
         mean = tuple(float(v[0]) for v in (found.value, found.low, found.high))
@@ -160,7 +162,19 @@ def breach_table(
         independent = float(np.sqrt(window * share * (1 - share)))
         over = float((counts > limit).mean())
         rows.append((depth, len(counts), *mean, *spread, independent, counts.min(), counts.max(), over))
-    names = ["depth", "windows", "mean", "low", "high", "std", "std_low", "std_high", "independent_std", "least", "most"]
+    names = [
+        "depth",
+        "windows",
+        "mean",
+        "low",
+        "high",
+        "std",
+        "std_low",
+        "std_high",
+        "independent_std",
+        "least",
+        "most",
+    ]
     return pd.DataFrame(rows, columns=[*names, "over_limit"])
 
 

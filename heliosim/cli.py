@@ -11,6 +11,7 @@ import typer
 
 from heliosim import __version__, cli_profile
 from heliosim.cli_behaviour import behaviour_app
+from heliosim.cli_dashboard import dashboard
 from heliosim.cli_exits import exits_app
 from heliosim.cli_plan import max_rate, plan
 from heliosim.cli_reproduce import reproduce
@@ -18,6 +19,7 @@ from heliosim.cli_statistics import Asked, HalfWidth, Jobs, ProfileUncertainty, 
 from heliosim.cli_sweep import sweep
 from heliosim.cli_trace import trace_app
 from heliosim.cli_tune import tune
+from heliosim.cli_tune_exits import tune_exits
 from heliosim.errors import HelioSimError, InputError, about
 
 app = typer.Typer(
@@ -41,6 +43,7 @@ app.add_typer(exits_app, name="exits", help="Exit batching and skipped-KV method
 app.add_typer(behaviour_app, name="behaviour", help="Exits without weights: synthesize, import and show behaviour.")
 
 calibrate_app = typer.Typer(help="Measure models on this machine and write a profile.", invoke_without_command=True)
+calibrate_app.command("tune-exits")(tune_exits)
 app.add_typer(calibrate_app, name="calibrate")
 
 GO_ON = (["reproduce"], ["sweep"], ["tune"], ["plan"], ["max-rate"], ["statistics", "coverage"])
@@ -334,6 +337,7 @@ def example(
 app.command()(plan)
 app.command("max-rate")(max_rate)
 app.command()(reproduce)
+app.command()(dashboard)
 
 
 @app.command()

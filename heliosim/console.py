@@ -189,7 +189,7 @@ def _noise_of(results: RunResults) -> str | None:
 
     scenario = results.scenario
     kinds = (scenario.get("controller", {}).get("kind"), results.info.mode, scenario.get("fleet"))
-    if kinds != ("helios", "simulated", None):
+    if kinds != ("helios", "simulated", None) or results.info.replayed_exits:
         return None
     try:
         profile = open_profile(str(scenario["profile"]))

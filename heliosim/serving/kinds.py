@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from heliosim.errors import InputError, UnknownNameError
-from heliosim.registry import EXIT_BATCHING
 from heliosim.serving.controller import Controller, FixedPlacement, vanilla
 from heliosim.serving.repository import Repository
 from heliosim.types import ExitBatching, ExitRule, ModelSpec
@@ -104,6 +103,7 @@ class Fixed:
 
 _COUNTS_ROWS, _WEIGHS = "eager", "rebatch"
 """The built-in batching that has a use for ``quorum``, and the one for ``break_even``."""
+_BUILT_IN = ("full", "wait-for-deepest", _COUNTS_ROWS, _WEIGHS)
 
 
 def check_exit_numbers(batching: str, quorum: int, break_even: float | None) -> None:
@@ -112,7 +112,7 @@ def check_exit_numbers(batching: str, quorum: int, break_even: float | None) -> 
         ("quorum", quorum != 1, _COUNTS_ROWS),
         ("break_even", break_even is not None, _WEIGHS),
     ):
-        if is_given and batching != user and batching in EXIT_BATCHING.builtin:
+        if is_given and batching != user and batching in _BUILT_IN:
             problem = f"{batching} has no use for it"
             remedy = f"Leave it out, or set batching to {user}."
             raise InputError(f"controller.{name}", quorum if name == "quorum" else break_even, problem, remedy)

@@ -143,6 +143,9 @@ def test_a_replayed_run_says_so_everywhere(
     assert "exits replayed" in caption_of([SystemResult("x", simulated, [loaded], clock="cpu")])
     print_summary(loaded, None)
     assert "Exits replayed from profile" in capsys.readouterr().out
+    evaluated = scenario(served, {"kind": "helios", "probe_requests": 2})
+    print_summary(run_simulated(evaluated, served, replay=replay), None)
+    assert "simulated, exits replayed" in capsys.readouterr().out
     print_comparison([tmp_path / "live", tmp_path / "simulated"], tmp_path / "report.html")
     assert "Exits replayed from profile" in capsys.readouterr().out
     assert "Exits replayed from profile" in (tmp_path / "report.html").read_text()

@@ -141,7 +141,7 @@ def test_activations_stay_near_one_and_logits_are_spread(configs: dict[str, Path
     import numpy as np
 
     from heliosim.engines.models.host import HostModel
-    from heliosim.engines.models.score import _states, score
+    from heliosim.engines.models.score import score, states
 
     name = f"random:{configs[kind]}@exits=2,4" + (",mlp=32" if kind == "opt" else "")
     host = HostModel(info_of(name, dtype))
@@ -155,7 +155,7 @@ def test_activations_stay_near_one_and_logits_are_spread(configs: dict[str, Path
         assert probs.std() > 0.05
         assert len(np.unique(np.concatenate([s.ids[i] for s in scored]))) > 40
     with torch.inference_mode():
-        _, h, _ = _states(host.resident(8), texts, frozenset({8}))[0]
+        _, h, _ = states(host.resident(8), texts, frozenset({8}))[0]
     assert 0.2 < float(h.float().pow(2).mean().sqrt()) < 8
 
 

@@ -154,7 +154,8 @@ class HostModel:
     def _fill(self, piece: Piece, flat: Flat, reader: Reader) -> None:
         """Read a piece into ``flat``."""
         for part, view in zip(self._parts(piece), flat.views().values(), strict=True):
-            arranged = self.family.arrange(part.name, reader.part(piece, part))
+            stored = list(reader.tensors(piece, part))
+            arranged = self.family.arrange(part.name, stored[0] if len(stored) == 1 else torch.cat(stored))
             view.copy_(arranged.t() if piece[0] != "base" and arranged.ndim == 2 else arranged)
 
     # --- on the way to a device -------------------------------------------------------------------------------------
@@ -177,12 +178,13 @@ class HostModel:
         """Embeddings may be larger than any buffer; they lie as they are stored, so any part of them will do."""
         first, reader = 0, ring.reader(self.info)
         for part in self.info.base_parts():
-            for values in reader.part(("base", 0), part).view(-1).split(ring.values):
-                buffer = ring.buffer(len(values), self.dtype)
-                buffer.copy_(values)
-                yield first, buffer
-                ring.sent()
-                first += len(values)
+            for stored in reader.tensors(("base", 0), part):
+                for values in stored.view(-1).split(ring.values):
+                    buffer = ring.buffer(len(values), self.dtype)
+                    buffer.copy_(values)
+                    yield first, buffer
+                    ring.sent()
+                    first += len(values)
 
     def resident(self, depth: int, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Resident:
         """The first ``depth`` layers, and the heads of the exits up to there, on a device."""
@@ -327,14 +329,14 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         self._open.clear()
 
-    def part(self, piece: Piece, part: Part) -> Tensor:
-        """A part of ``piece`` as the checkpoint has it, matrices [out, in]."""
+    def tensors(self, piece: Piece, part: Part) -> Iterator[Tensor]:
+        """What a part of a piece is put together from, one behind the other, as the checkpoint has it."""
         if part.whole is not None:
-            return _taken(self.part(piece, part.whole), part.cuts)
-        if self.info.random is not None:
-            return random_part(self.info, f"{piece[0]} {piece[1]}", part)
-        stored = [self.tensor(source) for source in part.sources]
-        return stored[0] if len(stored) == 1 else torch.cat(stored)
+            yield _taken(torch.cat(list(self.tensors(piece, part.whole))), part.cuts)
+        elif self.info.random is not None:
+            yield random_part(self.info, f"{piece[0]} {piece[1]}", part)
+        else:
+            yield from (self.tensor(source) for source in part.sources)
 
     def tensor(self, name: str) -> Tensor:
         file = self.info.tensors[name].file
