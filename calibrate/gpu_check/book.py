@@ -11,7 +11,7 @@ from typing import Any
 from heliosim.formats.files import write_text
 
 from .figures import Got
-from .plan import Measure, Options
+from .plan import CPU_GRACE, Measure, Options
 
 
 @dataclass
@@ -35,6 +35,15 @@ class Book:
     def left_s(self) -> float:
         """Seconds of the measure's own budget that are left; may be negative."""
         return self.measure.seconds - (time.monotonic() - self.began)
+
+    @property
+    def limit_s(self) -> float:
+        """Seconds after which to stop waiting; on a CPU, where nothing is a figure, more."""
+        return self.left_s if self.options.is_gpu else self.left_s + (CPU_GRACE - 1) * self.measure.seconds
+
+    def is_late(self, needed_s: float = 0.0) -> bool:
+        """Whether fewer than ``needed_s`` seconds are left."""
+        return self.limit_s < needed_s
 
     def put(self, key: str, value: float, **rest: Any) -> None:
         """A figure that was asked for, with ``low``, ``high``, ``note``, ``passes``."""

@@ -27,7 +27,7 @@ def roofline(book: Book) -> None:
         mine = [c for c in cells if c[0].key.startswith(f"{shape.model}.")]
         steps = STEPS_GPU if book.options.is_gpu else STEPS_CPU
         for asked, rows, context in mine:
-            if book.left_s < 0.2 * each_s:
+            if book.is_late(0.2 * each_s):
                 book.cannot(asked.key, "no time left")
                 continue
             bench.place(bench.spec.layers, rows, context + 6 * steps)

@@ -102,12 +102,12 @@ def _systems(book: Book, profile: Profile, replay: Replay, engine: Any) -> None:
     run_live(_scenario(book, profile, "helios", 12, SATURATED_PER_S), profile, engine=engine, replay=replay)  # warm up
     for k, (system, load) in enumerate(keys):
         seconds = book.left_s / (len(keys) - k)
-        if seconds < 0.5:
+        if book.is_late(0.5):
             for key in METRICS:
                 book.cannot(f"{system}.{load:g}.{key}", "no time left")
             continue
         rate = load * capacity[system]
-        each_s = 0.7 * seconds / book.options.repeats
+        each_s = max(0.3, 0.7 * seconds / book.options.repeats)
         requests = int(min(400, max(12, rate * each_s)))
         scenario = _scenario(book, profile, system, requests, rate)
         simulated = run_simulated(scenario, profile, replay=replay)

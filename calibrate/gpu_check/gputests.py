@@ -39,10 +39,11 @@ def run(book: Book) -> None:
 def _pytest(book: Book, chosen: list[str]) -> None:
     results = book.folder / "pytest.xml"
     results.unlink(missing_ok=True)
-    known = ["-p", "pytest_timeout", "--timeout=120"] if importlib.util.find_spec("pytest_timeout") else []
-    command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", *known, f"--junitxml={results}", *chosen]
+    known = ["--timeout=120"] if importlib.util.find_spec("pytest_timeout") else []
+    settings = ["-o", "addopts=", "-o", "filterwarnings=default"]  # other versions warn of other things
+    command = [sys.executable, "-m", "pytest", "-q", *settings, *known, f"--junitxml={results}", *chosen]
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=max(10.0, book.left_s))
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=max(10.0, book.limit_s))
     except subprocess.TimeoutExpired:
         for key in ("failed", "passed"):
             book.cannot(key, f"not through within {book.measure.seconds:.0f} s")
@@ -51,7 +52,7 @@ def _pytest(book: Book, chosen: list[str]) -> None:
     if not results.exists():
         last = (done.stdout + done.stderr).strip().splitlines()
         for key in ("failed", "passed"):
-            book.cannot(key, f"pytest ended with code {done.returncode}: {last[-1] if last else ''}")
+            book.cannot(key, f"pytest ended with code {done.returncode}: {last[-1][:200] if last else ''}")
         return
     failed, passed, skipped = read_results(results)
     book.put("passed", passed)

@@ -15,7 +15,7 @@ from pathlib import Path
 from heliosim.formats.files import write_text
 
 from .book import read_book
-from .plan import Group, Measure, Options, groups, require_same
+from .plan import CPU_GRACE, Group, Measure, Options, groups, require_same
 
 Say = Callable[[str], None]
 GRACE = 1.25
@@ -60,13 +60,15 @@ class Runner:
                 for measure in waiting:
                     note_state(folder, measure, "no time", f"the {self.options.seconds:.0f} s were over")
                 return
-            limit = min(self.left_s, GRACE * (group.start_s + sum(m.seconds for m in waiting)) + 5)
+            grace = GRACE if self.options.is_gpu else CPU_GRACE
+            limit = min(self.left_s, grace * (group.start_s + sum(m.seconds for m in waiting)) + 5)
             code = self._process(group, waiting, limit)
             for measure in waiting:
                 book = read_book(folder, measure.name)
                 if book is not None and book["state"] == "running":
                     ended = f"ended behind {limit:.0f} s, out of time" if code is None else f"its process died ({code})"
                     note_state(folder, measure, "failed", ended)
+            self._tell(folder, waiting)
             before = len(waiting)
             waiting = [m for m in waiting if read_book(folder, m.name) is None]
             if len(waiting) == before:  # it does not even start
@@ -74,6 +76,11 @@ class Runner:
                     why = "out of time before it began" if code is None else f"its process ended with code {code}"
                     note_state(folder, measure, "failed", why)
                 return
+
+    def _tell(self, folder: Path, measures: Sequence[Measure]) -> None:
+        for measure in measures:
+            if book := read_book(folder, measure.name):
+                self.say(f"  {measure.title}: {book['state']}, {book['seconds']:.0f} s {book['error']}".rstrip())
 
     def _process(self, group: Group, measures: Sequence[Measure], limit_s: float) -> int | None:
         """Exit code of a process that runs measures; None: it was ended behind ``limit_s`` seconds."""

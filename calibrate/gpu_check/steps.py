@@ -69,7 +69,7 @@ class Bench:
             batch = Batch(requests, starts, (1,) * len(requests), (True,) * len(requests))
             run = Run(self._placement, NO_EXITS, batch, max_steps=steps - done, max_ends=None, in_stride=True)
             outcome = self.engine.perform(run)
-            made = outcome.stride.steps if outcome.stride is not None else 1
+            made = len(outcome.stride.steps) if outcome.stride is not None else 1
             seconds, done = seconds + outcome.seconds, done + made
             for request in requests:
                 self.known[request] += made

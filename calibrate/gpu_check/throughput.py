@@ -101,7 +101,7 @@ def _model(book: Book) -> Any:
 def _time(book: Book, name: str, call: Callable[[], int]) -> float | None:
     """Tokens per second of the faster of two calls behind one that warms up; None: why is in the book."""
     key = f"throughput.{name}"
-    if book.left_s < 3:
+    if book.is_late(3.0):
         book.cannot(key, "no time left")
         return None
     rates = []
@@ -114,15 +114,15 @@ def _time(book: Book, name: str, call: Callable[[], int]) -> float | None:
 
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - began
-            if k or book.left_s < seconds:
+            if k or book.is_late(seconds):
                 rates.append(tokens / seconds)
                 book.row(engine=f"transformers {name}", tokens=tokens, seconds=seconds, call=k)
-            if book.left_s < seconds:
+            if book.is_late(seconds):
                 break
     except Exception as error:
         book.cannot(key, f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}")
         return None
-    note = "one call, warming up included" if len(rates) == 1 and book.left_s < 0 else ""
+    note = "one call, warming up included" if len(rates) == 1 else ""
     book.put(key, max(rates), low=min(rates), high=max(rates), note=note)
     return max(rates)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,8 @@ class ParallelEngine(TorchEngine):
             self.close()
             raise
         self.team.answers(timeout_s=10 * timeout_s)
+        self._step_s = 0.0
+        """Seconds of a step of the last run."""
         self._watch = Watch(self.team, linked.ranks.abort) if self.device.type == "cuda" else None
         linked.watch = self._watch
 
@@ -77,6 +80,8 @@ class ParallelEngine(TorchEngine):
         one; then nothing is loaded on any.
         """
         began = time.perf_counter()
+        if isinstance(action, Run):
+            action = self._timeless(action)
         self.team.tell("perform", action)
         if self._watch is not None:
             self._watch.begin()
@@ -97,9 +102,19 @@ class ParallelEngine(TorchEngine):
         if isinstance(action, Load):
             self._agree(action, problem)
             outcome = outcome._replace(seconds=tick(time.perf_counter() - began))
+        else:
+            steps = 1 if outcome.stride is None else len(outcome.stride.steps)
+            self._step_s = outcome.seconds / steps
         if problem is not None:
             raise problem
         return outcome
+
+    def _timeless(self, action: Run) -> Run:
+        """The same run, ended by a number of steps where a clock would end it: ranks would not read it alike."""
+        if action.within_s is None:
+            return action
+        fitting = int(action.within_s / self._step_s) if self._step_s else 0
+        return replace(action, within_s=None, max_steps=max(1, min(action.max_steps, fitting)))
 
     def _agree(self, action: Load, problem: HelioSimError | None) -> None:
         """Wait for all ranks to have loaded. If they do not hold the same, have them hold nothing and raise."""
