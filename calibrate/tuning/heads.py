@@ -6,6 +6,7 @@ head is the untuned exit. Parameters are float32 whatever the backbone runs in.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,13 +16,14 @@ from heliosim.engines.models.host import Resident
 
 
 class TunedHead(nn.Module):
-    """Hidden states [n, d] behind an exit's layer to logits [n, V]. ``mlp``: inner width, 0 for none."""
+    """Hidden states [n, d] behind an exit's layer to logits [n, V]. ``mlp``: inner width, 0 for none; ``base``: the
+    model's embeddings, norm and output head, as tensors that gradients may pass through.
+    """
 
-    def __init__(self, resident: Resident, mlp: int, *, has_norm: bool) -> None:
+    def __init__(self, resident: Resident, base: Mapping[str, Tensor], mlp: int, *, has_norm: bool) -> None:
         super().__init__()
         info = resident.host.info
         self.eps, self.has_bias = info.norm_eps, info.architecture == "opt"
-        base = resident.base
         self._output = base.get("head", base["embed"]).t()
         self._base_norm = {k: base[k].float() for k in ("norm_weight", "norm_bias") if k in base}
         self.norm_weight: Any = None
@@ -62,7 +64,9 @@ class Heads(nn.Module):
     def __init__(self, resident: Resident, exits: tuple[int, ...], mlp: int, *, has_norm: bool) -> None:
         super().__init__()
         self.exits = exits
-        self.by_layer = nn.ModuleDict({str(e): TunedHead(resident, mlp, has_norm=has_norm) for e in exits})
+        # what was loaded for inference alone cannot be saved for a backward pass
+        base = {k: v.clone() if v.is_inference() else v for k, v in resident.base.items() if k != "positions"}
+        self.by_layer = nn.ModuleDict({str(e): TunedHead(resident, base, mlp, has_norm=has_norm) for e in exits})
 
     def __getitem__(self, exit_layer: int) -> TunedHead:
         head = self.by_layer[str(exit_layer)]

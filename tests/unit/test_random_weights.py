@@ -193,3 +193,54 @@ def test_tokens_equal_those_of_transformers_with_the_same_weights(configs: dict[
     (seen,) = score(HostModel(info), [text], (8,))
     assert seen.ids[0].tolist() == wanted.indices.tolist()
     assert seen.max_probs[0] == pytest.approx(wanted.values.numpy(), abs=1e-4)
+
+
+# --- calibration ------------------------------------------------------------------------------------------------------
+
+
+def test_random_weights_calibrate_to_times_and_bytes_without_behaviour(
+    configs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    from heliosim_calibrate.calibrate import Request, calibrate
+
+    from heliosim.profile_view import check_profile, show_profile
+    from heliosim.runs import run_live
+    from tests.profiles import scenario, workload
+
+    configs["llama"].write_text(json.dumps({**LLAMA, "num_hidden_layers": 4}))
+    name = f"random:{configs['llama']}@exits=2,seed=5"
+    asked = Request(
+        models=[name], out=tmp_path / "profile", max_batch=1, max_context=64, token_budget=32, rounds=1, device="cpu"
+    )
+    profile = calibrate(asked)
+    assert profile.random_models == ("small-llama",)
+    facts = profile.model("small-llama")
+    assert (facts.checkpoint, facts.weights_seed, facts.exits) == (name, 5, (2, 4))
+    assert not profile.has_behaviour
+    assert profile.facts.premises == []
+    assert {p.name for p in profile.folder.iterdir()} == {"profile.json", "steps.parquet"}
+    check_profile(profile)
+    problems = [line for line in capsys.readouterr().out.splitlines() if line.startswith("problem")]
+    assert all("step times miss" in line for line in problems), "few steps on a busy machine may fit badly"
+    show_profile(profile)
+    assert "random weights: small-llama (seed 5)" in capsys.readouterr().out
+
+    small = workload(requests=4, prompt={"kind": "fixed", "tokens": 9}, output={"kind": "fixed", "tokens": 5})
+    served = {"models": ("small-llama",), "workload": small, "memory": {"budget_bytes": 4_000_000}}
+    live = run_live(scenario(profile, **served, controller={"kind": "vanilla", "model": "small-llama"}), profile)
+    assert {len(ids) for ids in live.outputs.values()} == {5}
+    helios = scenario(profile, **served, controller={"kind": "helios"})
+    with pytest.raises(InputError, match="Its weights are random"):
+        run_live(helios, profile)
+
+
+def test_texts_of_random_weights_are_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from heliosim_calibrate.calibrate import Request, calibrate
+
+    with pytest.raises(InputError, match="random weights say nothing"):
+        calibrate(Request(models=["random:opt-125m"], out=tmp_path / "p", exit_methods=["eager+propagate"]))
+    with pytest.raises(InputError, match="two models are called opt-125m"):
+        calibrate(Request(models=["random:opt-125m", "random:opt-125m@seed=1"], out=tmp_path / "p"))
+    assert list(tmp_path.iterdir()) == []
