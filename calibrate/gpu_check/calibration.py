@@ -9,6 +9,7 @@ from typing import Any
 
 from heliosim_calibrate.calibrate import Request, calibrate
 
+from heliosim.errors import InputError
 from heliosim.formats.profile import Profile
 
 from .book import Book
@@ -29,9 +30,25 @@ def run(book: Book) -> None:
 
 def tiny(book: Book) -> None:
     """Calibrate shipped models, with their exits: behaviour too."""
-    models = [a.key.removesuffix(".holdout") for a in book.measure.asked if a.key.endswith(".holdout")]
-    profile = _calibrated(book, models, (16, 256, 256) if book.options.is_gpu else (4, 128, 64))
-    _errors(book, profile, models)
+    _with_exits(book, _models(book))
+
+
+def trained(book: Book) -> None:
+    """Calibrate the pair that was trained here."""
+    folder = Path(book.shared["work"]) / "trained"
+    missing = [name for name in _models(book) if not (folder / name / "exits.json").exists()]
+    if missing:
+        raise InputError("trained pair", ", ".join(missing), "the training of this group gave none", "See its error.")
+    _with_exits(book, [str(folder / name) for name in _models(book)])
+
+
+def _models(book: Book) -> list[str]:
+    return [a.key.removesuffix(".holdout") for a in book.measure.asked if a.key.endswith(".holdout")]
+
+
+def _with_exits(book: Book, checkpoints: Sequence[str]) -> None:
+    profile = _calibrated(book, checkpoints, (16, 256, 256) if book.options.is_gpu else (4, 128, 64))
+    _errors(book, profile, _models(book))
     verdicts = [str(p.get("verdict", "")) for p in profile.facts.premises]
     holding = sum(v == "holds" for v in verdicts)
     book.put("premises", holding, note=f"of {len(verdicts)} that could be asked")

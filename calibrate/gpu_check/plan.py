@@ -97,6 +97,7 @@ class Shape:
     ideal: float = 0.8
 
 
+PREMISES = Asked("premises", "premises of HELIOS that hold", "of them")
 PAIR = (Shape("opt-1.3b", (6, 12, 24), 0.5), Shape("opt-6.7b", (9, 17, 32)))
 LLAMA = Shape("llama3-8b", (8, 16, 24, 32))
 
@@ -226,7 +227,7 @@ def _llama(options: Options) -> Group:
 def _tiny(options: Options) -> Group:
     quick = options.is_quick
     models = ("tiny-opt-s",) if quick else ("tiny-opt-s", "tiny-opt-l")
-    asked = (*_calibration(models), Asked("premises", "premises of HELIOS that hold", "premises"))
+    asked = (*_calibration(models), PREMISES)
     measure = Measure("calibrate", "Calibration with real exits", "calibration:tiny", 15 if quick else 40, asked)
     return Group("tiny", "Tiny models that really exit early", (measure,), 5)
 
@@ -238,7 +239,17 @@ def _trained(options: Options) -> Group:
         Asked("train.agreement", "of those, what the last layer would have said too"),
     )
     seconds = 20 if options.is_quick else 180
-    return Group("trained", "A pair trained here", (Measure("train", "Training", "training:run", seconds, asked),), 5)
+    measures = (
+        Measure("train", "Training", "training:run", seconds, asked),
+        Measure("calibrate", "Calibration of that pair", "calibration:trained", 10 if options.is_quick else 40,
+                (*_calibration(trained_names(options)), PREMISES)),
+    )  # fmt: skip
+    return Group("trained", "A pair trained here", measures, 5)
+
+
+def trained_names(options: Options) -> tuple[str, str]:
+    """The pair that is trained: smaller, larger."""
+    return ("trained-30m", "trained-120m") if options.is_gpu else ("trained-s", "trained-l")
 
 
 def _without_bars(group: Group) -> Group:

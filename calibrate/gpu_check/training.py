@@ -12,6 +12,7 @@ from heliosim.synth import load_tokenizer
 from heliosim.tasks import FAMILIES
 
 from .book import Book
+from .plan import trained_names
 
 THRESHOLD = 0.8
 HELD_OUT = 12
@@ -22,15 +23,16 @@ def recipes(book: Book) -> tuple[Any, Any]:
     """About 30M and 120M parameters, exits anywhere; on a CPU two very small ones, to see that it works."""
     from heliosim_calibrate.tiny.train import GENERAL, TECHNICAL, Recipe
 
+    names = trained_names(book.options)
     if not book.options.is_gpu:
         small: dict[str, Any] = {"width": 32, "heads": 4, "ffn": 64}
         return (
-            Recipe("trained-s", "llama", 4, (2, 4), GENERAL, 60, 201, **small),
-            Recipe("trained-l", "llama", 6, (2, 4, 6), TECHNICAL, 60, 202, **small),
+            Recipe(names[0], "llama", 4, (2, 4), GENERAL, 60, 201, **small),
+            Recipe(names[1], "llama", 6, (2, 4, 6), TECHNICAL, 60, 202, **small),
         )
     return (
-        Recipe("trained-30m", "llama", 10, (2, 4, 6, 8, 10), GENERAL, 20_000, 201, 512, 8, 1408),
-        Recipe("trained-120m", "llama", 12, (3, 6, 9, 12), TECHNICAL, 20_000, 202, 1024, 16, 2432),
+        Recipe(names[0], "llama", 10, (2, 4, 6, 8, 10), GENERAL, 20_000, 201, 512, 8, 1408),
+        Recipe(names[1], "llama", 12, (3, 6, 9, 12), TECHNICAL, 20_000, 202, 1024, 16, 2432),
     )
 
 
