@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +33,7 @@ from heliosim.formats.checkpoint import checkpoint_path, inspect_checkpoint  # n
 from heliosim.hardware.architecture import ExitHead, read_architecture  # noqa: E402
 from heliosim.profile_view import open_profile  # noqa: E402
 from heliosim.runs import run_live  # noqa: E402
-from heliosim.types import ExitRule, Load, Placement  # noqa: E402
+from heliosim.types import Batch, ExitRule, Load, Placement, Run  # noqa: E402
 from tests.contracts.test_torch_engine import (  # noqa: E402
     GREEDY,
     VOCAB,
@@ -239,6 +240,59 @@ def test_a_dead_rank_is_one_clear_error(pair: TorchEngine, folders: dict[str, Pa
     workers = [w.process for w in again.team.workers]  # type: ignore[attr-defined]
     again.close()
     assert [w.returncode for w in workers] == [0]
+
+
+def test_a_rank_that_hangs_is_given_up(folders: dict[str, Path]) -> None:
+    engine = TorchEngine({"opt": folders["opt"]}, tensor_parallel=2, timeout_s=4.0)
+    assert isinstance(engine, ParallelEngine)
+    hand = Hand(engine)
+    hand.load("opt", 2)
+    hand.submit(0, prompts([9])[0], 30)
+    hand.step()
+    process = engine.team.workers[0].process
+    os.kill(process.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    with pytest.raises(LostRankError, match=r"rank 1 is lost: no answer within 4 s"):
+        hand.finish()
+    assert time.monotonic() - began < 20
+    assert process.returncode == -signal.SIGKILL
+    engine.close()
+
+
+def test_workers_end_with_the_process_that_started_them(folders: dict[str, Path]) -> None:
+    code = f"""
+import os
+from heliosim.engines.torch import TorchEngine
+engine = TorchEngine({{"opt": {str(folders["opt"])!r}}}, tensor_parallel=2)
+print(engine.team.workers[0].process.pid, flush=True)
+os._exit(7)
+"""
+    path = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **path})
+    assert done.returncode == 7, done.stderr
+    until = time.monotonic() + 10
+    while is_running(int(done.stdout)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not is_running(int(done.stdout))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:1]
+
+
+def test_a_run_ends_by_steps_where_a_clock_would_end_it(pair: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks would not read a clock alike."""
+    assert isinstance(pair, ParallelEngine)
+    run = Run(Placement("opt", 2), GREEDY, Batch((0,), (9,), (1,), (True,)), max_steps=50, within_s=1.0)
+    for step_s, most in ((0.0, 1), (0.1, 10), (5.0, 1), (0.001, 50)):
+        monkeypatch.setattr(pair, "_step_s", step_s)
+        made = pair._timeless(run)
+        assert (made.within_s, made.max_steps) == (None, most)
+    assert pair._timeless(replace(run, within_s=None)).max_steps == 50
 
 
 def test_a_live_run_on_two_ranks_says_what_one_says(tmp_path: Path) -> None:

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from heliosim.engines.models.score import SequenceScore
 
 
+START_S = 600.0
+"""How long workers may take to start, and then to read their weights; one that dies is known at once."""
+
+
 class ParallelEngine(TorchEngine):
     """``TorchEngine`` over ``tensor_parallel`` GPUs of this machine (CPU: as many processes, for tests).
 
@@ -56,6 +60,7 @@ class ParallelEngine(TorchEngine):
         self.team = Team(tensor_parallel, store.port, devices[1:], {**same, "checkpoints": files}, timeout_s)
         self._end = weakref.finalize(self, _end, self.team, linked := _Later())
         try:
+            self.team.answers(timeout_s=START_S)  # their imports take a while; meeting then does not
             linked.ranks = Linked(Seat(0, tensor_parallel, store.port, timeout_s), torch.device(devices[0]), store)
             super().__init__(checkpoints, devices[0], ranks=linked.ranks, **same)
         except RuntimeError as error:
@@ -63,7 +68,7 @@ class ParallelEngine(TorchEngine):
         except BaseException:
             self.close()
             raise
-        self.team.answers(timeout_s=10 * timeout_s)
+        self.team.answers(timeout_s=START_S)
         self._step_s = 0.0
         """Seconds of a step of the last run."""
         self._watch = Watch(self.team, linked.ranks.abort) if self.device.type == "cuda" else None

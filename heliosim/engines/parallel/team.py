@@ -70,15 +70,15 @@ class Worker:
             raise LostRankError(self.rank, value)
         return kind, value
 
-    def lost(self) -> LostRankError:
-        """Why it is gone, as far as it can be known."""
+    def lost(self, wait_s: float = _FAREWELL_S) -> LostRankError:
+        """Why it is gone, as far as it can be known; its end is waited for."""
         with suppress(EOFError, OSError):
             while self.pipe.poll():
                 kind, value = self.pipe.recv()
                 if kind == "died":
                     return LostRankError(self.rank, value)
         with suppress(subprocess.TimeoutExpired):
-            self.process.wait(_FAREWELL_S)
+            self.process.wait(wait_s)
         code = self.process.poll()
         said = self._last_line()
         ended = "it does not answer" if code is None else f"its process ended with code {code}"
@@ -136,7 +136,11 @@ class Team:
         """What to raise where a collective operation failed with ``error``; ends the workers."""
         time.sleep(0.05)  # what made a peer fail may be on its way
         dead = [w for w in self.workers if w.process.poll() is not None or w.pipe.poll()]
-        found = (dead[0] if dead else self.workers[0]).lost() if self.workers else LostRankError(0, str(error))
+        if dead:
+            found = dead[0].lost()
+        else:
+            said = (str(error).strip() or "no reason given").splitlines()[0]
+            found = LostRankError(self.workers[0].rank, f"no answer within {self.timeout_s:g} s ({said})")
         self.close(at_once=True)
         return found
 

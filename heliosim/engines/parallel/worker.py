@@ -26,6 +26,7 @@ def serve(pipe: Connection, seat: Seat, device: str, options: dict[str, Any]) ->
 
     from heliosim.engines.torch import TorchEngine
 
+    pipe.send(("here", None))
     linked = Linked(seat, torch.device(device))
     engine = TorchEngine(**options, device=device, ranks=linked)
     pipe.send(("ready", None))
