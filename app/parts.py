@@ -201,6 +201,28 @@ def report_text(trouble: Trouble) -> str:
     return f"{trouble.text}\n\nPython {platform.python_version()}\n{versions}\n\n{inputs}\n\n{trouble.details}"
 
 
+def escaped(text: str) -> str:
+    """Text as HTML that shows it as it is."""
+    return escape(text)
+
+
+def system_colours(names: Sequence[str]) -> dict[str, str]:
+    """One colour per system on every page: blue HELIOS, green its offline form, the others behind them."""
+    from heliosim.charts import SYSTEM_PALETTE
+
+    fixed = {"HELIOS": 0, "HELIOS offline": 2, "HELIOS one tokenizer": 5}
+    found, rest = {}, [k for k in range(len(SYSTEM_PALETTE)) if k not in fixed.values()]
+    for name in names:
+        if name in fixed:
+            found[name] = SYSTEM_PALETTE[fixed[name]]
+            continue
+        base = 1 if name.startswith("early exit") else 3 if name.startswith("vanilla") else 4
+        place = base if base in rest else rest[0]
+        rest = [k for k in rest if k != place] or [k for k in range(len(SYSTEM_PALETTE))]
+        found[name] = SYSTEM_PALETTE[place]
+    return found
+
+
 def plain(text: str) -> str:
     """Text as Markdown that shows it as it is."""
     return "".join(f"\\{c}" if c in "\\`*_{}[]#$~<>|:" else c for c in text)

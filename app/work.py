@@ -136,6 +136,16 @@ class Desk:
                 self.tickets.popitem(last=False)
             return ticket
 
+    def known(self, key: str) -> Ticket | None:
+        """What is remembered or being worked on under a key; None: it must be asked for."""
+        with self.lock:
+            if key not in self.tickets:
+                kept = read_kept(self.folder, key)
+                if kept is None:
+                    return None
+                self.know(key, kept)
+            return self.tickets[key]
+
     def _finish(self, ticket: Ticket, future: Future[Any]) -> None:
         ticket.settle(future)
         if ticket.trouble is None and not ticket.is_cancelled:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from heliosim.behaviour_report import write_behaviour_report
 from heliosim.errors import InputError
 from heliosim.formats.checkpoint import SHIPPED, CheckpointInfo, checkpoint_path, inspect_checkpoint
 from heliosim.formats.files import new_folder, sha256_of
@@ -15,7 +16,6 @@ from heliosim.formats.profile import (
     NO_BEHAVIOUR,
     PROFILE_FOLDER,
     SCHEMA_VERSION,
-    BehaviourFacts,
     ClockName,
     CostFit,
     LargestBatch,
@@ -30,7 +30,9 @@ from heliosim.premises import measure_premises
 from heliosim.streams import stream
 from heliosim.types import ModelSpec, blocks_for
 
-from .behaviour import Columns, Prompt, observe, prompts_from_tasks, sources_of, write_table
+from .behaviour_alone import require_shared_vocabulary
+from .behaviour_parts import Parts
+from .behaviour_stage import BehaviourPlan, measure_behaviour, parts_folder
 from .device import device_facts, resolve_device, version_facts
 from .energy import energy_facts, find_meter, idle_watts
 from .exit_costs import MethodSample, fit_methods, measure_methods
@@ -46,7 +48,8 @@ Progress = Callable[[str, float], None]
 class Request:
     """What to calibrate; of random weights no behaviour is recorded. ``pool_bytes``: memory for weights and KV while
     measuring; None: enough for the largest batch asked for. ``exit_methods``: exit methods, each
-    ``batching+skipped_kv``, whose texts to record as well. ``tensor_parallel``: GPUs that share each layer.
+    ``batching+skipped_kv``, whose texts to record as well. ``prompts_file``, ``closed_loop_prompts``: see
+    ``BehaviourPlan``. ``tensor_parallel``: GPUs that share each layer.
     """
 
     models: Sequence[str]
@@ -61,12 +64,29 @@ class Request:
     rounds: int = 4
     tasks: Sequence[str] = field(default_factory=tuple)
     prompts_per_task: int = 24
+    prompts_file: Path | None = None
+    closed_loop_prompts: int = 24
     tokens_per_text: int = 48
     threshold: float = 0.8
     exit_methods: Sequence[str] = ()
     budgets_bytes: Sequence[int] = ()
     seed: int = 0
     overwrite: bool = False
+
+    @property
+    def behaviour(self) -> BehaviourPlan:
+        """Its part about behaviour."""
+        return BehaviourPlan(
+            tasks=self.tasks,
+            prompts_per_task=self.prompts_per_task,
+            prompts_file=self.prompts_file,
+            closed_loop_prompts=self.closed_loop_prompts,
+            tokens_per_text=self.tokens_per_text,
+            threshold=self.threshold,
+            exit_methods=self.exit_methods,
+            rows=min(16, self.max_batch),
+            seed=self.seed,
+        )
 
 
 def calibrate(request: Request, progress: Progress = lambda _what, _share: None) -> Profile:
@@ -91,8 +111,10 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
         )
         clocks: tuple[ClockName, ...] = ("wall",) if device.startswith("cuda") else ("cpu", "wall")
         max_context = min(request.max_context, *(s.max_context for s in specs.values()))
-        prompts = _prompts(request, infos, max_context - request.tokens_per_text) if has_behaviour else []
-        text = [token for p in prompts for token in p.ids] or random_ids(request.seed, engine.vocab)
+        coder = request.behaviour.coder(infos, max_context) if has_behaviour else None
+        prompts = None if coder is None else request.behaviour.prompts(coder)
+        given = [] if prompts is None else prompts.given
+        text = [token for p in given for token in p.ids] or random_ids(request.seed, engine.vocab)
 
         meter, reason = find_meter(device)
         progress("idle power", 0.0)
@@ -105,10 +127,20 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
         loads = _measure_loads(request, engine, specs, progress)
         batches = {n: _largest_batches(engine, s, _budgets(request, specs), max_context) for n, s in specs.items()}
 
-        columns = _observe(request, engine, infos, specs, prompts, progress) if has_behaviour else None
+        parts, behaviour = parts_folder(request.out), NO_BEHAVIOUR
+        if coder is not None and prompts is not None:
+            progress("behaviour", 0.6)
+            behaviour = measure_behaviour(
+                request.behaviour,
+                engine,
+                infos,
+                coder,
+                prompts,
+                folder / "behaviour.parquet",
+                parts,
+                lambda what, share: progress(f"behaviour {what}", 0.6 + 0.36 * share),
+            )
         engine.close()
-        if columns is not None:
-            write_table(columns, folder / "behaviour.parquet")
         _write_steps(steps, folder / "steps.parquet")
         progress("fit", 0.98)
         models = {
@@ -123,15 +155,16 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
             seed=request.seed,
             models=models,
             energy=energy,
-            behaviour=NO_BEHAVIOUR
-            if columns is None
-            else _behaviour_facts(request, prompts, specs, len(columns["position"])),
+            behaviour=behaviour,
             files={path.name: sha256_of(path) for path in sorted(folder.glob("*.parquet"))},
         )
         write_profile(folder, facts)
-        if columns is not None:
+        if has_behaviour:
             premises = measure_premises(load_profile(folder).behaviour, request.threshold)
             write_profile(folder, facts.model_copy(update={"premises": [p.row() for p in premises]}))
+            progress("behaviour report", 0.99)
+            write_behaviour_report(load_profile(folder), folder / "behaviour.html", name=request.out.name)
+    Parts.remove_at(parts)
     progress("done", 1.0)
     return load_profile(request.out)
 
@@ -144,7 +177,7 @@ def _inspect(request: Request) -> dict[str, CheckpointInfo]:
         if info.spec.name in infos:
             raise InputError("--models", model, f"two models are called {info.spec.name}", "Calibrate them apart.")
         infos[info.spec.name] = info
-    _require_shared_vocabulary({name: info.spec for name, info in infos.items()})
+    require_shared_vocabulary({name: info.spec for name, info in infos.items()})
     if request.exit_methods and any(info.random is not None for info in infos.values()):
         problem = "random weights say nothing, so no texts are recorded"
         raise InputError("--exit-methods", ",".join(request.exit_methods), problem, "Leave it out.")
@@ -155,56 +188,6 @@ def random_ids(seed: int, vocab: int, count: int = 4096) -> list[int]:
     """Token ids for models that have no text: drawn evenly from the vocabulary."""
     ids: list[int] = stream(seed, "calibrate", "ids").integers(vocab, size=count).tolist()
     return ids
-
-
-def _observe(
-    request: Request,
-    engine: Any,
-    infos: Mapping[str, CheckpointInfo],
-    specs: Mapping[str, ModelSpec],
-    prompts: Sequence[Prompt],
-    progress: Progress,
-) -> Columns:
-    """The behaviour table."""
-    progress("behaviour", 0.6)
-    return observe(
-        engine,
-        specs,
-        prompts,
-        request.tokens_per_text,
-        request.threshold,
-        min(16, request.max_batch),
-        frozenset(t for info in infos.values() for t in info.eos_ids),
-        lambda what, share: progress(f"behaviour {what}", 0.6 + 0.38 * share),
-        request.exit_methods,
-    )
-
-
-def _require_shared_vocabulary(specs: Mapping[str, ModelSpec]) -> None:
-    first = next(iter(specs.values()))
-    for spec in specs.values():
-        if spec.vocabulary != first.vocabulary:
-            raise InputError(
-                "--models",
-                spec.name,
-                f"does not share its tokenizer with {first.name}",
-                "Calibrate them apart, or choose others.",
-            )
-
-
-def _prompts(request: Request, infos: Mapping[str, CheckpointInfo], longest: int) -> list[Prompt]:
-    """Held-out prompts of the built-in tasks in the checkpoints' own vocabulary."""
-    from heliosim.synth import load_tokenizer
-    from heliosim.tasks import FAMILIES
-
-    first = next(iter(infos.values()))
-    path = first.tokenizer_file
-    if path is None:
-        path = first.folder / "tokenizer.json"
-        raise InputError(str(path), path.name, "the checkpoint has no fast tokenizer", "Add its tokenizer.json.")
-    tokenize = load_tokenizer(path)
-    tasks = request.tasks or FAMILIES
-    return prompts_from_tasks(tasks, request.prompts_per_task, "calibration", request.seed, tokenize, longest)
 
 
 def _measure_steps(
@@ -349,21 +332,4 @@ def _facts(
         step=step_fits,
         load=load_fits,
         largest_batch=tuple(batches),
-    )
-
-
-def _behaviour_facts(
-    request: Request, prompts: Sequence[Prompt], specs: Mapping[str, ModelSpec], rows: int
-) -> BehaviourFacts:
-    tasks: dict[str, int] = {}
-    for prompt in prompts:
-        tasks[prompt.task] = tasks.get(prompt.task, 0) + 1
-    sources = tuple(n for s in specs.values() for n in sources_of(s, request.threshold, request.exit_methods))
-    return BehaviourFacts(
-        tasks=tasks,
-        split="calibration",
-        tokens_per_text=request.tokens_per_text,
-        threshold=request.threshold,
-        sources=sources,
-        rows=rows,
     )

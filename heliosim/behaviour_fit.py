@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 
 from heliosim.behaviour import Behaviour, Text
-from heliosim.behaviour_chains import CHAIN_KINDS, Chain, ChainKind, Texts, fit_chain
-from heliosim.behaviour_order import WINDOW_TOKENS, request_share_of, runs, windows
-from heliosim.behaviour_tokens import Floats, Ints, Tokens, exit_index, tokens_of
+from heliosim.behaviour_chains import CHAIN_KINDS, Chain, ChainKind, Texts, fit_chain, text_means
+from heliosim.behaviour_order import WINDOW_TOKENS, in_random_order, request_share_of, runs, windows
+from heliosim.behaviour_tokens import Floats, Ints, Tokens, breaches_at, exit_index, tokens_of
 from heliosim.bootstrap import LEVEL
 from heliosim.streams import stream
 
@@ -63,8 +63,7 @@ def fit_tasks(
         known, states = np.unique(codes[rows], return_inverse=True)
         text = (np.cumsum(mine) - 1)[tokens.text[rows]]
         texts = Texts(states.astype(np.int64), text, int(mine.sum()), len(known))
-        order = np.bincount(text, weights=depth[rows], minlength=texts.count)
-        order = order / np.maximum(np.bincount(text, minlength=texts.count), 1)
+        order = text_means(depth[rows], text, texts.count)
         by_state = tuple(rows[states == s] for s in range(len(known)))
         found[task] = Fitted(fit_chain(kind, texts, order), known, by_state)
     return found
@@ -197,6 +196,7 @@ def check_fits(
     95 % of draws lie, all statistics of a model together: Bonferroni, normal), is_met: the record lies there, or the
     difference is below ``TOLERANCES``.
     """
+    tokens = in_random_order(tokens, seed)
     layers, rows = tokens.exits_of(model), []
     index, unsure = _index_and_unsure(tokens, model, threshold)
     recorded = order_statistics(tokens, index, layers, unsure)
@@ -211,7 +211,7 @@ def check_fits(
 
 def _index_and_unsure(tokens: Tokens, model: str, threshold: float) -> tuple[Ints, Ints]:
     index = exit_index(tokens, model, threshold)
-    return index, (tokens.fan("confidence", model) < threshold).all(axis=0).astype(np.int64)
+    return index, breaches_at(tokens, model, threshold).astype(np.int64)
 
 
 def _drawn(

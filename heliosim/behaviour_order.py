@@ -121,6 +121,11 @@ def _independent_run(share: float, counts: Ints) -> float:
     return total / runs_expected
 
 
+def in_random_order(tokens: Tokens, seed: int) -> Tokens:
+    """The texts in the order in which requests might have come; whoever wrote the table may have sorted them."""
+    return tokens.arranged(stream(seed, "behaviour", "order").permutation(len(tokens.counts)))
+
+
 def windows(tokens: Tokens, breaches: Bools, window: int = WINDOW_TOKENS) -> Ints:
     """Breaches in consecutive windows of tokens, texts one behind the other within a task; what does not fill a window
     is left over.
@@ -144,9 +149,10 @@ def breach_table(
     """Breaches (tokens that reach the deepest loaded layer below the threshold) per window of tokens, by depth loaded.
 
     Columns depth, windows, mean, low, high, std, std_low, std_high, independent_std (of independent tokens with the
-    same share), least, most, over_limit (share of windows above ``limit``). Windows run over texts of one task in
-    order.
+    same share), least, most, over_limit (share of windows above ``limit``). Windows run over the texts
+    of one task in random order.
     """
+    tokens = in_random_order(tokens, seed)
     request, rows = requests_of(tokens), []
     for depth in tokens.exits_of(model):
         breaches = breaches_at(tokens, model, threshold, depth)

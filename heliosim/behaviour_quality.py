@@ -1,5 +1,5 @@
-"""Closed loop: what texts are like that were really generated under a policy, judged by the full model, and how long texts
-are. Every policy wrote its own text for the same prompts, so policies are compared prompt by prompt.
+"""Closed loop: what texts are like that were really generated under a policy, judged by the full model, and how long
+texts are. Every policy wrote its own text for the same prompts, so policies are compared prompt by prompt.
 
 Tokens behind the natural end of a text do not count. Intervals as in ``behaviour_stats``.
 """
@@ -23,11 +23,12 @@ def policies_of(tokens: Tokens, model: str) -> list[str]:
 def quality_table(tokens: Tokens, model: str, threshold: float, seed: int = 0) -> pd.DataFrame:
     """By policy of a model: quality and length of what it wrote, with intervals.
 
-    Columns policy, texts, tokens; ``NAME``, ``NAME_low``, ``NAME_high`` of agreement (share of tokens the full model would
-    have said to the same text), perplexity (of the full model about them), same_prefix (mean share of the full model's
-    own text up to the first other token), right (mean share of right lines, where a task has right ones), ended (share
-    of texts that came to an end), length (mean tokens up to the end, at most those recorded), layers (mean exit depth);
-    and length_change, with bounds: mean length less that of the full model, prompt by prompt. NaN: not known.
+    Columns policy, texts, tokens; ``NAME``, ``NAME_low``, ``NAME_high`` of agreement (share of tokens the full model
+    would have said to the same text), perplexity (of the full model about them), same_prefix (mean share of the full
+    model's own text up to the first other token), right (mean share of right lines, where a task has right ones),
+    ended (share of texts that came to an end), length (mean tokens up to the end, at most those recorded), layers
+    (mean depth at which its tokens leave if no other row has a say); and length_change, with bounds: mean length less
+    that of the full model, prompt by prompt. NaN: not known.
     """
     full = _of(tokens, f"{model}:full")
     rows = []
@@ -78,7 +79,7 @@ def _sums(part: Tokens, full: Tokens | None, model: str, depth: int | None, thre
 
 
 def _per_text(tokens: Tokens, values: Floats) -> Floats:
-    return np.bincount(tokens.text, weights=values, minlength=len(tokens.counts))
+    return np.asarray(np.bincount(tokens.text, weights=values, minlength=len(tokens.counts)), np.float64)
 
 
 def _beside(part: Tokens, full: Tokens, *, known: bool) -> tuple[Floats, Floats, Floats]:
@@ -125,8 +126,9 @@ def _quality(s: Floats) -> Floats:
 def length_table(tokens: Tokens) -> pd.DataFrame:
     """Lengths of texts by task and source, tokens: prompts, and outputs up to their natural end.
 
-    Columns task, source, texts, prompt_mean, prompt_p90, ended (share), output_mean, output_median, output_p90 (of texts
-    that did not end, what was recorded: where ``ended`` is below 1 the figures are lower bounds), cut_at (longest).
+    Columns task, source, texts, prompt_mean, prompt_p90, ended (share), output_mean, output_median, output_p90 (of
+    texts that did not end, what was recorded: where ``ended`` is below 1 the figures are lower bounds), cut_at
+    (longest).
     """
     length = np.minimum(np.where(tokens.ends > 0, tokens.ends, tokens.counts), tokens.counts)
     frame = pd.DataFrame(
@@ -143,4 +145,5 @@ def length_table(tokens: Tokens) -> pd.DataFrame:
         output_p90=("output", lambda x: x.quantile(0.9)),
         cut_at=("count", "max"),
     )
-    return found.reset_index()
+    order = {task: i for i, task in enumerate(tokens.tasks)}
+    return found.reset_index().sort_values("task", key=lambda t: t.map(order), kind="stable", ignore_index=True)

@@ -103,8 +103,7 @@ def depth_table(tokens: Tokens, model: str, seed: int = 0) -> pd.DataFrame:
     table: dict[str, object] = {"exit_layer": tokens.exits_of(model), "tokens": tokens.size}
     for name, values in facts.items():
         sums = sums_by(request, tokens.requests, np.concatenate([values, count]))
-        is_log = name == "perplexity"
-        found = estimates(sums, lambda s, is_log=is_log: _mean(s, is_log=is_log), seed=seed, name="depth")
+        found = estimates(sums, _perplexity if name == "perplexity" else _mean, seed=seed, name="depth")
         table |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
     for name in ("margin", "entropy"):
         if tokens.has(name):
@@ -112,9 +111,12 @@ def depth_table(tokens: Tokens, model: str, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def _mean(sums: Floats, *, is_log: bool = False) -> Floats:
-    mean = sums[..., :-1] / sums[..., -1:]
-    return np.asarray(np.exp(-mean) if is_log else mean, np.float64)
+def _mean(sums: Floats) -> Floats:
+    return np.asarray(sums[..., :-1] / sums[..., -1:], np.float64)
+
+
+def _perplexity(sums: Floats) -> Floats:
+    return np.asarray(np.exp(-_mean(sums)), np.float64)
 
 
 # --- confidence and being right ---------------------------------------------------------------------------------------
@@ -134,7 +136,8 @@ def confidence_table(
 ) -> pd.DataFrame:
     """By exit and bin of confidence, how often the exit is right: the calibration curve. Bins are of equal width.
 
-    Columns exit_layer, bin_low, bin_high, confidence (mean in the bin), right, low, high, tokens; empty bins are absent.
+    Columns exit_layer, bin_low, bin_high, confidence (mean in the bin), right, low, high, tokens; empty bins are
+    absent.
     """
     request, rows = requests_of(tokens), []
     confidence, hits = tokens.fan("confidence", model), right(tokens, model, against)

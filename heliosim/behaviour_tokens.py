@@ -125,11 +125,24 @@ class Tokens:
 
     def kept(self, texts: Bools) -> Tokens:
         """Only these texts, [texts]."""
-        if texts.all():
-            return self
-        rows = np.flatnonzero(texts[self.text])
-        parts = (self.sequence, self.task, self.source, self.prompt_tokens, self.counts, self.ends, self.right)
-        return Tokens(self.exits, *(p[texts] for p in parts), _Rows(self.columns, rows))
+        return self if texts.all() else self.arranged(np.flatnonzero(texts))
+
+    def arranged(self, order: Ints) -> Tokens:
+        """These texts in this order, [texts]."""
+        counts = self.counts[order]
+        before = np.concatenate(([0], np.cumsum(counts)))[:-1]
+        rows = np.repeat(self.starts[order] - before, counts) + np.arange(int(counts.sum()))
+        return Tokens(
+            self.exits,
+            sequence=self.sequence[order],
+            task=self.task[order],
+            source=self.source[order],
+            prompt_tokens=self.prompt_tokens[order],
+            counts=counts,
+            ends=self.ends[order],
+            right=self.right[order],
+            columns=_Rows(self.columns, rows),
+        )
 
     def source_of(self, model: str) -> str:
         """Whose texts a model's open-loop statistics rest on unless another is asked for: its own at full depth, else
@@ -193,6 +206,11 @@ def exit_index(tokens: Tokens, model: str, threshold: float, depth: int | None =
     enough = tokens.fan("confidence", model, depth) >= threshold
     enough[-1] = True
     return np.asarray(enough.argmax(axis=0), np.int64)
+
+
+def breaches_at(tokens: Tokens, model: str, threshold: float, depth: int | None = None) -> Bools:
+    """Whether a token is below the threshold at every exit up to a depth, and so breaches there, [tokens]."""
+    return np.asarray((tokens.fan("confidence", model, depth) < threshold).all(axis=0), bool)
 
 
 def exit_layers(tokens: Tokens, model: str, threshold: float, depth: int | None = None) -> Ints:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional, get_args
 
 import typer
 
@@ -20,7 +20,10 @@ from heliosim.cli_sweep import sweep
 from heliosim.cli_trace import trace_app
 from heliosim.cli_tune import tune
 from heliosim.cli_tune_exits import tune_exits
-from heliosim.errors import HelioSimError, InputError, about
+from heliosim.errors import HelioSimError, InputError, UnknownNameError, about
+
+if TYPE_CHECKING:
+    from heliosim.scenario import LiveSpec
 
 app = typer.Typer(
     name="heliosim",
@@ -40,13 +43,21 @@ app.command()(sweep)
 app.command()(tune)
 app.add_typer(trace_app, name="trace", help="Make, import and describe request traces.")
 app.add_typer(exits_app, name="exits", help="Exit batching and skipped-KV methods: speed beside quality.")
-app.add_typer(behaviour_app, name="behaviour", help="Exits without weights: synthesize, import and show behaviour.")
+app.add_typer(behaviour_app, name="behaviour", help="Exits: measure, synthesize, import, show and report behaviour.")
 
 calibrate_app = typer.Typer(help="Measure models on this machine and write a profile.", invoke_without_command=True)
 calibrate_app.command("tune-exits")(tune_exits)
 app.add_typer(calibrate_app, name="calibrate")
 
-GO_ON = (["reproduce"], ["sweep"], ["tune"], ["plan"], ["max-rate"], ["statistics", "coverage"])
+GO_ON = (
+    ["reproduce"],
+    ["sweep"],
+    ["tune"],
+    ["plan"],
+    ["max-rate"],
+    ["statistics", "coverage"],
+    ["behaviour", "measure"],
+)
 """Commands that keep what they did when they are interrupted, and go on from there."""
 Models = Annotated[str, typer.Option(help="Shipped names or local checkpoint folders, separated by commas.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -107,12 +118,23 @@ def calibrate(
     max_context: Annotated[int, typer.Option(min=64, help="Longest context to measure, tokens.")] = 256,
     token_budget: Annotated[int, typer.Option(min=16, help="Largest tokens per step to measure.")] = 256,
     rounds: Annotated[int, typer.Option(min=1, help="Repeats of every measured situation.")] = 4,
-    prompts: Annotated[int, typer.Option(min=2, help="Prompts per task for behaviour.")] = 24,
+    prompts: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=2, help="Prompts per built-in task for behaviour; default: 24."),
+    ] = None,
+    prompts_file: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Prompts of your own instead: .jsonl (prompt, completion, task, ...) or .txt."),
+    ] = None,
+    closed_loop_prompts: Annotated[
+        int, typer.Option(min=0, help="Of each task, prompts that texts are generated behind under every policy.")
+    ] = 24,
     threshold: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Confidence threshold of recorded policies.")
     ] = 0.8,
     exit_methods: Annotated[
-        str, typer.Option(help="Further exit methods to record texts of: batching+skipped_kv, separated by commas.")
+        str,
+        typer.Option(help="Further exit methods to record texts of: batching+skipped_kv, separated by commas, or all."),
     ] = "",
     seed: Seed = 0,
     overwrite: Overwrite = False,
@@ -124,13 +146,13 @@ def calibrate(
     if out is None:
         raise InputError("--out", None, "is missing", "Name the folder of the profile to write.")
     if random_weights:
-        unused = given_options(context) & {"models", "prompts", "exit_methods"}
+        unused = given_options(context) & {"models", "prompts", "prompts_file", "closed_loop_prompts", "exit_methods"}
         refuse_options(context, unused, "random weights say nothing and stand alone", "Leave it out.")
     need_live()
     if dtype not in ("float32", "float16", "bfloat16"):
-        from heliosim.errors import UnknownNameError
-
         raise UnknownNameError("--dtype", dtype, ("float32", "float16", "bfloat16"))
+    if prompts is not None and prompts_file is not None:
+        raise InputError("--prompts", prompts, "has no effect with --prompts-file", "Leave one of them out.")
     from heliosim_calibrate.calibrate import Request
     from heliosim_calibrate.calibrate import calibrate as measure
 
@@ -149,7 +171,9 @@ def calibrate(
         max_context=max_context,
         token_budget=token_budget,
         rounds=rounds,
-        prompts_per_task=prompts,
+        prompts_per_task=prompts or 24,
+        prompts_file=prompts_file,
+        closed_loop_prompts=closed_loop_prompts,
         threshold=threshold,
         exit_methods=[m.strip() for m in exit_methods.split(",") if m.strip()],
         seed=seed,
@@ -161,7 +185,9 @@ def calibrate(
     following = f"heliosim example --profile {out} --out example"
     if profile.random_models:
         following = "heliosim run SCENARIO --live --replay-exits PROFILE"
-    typer.echo(f"\nProfile written to {out}. Next: {following}")
+    else:
+        typer.echo(f"\nBehaviour, with figures: {out / 'behaviour.html'}")
+    typer.echo(f"Profile written to {out}. Next: {following}")
 
 
 @app.command()
@@ -182,6 +208,11 @@ def run(
             help="Profile or behaviour table whose recorded exits stand in for the models' own: thresholds, breaches, "
             "lengths and quality follow them while steps, memory and loads are the models'. One run, no replications."
         ),
+    ] = None,
+    engine: Annotated[Optional[str], typer.Option(help="With --live: auto, plain, fast or conditional.")] = None,  # noqa: UP045
+    max_stride: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="With --live: steps between two decisions of the server; default 32, plain engine 1."),
     ] = None,
     allow_extrapolation: Annotated[
         bool, typer.Option("--allow-extrapolation", help="Answer outside the calibrated range, and say so.")
@@ -204,6 +235,7 @@ def run(
         changes["seed"] = seed
     if allow_extrapolation:
         changes["allow_extrapolation"] = True
+    changes["live"] = live_of(loaded.live, engine, max_stride)
     loaded = loaded.model_copy(update=changes)
     if replay_exits is not None and replications is None:
         replications = 1
@@ -219,6 +251,9 @@ def run(
     if tensor_parallel is not None and not live:
         remedy = "Add --live, or leave it out (the profile says on how many GPUs a simulated model runs)."
         raise InputError("--tensor-parallel", tensor_parallel, "a simulation runs on no device", remedy)
+    for option, given in (("--engine", engine), ("--max-stride", max_stride)):
+        if given is not None and not live:
+            raise InputError(option, given, "a simulation does not look at it", "Add --live, or leave it out.")
     target = out or Path("runs") / f"{loaded.name}-{'live' if live else 'simulated'}"
     require_free(target, RUN_FOLDER, overwrite=overwrite, source=scenario)  # said now, not after a long run
     from heliosim.runs import last_arrival, refuse_live_fleet, run_live, run_simulated, save
@@ -264,6 +299,8 @@ def run(
         from heliosim.fleet_view import print_fleet
 
         print_fleet(results, loaded.fleet)
+    if not (live or loaded.sampling.is_greedy):
+        typer.echo("The profile's behaviour stands for whatever the scenario's sampling says; only a live run draws.")
     typer.echo(f"Run written to {target}")
 
 
@@ -381,6 +418,18 @@ def refuse_options(context: typer.Context, names: Iterable[str], problem: str, r
     """Raise InputError for the first of these options of a command."""
     for name in sorted(names):
         raise InputError(f"--{name.replace('_', '-')}", str(context.params[name]), problem, remedy)
+
+
+def live_of(known: LiveSpec, engine: str | None, max_stride: int | None) -> LiveSpec:
+    """A scenario's ``live`` section with what the command line says. Raises InputError or UnknownNameError."""
+    from heliosim.formats.files import validate
+    from heliosim.scenario import LiveSpec
+
+    names = get_args(LiveSpec.model_fields["engine"].annotation)
+    if engine is not None and engine not in names:
+        raise UnknownNameError("--engine", engine, names)
+    given = {"engine": engine, "max_stride": max_stride}
+    return validate(LiveSpec, known.model_dump() | {k: v for k, v in given.items() if v is not None}, "--live")
 
 
 def need_live() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heliosim import __version__
-from heliosim.assembly import build_server, load_costs
+from heliosim.assembly import build_server, load_costs, needs_beside
 from heliosim.behaviour import Behaviour, is_usual_method, source_name
 from heliosim.drive import Log
 from heliosim.engines.base import Engine
@@ -74,10 +74,15 @@ def powers(scenario: Scenario, profile: Profile) -> dict[str, StepPower] | None:
 
 
 def _behaviour_of(scenario: Scenario, profile: Profile) -> Behaviour | None:
-    """The profile's; None where it has none and the scenario asks for no exits. Raises InputError if it does."""
+    """The profile's, or one drawn from a model fitted to it; None where it has none and the scenario asks for no exits.
+    Raises InputError if it does.
+    """
     if not profile.has_behaviour and scenario.controller["kind"] in ("vanilla", "fixed"):
         return None
-    return profile.behaviour
+    if scenario.behaviour == "replay":
+        return profile.behaviour
+    threshold = getattr(scenario.controller_kind(), "threshold", profile.facts.behaviour.threshold)
+    return profile.fitted_behaviour(scenario.behaviour, scenario.models, threshold, scenario.seed)
 
 
 def _noise(scenario: Scenario, profile: Profile, noise_of: Sequence[str | int]) -> NoisePlayer | None:
@@ -100,7 +105,7 @@ def run_simulated(
     recorded exits that the controller knows offline as well, as in a live run with the same ones.
 
     ``max_stride``: decode steps the simulated engine may do at once; it changes how long the answer takes, never what
-    it is. Other engines do one.
+    it is. Other engines do one, or what they recorded (``engines.replay``).
     """
     if scenario.fleet is not None:
         if engine is not None:
@@ -116,7 +121,8 @@ def run_simulated(
         profile = replaying(profile, scenario, replay)
     recorder = TableRecorder()
     engine = engine or sim_engine(scenario, profile, behaviour, strides=max_stride > 1)
-    server = build_server(scenario, profile, recorder, max_stride if isinstance(engine, SimEngine) else 1)
+    stride = max_stride if isinstance(engine, SimEngine) else getattr(engine, "max_stride", 1)
+    server = build_server(scenario, profile, recorder, stride)
     cpu, wall = time.process_time(), time.perf_counter()
     simulate_server(server, engine, build(scenario.workload, scenario.seed), on_progress)
     host = {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
@@ -198,6 +204,9 @@ def make_engine(
     if len(degrees) > 1:
         problem = "the models of one live engine share the same GPUs"
         raise InputError(f"{profile.folder}: tensor_parallel", sorted(degrees), problem, "Calibrate them alike.")
+    mode = scenario.live.engine
+    if mode == "auto":
+        mode = "plain" if device == "cpu" else "fast"
     return TorchEngine(
         folders,
         device=device,
@@ -207,7 +216,27 @@ def make_engine(
         replay=None if replay is None else replay.behaviour,
         seed=scenario.seed,
         tensor_parallel=degrees.pop(),
+        budget_bytes=_largest_budget(scenario) - needs_beside(scenario, profile).fixed,
+        host_bytes=scenario.memory.host_bytes,
+        sampling=scenario.sampling,
+        mode=mode,
+        attention=scenario.live.attention,
     )
+
+
+def _largest_budget(scenario: Scenario) -> int:
+    """The most device memory that a scenario gives its server at any time."""
+    later = [change.memory.budget_bytes for change in scenario.changes if change.memory is not None]
+    return max((scenario.memory.budget_bytes, *later))
+
+
+def live_stride(scenario: Scenario, engine: TorchEngine) -> int:
+    """Steps that a live engine does at once at most. Raises InputError if a stride is asked of one that has none."""
+    asked = scenario.live.max_stride
+    if engine.mode == "plain" and asked not in (None, 1):
+        remedy = "Give live.engine fast, or leave it out."
+        raise InputError("live.max_stride", asked, "the plain engine goes step by step", remedy)
+    return engine.default_stride if asked is None else asked
 
 
 def run_live(
@@ -224,12 +253,14 @@ def run_live(
     """Execute a scenario on the real engine, then score agreement of every token with its model's last layer (not
     timed; neither of random weights nor of replayed exits, whose record says it).
 
-    ``replay``: recorded exits in place of the models' own; an ``engine`` given has to be made with them. An engine made
-    here is warmed up first with the scenario's own first requests.
+    ``replay``: recorded exits in place of the models' own. An engine made here is warmed up first with the scenario's
+    own first requests. Raises InputError for an ``engine`` that takes tokens otherwise than the scenario says, or that
+    was not made for the replay.
     ``tensor_parallel``: GPUs that share each layer, where the profile was measured on one; its step times, by which a
     controller may judge, stay those of one.
     """
     refuse_live_fleet(scenario)
+    refuse_live_fits(scenario)
     profile = profile or open_profile(scenario.profile)
     if "energy" in (scenario.controller.get("objective"), *(change.objective for change in scenario.changes)):
         remedy = "Simulate it from a profile with energy figures, or use another objective."
@@ -260,9 +291,15 @@ def _run_on(
 ) -> LiveRun:
     from heliosim.live import serve_live
 
+    if engine.sampling != scenario.sampling:
+        problem = "the engine given was made for other settings"
+        raise InputError("sampling", str(scenario.sampling), problem, "Make it for this scenario.")
+    if (engine.replay is None) != (replay is None):
+        problem = "the engine given was made for other exits"
+        raise InputError("--replay-exits", replay and replay.label, problem, "Make it with this replay.")
     engine.reset()
     recorder = TableRecorder()
-    server = build_server(scenario, profile, recorder)
+    server = build_server(scenario, profile, recorder, live_stride(scenario, engine))
     cpu, wall = time.process_time(), time.perf_counter()
     done = serve_live(server, engine, build(scenario.workload, scenario.seed), scenario.clock, on_progress=on_progress)
     host = {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
@@ -280,6 +317,13 @@ def refuse_live_fleet(scenario: Scenario) -> None:
         raise InputError("fleet", f"{len(scenario.fleet.names)} replicas", "a fleet cannot run live", remedy)
 
 
+def refuse_live_fits(scenario: Scenario) -> None:
+    """Raise InputError for a scenario with exits of a fitted model: real models have their own."""
+    if scenario.behaviour != "replay":
+        remedy = "Simulate it (without --live), or leave behaviour out."
+        raise InputError("behaviour", scenario.behaviour, "a live run meets its models' own exits", remedy)
+
+
 def _warm_up(scenario: Scenario, profile: Profile, engine: TorchEngine, requests: int = 16) -> None:
     """Serve a few of the scenario's requests, unrecorded, so that first-use costs fall on no measured step."""
     from heliosim.live import serve_live
@@ -287,7 +331,12 @@ def _warm_up(scenario: Scenario, profile: Profile, engine: TorchEngine, requests
     known = contents(scenario.workload, scenario.seed)
     firsts = [(k, c) for k, c in known.items() if c.prompt_ids is not None][:requests]
     arrivals = [Arrival(Request(k, 0.0, len(c.prompt_ids or ()), 4), replace(c, output_tokens=4)) for k, c in firsts]
-    server = build_server(scenario.model_copy(update={"changes": ()}), profile, NullRecorder())
+    if engine.texts.made_up is not None and not firsts:
+        room = min(64, *(profile.spec(name).max_context - 4 for name in scenario.models))
+        some = [(k, c) for k, c in known.items()][:requests]
+        arrivals = [Arrival(Request(k, 0.0, room, 4), replace(c, output_tokens=4)) for k, c in some]
+    bare = scenario.model_copy(update={"changes": ()})
+    server = build_server(bare, profile, NullRecorder(), live_stride(scenario, engine))
     serve_live(server, engine, OpenLoop(arrivals), "cpu", keep_log=False)
     engine.take_outputs()
 
@@ -380,6 +429,7 @@ def _info(
         profile_hash=profile_hash,
         profile_kind=kind,
         quality_unknown=quality_unknown,
+        behaviour=scenario.behaviour,
         versions={"heliosim": __version__},
         deployed=deployed,
     )

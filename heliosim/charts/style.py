@@ -72,6 +72,8 @@ def caption_of(systems: Sequence[SystemResult]) -> str:
     kind = least_sure(run.info.profile_kind for run in runs)
     if kind != "measured":
         parts.append(f"profile {ORIGINS[kind]}")
+    if fitted := sorted({run.info.behaviour for run in runs} - {"replay"}):
+        parts.append(f"exits drawn from a fitted model ({', '.join(fitted)})")
     return " · ".join(parts)
 
 
@@ -80,6 +82,7 @@ def run_caption(run: RunResults) -> str:
     origin = "simulated" if run.info.mode == "simulated" else f"measured, {run.info.clock} clock"
     origin += "" if run.info.profile_kind == "measured" else f", {run.info.profile_kind} profile"
     origin += ", exits replayed" if run.info.replayed_exits else ""
+    origin += "" if run.info.behaviour == "replay" else f", exits of a fitted model ({run.info.behaviour})"
     return f"{run.requests.num_rows} requests · {run.tokens.num_rows:,} tokens · seed {run.info.seed} · {origin}"
 
 

@@ -41,7 +41,7 @@ def timeline_figure(data: TimelineData, style: Style, name: str) -> go.Figure:
     fig.update_xaxes(title_text="time since start (s)", row=len(titles), col=1)
     height = sum(pixels) + 44 * (len(titles) - 1) + 164
     fig = finish(fig, f"One run over time: {name}", style.caption, height=height, theme=style.theme)
-    return fig.update_layout(margin={"r": 190, "t": 104})
+    return fig.update_layout(margin={"r": 190, "t": fig.layout.margin.t - 32})
 
 
 def _draw_placements(fig: go.Figure, data: TimelineData, style: Style) -> None:

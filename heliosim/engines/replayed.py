@@ -18,7 +18,7 @@ from heliosim.engines.joint import Fan
 from heliosim.engines.texts import Text
 from heliosim.errors import InputError
 from heliosim.exits.batching import exit_batcher
-from heliosim.types import Arrival, Batch, ExitRule, ModelSpec, Placement, RequestId
+from heliosim.types import Arrival, ExitRule, ModelSpec, Placement, RequestId
 
 
 @dataclass(slots=True)
@@ -69,19 +69,26 @@ class ReplayedExits:
         self._sequences.clear()
         self._followed.clear()
 
-    def step(self, placement: Placement, exits: ExitRule, batch: Batch, texts: Mapping[RequestId, Text]) -> ReplayStep:
-        """What the emitting rows of a step say. A text that is new under this policy gets the length it has there."""
+    def follow(
+        self, placement: Placement, exits: ExitRule, requests: Sequence[RequestId], texts: Mapping[RequestId, Text]
+    ) -> None:
+        """Let requests go on under this policy. A text that is new under it gets the length it has there."""
         if (placement, exits) != self._policy:
             self._policy = (placement, exits)
             self._walks, self._ends = {}, {}
             self._followed.clear()
-        emitting = batch.emitting
-        for request in emitting:
+        for request in requests:
             if request not in self._followed:
                 self._followed[request] = self._follow(request, texts[request])
-        places = [len(texts[r].known) - texts[r].request.prompt_tokens for r in emitting]
+
+    def step(
+        self, placement: Placement, exits: ExitRule, requests: Sequence[RequestId], texts: Mapping[RequestId, Text]
+    ) -> ReplayStep:
+        """What the next tokens of requests say, in their order."""
+        self.follow(placement, exits, requests, texts)
+        places = [len(texts[r].known) - texts[r].request.prompt_tokens for r in requests]
         layers = [e for e in self.specs[placement.model].exits if e < placement.depth] + [placement.depth]
-        return ReplayStep([self._followed[r] for r in emitting], places, layers, exits.threshold)
+        return ReplayStep([self._followed[r] for r in requests], places, layers, exits.threshold)
 
     def _follow(self, request: RequestId, text: Text) -> _Followed:
         """What a request does from now on; its text ends where the recorded one does, a token from now at least."""
@@ -121,6 +128,11 @@ class ReplayStep:
             return bool(walk.exit_layers[self._places[row] % len(walk.exit_layers)] <= layer)
         assert fan is not None
         return fan.at(self._places[row])[0][self._layers.index(layer)] >= self._threshold
+
+    def leaving(self) -> list[int]:
+        """Where the rows leave if every layer runs: at the first exit they are confident at, or the last."""
+        rows, last = range(len(self._places)), self._layers[-1]
+        return [next((e for e in self._layers[:-1] if self.is_confident(row, e)), last) for row in rows]
 
     def said(self, exit_layers: Sequence[int]) -> Said:
         """What the rows said where they left."""

@@ -8,19 +8,20 @@ clocks.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from heliosim.engines.models.arena import Allocate, Arena, allocate, available_bytes
+from heliosim.engines.models.arena import Allocate, Arena, allocate, available_bytes, is_out_of_memory
 from heliosim.engines.models.host import HostModel, Resident
 from heliosim.engines.models.incoming import Copy, Incoming, Slots
 from heliosim.engines.models.paged import PagedKV, Pass, Row, block_values, slots_of
 from heliosim.engines.models.ring import Ring
 from heliosim.engines.models.walk import Gaps
 from heliosim.errors import DeviceMemoryError, InputError, LoadError, UnknownNameError
-from heliosim.types import Load, Placement, RequestId, Run, tick
+from heliosim.types import Failure, Load, Placement, RequestId, Run, tick
 
 _EXTEND_TOKENS = 2048
 """Tokens run through new layers at once; bounds the activations of an ``extend``."""
@@ -116,6 +117,33 @@ class Residency:
         """
         arrival, self.arrival = self.arrival, None if isinstance(action, Run) else self.arrival
         return 0.0 if arrival is None or isinstance(action, Load) else tick(arrival.stalled_s)
+
+    def lost_fetch(self) -> Failure | None:
+        """Why a transfer beside steps came to nothing; it is forgotten then. None: it did not, or there is none."""
+        fetch = self.fetch
+        if fetch is None or fetch.failed is None:
+            return None
+        self._forget_fetch()
+        return Failure("fetch", f"{fetch.host.info.spec.name}@{fetch.depth} did not come: {fetch.failed}", True)
+
+    @contextmanager
+    def stepping(self, action: Run) -> Iterator[None]:
+        """Steps run inside. Raises DeviceMemoryError where the device has no memory for them (what is resident stays),
+        LoadError where a layer that a step waited for did not come (nothing stays).
+        """
+        try:
+            yield
+        except Exception as error:
+            if self.arrival is not None and self.arrival.failed is not None:
+                problem = f"{action.placement} did not come: {self.arrival.failed}"
+                self.clear()
+                raise LoadError(problem) from error
+            if not isinstance(error, RuntimeError) or not is_out_of_memory(error):
+                raise
+            problem = f"the device has no memory for a step of {action.batch.tokens} tokens"
+            small = DeviceMemoryError("batcher", len(action.batch), problem, "Lower max_batch or token_budget.")
+            small.is_intact = True
+            raise small from error
 
     # --- changes of placement ---------------------------------------------------------------------------------------
 
@@ -336,7 +364,7 @@ class Residency:
             if not self.arena.grow(wanted, kept, 0 if kv is None else kv.values):
                 return
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise self._too_small(action, is_intact=is_intact) from error
         if resident is not None:
@@ -374,7 +402,7 @@ class Residency:
             try:
                 self.arena.grow(values, 0, 0)
             except RuntimeError as again:
-                if not _is_out_of_memory(again):
+                if not is_out_of_memory(again):
                     raise
                 continue
             self.budget_bytes = error.available_bytes = values * self.dtype.itemsize
@@ -420,7 +448,3 @@ def _groups(rows: Sequence[tuple[RequestId, Row]], tokens: int) -> list[list[tup
         groups[-1].append((request, row))
         size += row.count
     return groups
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "allocate" in str(error) or "overflow" in str(error)

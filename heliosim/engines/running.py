@@ -7,7 +7,12 @@ nothing of loads or clocks.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from itertools import repeat
+from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from heliosim.engines.models.paged import PagedKV, Pass, Row
@@ -16,7 +21,17 @@ from heliosim.engines.replayed import ReplayedExits, ReplayStep
 from heliosim.engines.residency import Residency
 from heliosim.engines.sampler import Sampler
 from heliosim.engines.texts import Texts
-from heliosim.types import Batch, Run, Tokens
+from heliosim.types import Batch, RequestId, Run, Stride, Tokens
+
+
+class Done(NamedTuple):
+    """What a run did: as ``types.Outcome``, the time apart."""
+
+    tokens: Tokens
+    layers_run: int
+    stride: Stride | None = None
+    logprob_sums: Mapping[RequestId, float] | None = None
+    agrees: Callable[[], npt.NDArray[np.bool_]] | None = None
 
 
 class Runner:
@@ -29,8 +44,8 @@ class Runner:
         self.work = 0
         self.replay: ReplayedExits | None = None
 
-    def run(self, action: Run) -> tuple[Tokens, int]:
-        """One step; the tokens it emitted, and the deepest layer that ran."""
+    def run(self, action: Run) -> Done:
+        """One step."""
         resident, kv = self.residency.held()
         self.residency.release(action.evicted)
         batch, gaps = action.batch, self.residency.gaps
@@ -38,7 +53,7 @@ class Runner:
         rule = action.exits
         said = None
         if self.replay is not None:
-            said = self.replay.step(action.placement, rule, batch, self.texts.going)
+            said = self.replay.step(action.placement, rule, batch.emitting, self.texts.going)
         draws = None if self.sampler.is_greedy else self._seeds(batch)
         if rule.kind == "threshold" or gaps.done or gaps.visible is not None:
             requests, emits = batch.requests, batch.emits
@@ -47,7 +62,7 @@ class Runner:
             )
             left, layers_run = walk.go()
             self.work += walk.work
-            return self._settle(batch, left, said), layers_run
+            return self._settle(batch, left, layers_run, said)
         run = Pass(rows, kv.shape, kv.device, kv.dtype, ids=ids, emits=batch.emits, block_rows=kv.block_rows)
         resident.family.begin(run)
         h = resident.family.embed(resident.base, run.ids, run.positions)
@@ -63,7 +78,7 @@ class Runner:
         if len(h):
             left = self._taken(resident.logits(h, depth), batch, rows, draws)
         left.exit_layers = [depth] * len(left.ids)
-        return self._settle(batch, left, said), depth
+        return self._settle(batch, left, depth, said)
 
     def _taken(self, logits: Tensor, batch: Batch, rows: list[Row], seeds: list[int] | None) -> Left:
         if seeds is None:
@@ -92,26 +107,31 @@ class Runner:
             ids.append(known[start : start + count])
         return rows, ids
 
-    def _settle(self, batch: Batch, left: Left, said: ReplayStep | None) -> Tokens:
-        """Append the tokens to their requests, and forget the requests that end with them."""
+    def _settle(self, batch: Batch, left: Left, layers_run: int, said: ReplayStep | None = None) -> Done:
+        """Append the tokens to their requests, and forget the requests that end with them. ``said``: what is on record
+        of them.
+        """
         requests = batch.emitting
         eos_ids = self.residency.held()[0].host.info.eos_ids
+        texts = [self.texts.going[request] for request in requests]
         replayed = None if said is None else said.said(left.exit_layers)
-        lasts = tuple(self.texts.append(r, token, eos_ids) for r, token in zip(requests, left.ids, strict=True))
-        ended = [r for r, is_last in zip(requests, lasts, strict=True) if is_last]
-        self.residency.release(ended)
+        logprobs = left.logprobs if replayed is None else replayed.logprobs
+        lasts = tuple(map(self.texts.append, requests, left.ids, logprobs, repeat(eos_ids)))
+        ended = [k for k, is_last in enumerate(lasts) if is_last]
+        self.residency.release([requests[k] for k in ended])
         if self.replay is not None:
-            for request in ended:
-                self.replay.forget(request)
-        return Tokens(
+            for k in ended:
+                self.replay.forget(requests[k])
+        tokens = Tokens(
             requests=requests,
             exit_layers=tuple(left.exit_layers),
             confidences=tuple(math.exp(top) for top in left.tops) if replayed is None else replayed.confidences,
-            logprobs=tuple(left.logprobs) if replayed is None else replayed.logprobs,
+            logprobs=tuple(logprobs),
             lasts=lasts,
             ids=tuple(left.ids) if self.record_ids else None,
             agrees=None if replayed is None else replayed.agrees,
         )
+        return Done(tokens, layers_run, None, {requests[k]: texts[k].logprob_sum for k in ended})
 
 
 def is_decoding(batch: Batch) -> bool:

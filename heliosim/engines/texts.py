@@ -12,14 +12,16 @@ from heliosim.types import Arrival, Request, RequestId
 
 @dataclass(slots=True)
 class Text:
-    """A request as the engine knows it. ``known``: prompt and generated ids; ``seed``: of its draws.
-    ``replayed_tokens``: the length it has where exits are replayed, whatever the model says; None: they are not.
+    """A request as the engine knows it. ``known``: prompt and generated ids; ``seed``: of its draws; ``logprob_sum``:
+    of the natural-log probabilities of its tokens. ``replayed_tokens``: the length it has where exits are replayed,
+    whatever the model says; None: they are not.
     """
 
     request: Request
     known: list[int]
     output_tokens: int | None
     seed: int = 0
+    logprob_sum: float = 0.0
     replayed_tokens: int | None = None
 
     @property
@@ -73,10 +75,11 @@ class Texts:
             raise InputError(f"{where}: output_tokens", content.output_tokens, "must be at least 1", "Ask for a token.")
         self.going[request.id] = Text(request, list(content.prompt_ids), content.output_tokens, seed)
 
-    def append(self, request: RequestId, token: int, eos_ids: Collection[int]) -> bool:
+    def append(self, request: RequestId, token: int, logprob: float, eos_ids: Collection[int]) -> bool:
         """Add a token; True, and the text is among the outputs, if it was the last."""
         text = self.going[request]
         text.known.append(token)
+        text.logprob_sum += logprob
         is_last = text.left <= 0 or (text.heeds_eos and token in eos_ids)
         if is_last:
             self.outputs[request] = text.generated

@@ -8,7 +8,7 @@ objectives, breaches or clocks.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,17 @@ from heliosim.engines.models.score import SequenceScore, score
 from heliosim.engines.parallel.cutting import rank_infos
 from heliosim.engines.replayed import ReplayedExits
 from heliosim.engines.residency import Residency
-from heliosim.engines.running import Runner
+from heliosim.engines.running import Done, Runner
 from heliosim.engines.sampler import Sampler
 from heliosim.engines.texts import Texts
-from heliosim.errors import InputError
+from heliosim.errors import InputError, UnknownNameError
 from heliosim.formats.checkpoint import CheckpointInfo, checkpoint_path, inspect_checkpoint
 from heliosim.sampling import GREEDY, Sampling
 from heliosim.types import Arrival, Load, ModelSpec, Outcome, Placement, RequestId, Run, Tokens, tick
+
+MODES = ("plain", "fast", "conditional")
+DEFAULT_STRIDE = 32
+"""Steps that a fast engine does at once at most: some tens of milliseconds of a large model between two decisions."""
 
 
 class TorchEngine:
@@ -41,8 +45,11 @@ class TorchEngine:
     ``budget_bytes``: device memory for weights and KV, taken at the first load (0: as much as loads turn out to need).
     ``host_bytes``: host memory for weights, filled with whole models in their order; the rest stays on disk (None: all
     of them are held).
-    ``sampling``: how tokens are taken from logits. ``replay``: a behaviour whose exits stand in for the models' own,
-    with the run's ``seed``. Requests without text get made-up prompts under a replay and of random weights.
+    ``sampling``: how tokens are taken from logits. ``mode``: ``plain`` (step by step), ``fast`` (``fast/``: strides on
+    the device) or ``conditional`` (the same, exits decided on the device where rows stay together); ``attention``: the
+    backend of the latter two by name.
+    ``replay``: a behaviour whose exits stand in for the models' own, with the run's ``seed``. Requests without text get
+    made-up prompts under a replay and of random weights.
     ``tensor_parallel``: GPUs of this machine that share each layer, as a ``parallel.engine.ParallelEngine``; ``ranks``:
     the group of which this is one rank.
     """
@@ -67,6 +74,8 @@ class TorchEngine:
         budget_bytes: int = 0,
         host_bytes: int | None = None,
         sampling: Sampling = GREEDY,
+        mode: str = "plain",
+        attention: str = "auto",
         replay: Behaviour | None = None,
         seed: int = 0,
         tensor_parallel: int = 1,
@@ -99,9 +108,38 @@ class TorchEngine:
         is_random = any(info.random is not None for info in infos.values())
         if replay is not None or is_random:
             self.texts.made_up = MadeUpPrompts(seed, self.vocab)
-        self._runner = Runner(self.residency, self.texts, Sampler(sampling), record_ids=record_ids)
         self.replay = None if replay is None else ReplayedExits(replay, self.specs, seed)
+        self.mode = mode
+        self.clock: Callable[[], float] = time.perf_counter
+        self._runner = self._runner_of(mode, attention, record_ids)
         self._runner.replay = self.replay
+
+    def _runner_of(self, mode: str, attention: str, record_ids: bool) -> Runner:
+        if mode not in MODES:
+            raise UnknownNameError("live.engine", mode, MODES)
+        sampler = Sampler(self.sampling)
+        if mode == "plain":
+            if attention != "auto":
+                remedy = "Use the fast engine, or leave it out."
+                raise InputError("live.attention", attention, "the plain engine has one way of its own", remedy)
+            return Runner(self.residency, self.texts, sampler, record_ids=record_ids)
+        from heliosim.engines.fast.runner import FastRunner
+
+        is_conditional = mode == "conditional"
+        return FastRunner(
+            self.residency,
+            self.texts,
+            sampler,
+            record_ids=record_ids,
+            attention=attention,
+            is_conditional=is_conditional,
+            clock=lambda: self.clock(),
+        )
+
+    @property
+    def default_stride(self) -> int:
+        """Steps of a stride at most, unless somebody says otherwise."""
+        return 1 if self.mode == "plain" else DEFAULT_STRIDE
 
     # --- the protocol -----------------------------------------------------------------------------------------------
 
@@ -118,15 +156,25 @@ class TorchEngine:
         with torch.inference_mode():
             if isinstance(action, Load):
                 self.residency.load(action)
-                tokens, layers_run = Tokens(), 0
+                done = Done(Tokens(), 0)
             else:
                 assert action.placement == self.placement, f"{action.placement} wanted, {self.placement} resident"
-                tokens, layers_run = self._runner.run(action)
+                with self.residency.stepping(action):
+                    done = self._runner.run(action)
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
         seconds = tick(time.perf_counter() - began)
+        if done.stride is not None:
+            seconds = sum(step.seconds for step in done.stride.steps)
         arrives_s, stalled_s = self.residency.arrives_s(action), self.residency.stalled_s(action)
-        return Outcome(seconds, tokens, layers_run, arrives_s=arrives_s, stalled_s=stalled_s)
+        lost, sums = self.residency.lost_fetch(), done.logprob_sums
+        return Outcome(
+            seconds, done.tokens, done.layers_run, None, done.stride, sums, done.agrees, arrives_s, stalled_s, lost
+        )
+
+    def keep_time(self, clock: Callable[[], float]) -> None:
+        """Time the steps of strides on a driver's clock, seconds."""
+        self.clock = clock
 
     def forget(self, request_id: RequestId) -> None:
         """Drop a request, with its KV and its ids."""

@@ -18,17 +18,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from heliosim.behaviour import REFERENCE, Behaviour, Text
+from heliosim.behaviour_chains import ChainKind
 from heliosim.costs import LATER_TERMS, LOAD_TERMS, TERMS, ExitCosts, StepCost, StepShape
 from heliosim.curves import Curve
 from heliosim.errors import InputError, UnknownNameError
-from heliosim.formats.files import FolderKind, Strict, read_json, sha256_of, validate, write_json
+from heliosim.formats.files import FolderKind, Strict, read_json, sha256_of, validate, without_none, write_json
 from heliosim.noise import RecordedNoise
 from heliosim.types import ModelSpec, StepPower
 
 SCHEMA_VERSION: Literal[2] = 2
+_FITS_KEPT = 4
 READABLE_VERSIONS = (1, 2)
 """Schema 1 has no curves, no tensor parallelism and no ``layer_decode_context``; it reads as a profile without them."""
 ClockName = Literal["cpu", "wall"]
@@ -256,6 +258,16 @@ class Energy(Strict):
         return self.idle_w + self.joules_per_step_second
 
 
+class References(Strict):
+    """Given texts that every model was scored on (source ``reference``), and where the prompts came from."""
+
+    tasks: dict[str, int] = Field(description="texts per task")
+    tokens: int
+    file: str | None = Field(default=None, description="name of the prompts file; null: built-in tasks")
+    sha256: str | None = None
+    passed_over: int = Field(default=0, description="prompts of the file that were too long")
+
+
 class BehaviourFacts(Strict):
     """Where the per-token table came from."""
 
@@ -265,6 +277,11 @@ class BehaviourFacts(Strict):
     threshold: float
     sources: tuple[str, ...]
     rows: int
+    references: References | None = Field(default=None, description="of tables that were measured on given texts too")
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_none(handler(self), "references")
 
 
 NO_BEHAVIOUR = BehaviourFacts(tasks={}, split="none", tokens_per_text=0, threshold=0.8, sources=(), rows=0)
@@ -496,6 +513,21 @@ class Profile:
         self.require_behaviour()
         return load_behaviour(self.folder / "behaviour.parquet", {n: m.exits for n, m in self.facts.models.items()})
 
+    def fitted_behaviour(self, kind: ChainKind, models: Sequence[str], threshold: float, seed: int) -> Behaviour:
+        """Texts drawn from a model fitted to the behaviour (``behaviour_fit``); the last few are kept."""
+        from heliosim.behaviour_fit import fitted_behaviour
+
+        key = (kind, tuple(models), threshold, seed)
+        if key not in self._fitted:
+            while len(self._fitted) >= _FITS_KEPT:
+                self._fitted.pop(next(iter(self._fitted)))
+            self._fitted[key] = fitted_behaviour(self.behaviour, models, kind, threshold, seed)
+        return self._fitted[key]
+
+    @cached_property
+    def _fitted(self) -> dict[tuple[str, tuple[str, ...], float, int], Behaviour]:
+        return {}
+
 
 def shared_hash(hashes: Sequence[str]) -> str:
     """What a run of several profiles names: the hash all of them have, else a digest of theirs, in order."""
@@ -539,7 +571,7 @@ def shape_columns(table: Any) -> list[list[int]]:
 
 
 PROFILE_FOLDER = FolderKind(
-    "a profile", "profile.json", frozenset({"profile.json", "behaviour.parquet", "steps.parquet"})
+    "a profile", "profile.json", frozenset({"profile.json", "behaviour.parquet", "steps.parquet", "behaviour.html"})
 )
 
 

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from heliosim.errors import InputError
 from heliosim.formats.files import (
@@ -79,7 +79,8 @@ class RunInfo(Strict):
     ``quality_unknown``: exit methods of a simulated run that the profile has no texts of; its figures of quality would
     be those of other methods, and are not given. ``replayed_exits``: where the exits of a run come from that are
     neither its models' nor its profile's own. ``deployed``: what serves, by group of a fleet (``replica`` without
-    one); empty in folders of older versions.
+    one); empty in folders of older versions. ``behaviour``: ``replay`` of recorded texts, or the kind of fitted model
+    that a simulated run's exits were drawn from.
     """
 
     schema_version: Literal[2] = 2
@@ -94,6 +95,17 @@ class RunInfo(Strict):
     replayed_exits: str = ""
     versions: dict[str, str]
     deployed: dict[str, Deployed] = Field(default_factory=dict)
+    behaviour: Literal["replay", "iid", "markov", "markov-request"] = "replay"
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What was added later is written where it says something, so that older files stay as they are."""
+        content: dict[str, Any] = handler(self)
+        if content.get("behaviour") == "replay":
+            del content["behaviour"]
+        if not content.get("replayed_exits"):
+            content.pop("replayed_exits", None)
+        return content
 
 
 def replay_caution(runs: Iterable[RunInfo]) -> str:

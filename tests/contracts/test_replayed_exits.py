@@ -17,7 +17,7 @@ from heliosim.formats.profile import NO_BEHAVIOUR, Profile, load_profile, write_
 from heliosim.formats.results import load_run  # noqa: E402
 from heliosim.replays import Replay, open_replay  # noqa: E402
 from heliosim.runs import run_live, run_simulated, save  # noqa: E402
-from heliosim.scenario import Scenario  # noqa: E402
+from heliosim.scenario import LiveSpec, Scenario  # noqa: E402
 from tests import profiles  # noqa: E402
 
 SIZES = {"model_type": "opt", "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_attention_heads": 2}
@@ -107,6 +107,20 @@ def test_a_live_run_has_the_exits_breaches_and_lengths_of_the_simulated_one(
         r: n for r, n in zip(*(simulated.requests[c].to_pylist() for c in ("request_id", "output_tokens")), strict=True)
     }
     assert {r: len(ids) for r, ids in live.outputs.items()} == lengths
+
+
+@pytest.mark.parametrize("name", CONTROLLERS)
+def test_strides_on_the_device_have_them_too(served: Profile, recorded: Profile, name: str) -> None:
+    """The fast engine, sixteen steps at a time: what the device finds of exits and breaches gives way to the record."""
+    replay = open_replay(str(recorded.folder))
+    asked = scenario(served, CONTROLLERS[name])
+    simulated = run_simulated(asked, served, replay=replay)
+    asked = asked.model_copy(update={"live": LiveSpec(engine="fast", max_stride=16)})
+    live = run_live(asked, served, replay=replay)
+    assert exits_of(live.results) == exits_of(simulated)
+    assert live.results.events["kind"].to_pylist() == simulated.events["kind"].to_pylist()
+    if name in ("vanilla", "fixed", "helios"):
+        assert any(outcome.stride is not None for _, outcome in live.log), "nothing was done in strides"
 
 
 def test_texts_end_where_the_record_ends(served: Profile, recorded: Profile) -> None:

@@ -29,6 +29,11 @@ def allocate(values: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     return torch.zeros(values, device=device, dtype=dtype)
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that a device has not as much memory as was asked for."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate" in str(error) or "overflow" in str(error)
+
+
 def available_bytes(device: torch.device) -> int | None:
     """Bytes of memory that could be allocated now; None: nobody says."""
     if device.type == "cuda":

@@ -60,6 +60,9 @@ class Opt:
     def begin(self, run: Pass) -> None:
         """Nothing depends on positions behind the embedding."""
 
+    def turns(self, positions: Tensor) -> None:
+        """Nor on rotations."""
+
     def embed(self, base: dict[str, Tensor], ids: Tensor, positions: Tensor) -> Tensor:
         return self.lookup(base["embed"], ids).add_(base["positions"].index_select(0, positions + _POSITION_OFFSET))
 

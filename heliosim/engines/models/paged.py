@@ -189,6 +189,12 @@ class PagedKV:
             table.append(self._free.pop())
         return table
 
+    def trim(self, request: RequestId, tokens: int) -> None:
+        """Give back the blocks that a request holds beyond those for ``tokens`` tokens."""
+        table = self.tables.get(request, [])
+        while len(table) > blocks_for(tokens):
+            self._free.append(table.pop())
+
     def release(self, request: RequestId) -> None:
         """Give back the blocks of a request; nothing if it holds none."""
         self._free.extend(reversed(self.tables.pop(request, [])))
@@ -312,10 +318,11 @@ class Pass:
         emits: Sequence[bool] | None = None,
         visible: Tensor | None = None,
         block_rows: int = BLOCK_TOKENS,
+        buffer: Tensor | None = None,
     ) -> None:
         """``ids``: token ids of each row's new tokens; None where hidden states are given instead. ``visible``: which
         tokens of which blocks hold KV that may be attended to, [16 * blocks]; None: all that rows reach.
-        ``block_rows``: of the storage (``PagedKV``).
+        ``block_rows``: of the storage (``PagedKV``). ``buffer``: what is ``qkv``; None: memory of its own.
         """
         assert all(row.count > 0 for row in rows), "a row of a pass computes at least one token"
         order = sorted(range(len(rows)), key=lambda i: rows[i].count > 1)
@@ -338,7 +345,9 @@ class Pass:
         self.ids, self.positions, self.slots = on_device[token_ids], on_device[positions], on_device[slots]
         self.ends = None if ends is None else on_device[ends]
         self.tokens = self.slots.shape[0]
-        self.qkv = torch.empty(self.tokens, shape.query_width + shape.kv_width, device=device, dtype=dtype)
+        if buffer is None:
+            buffer = torch.empty(self.tokens, shape.query_width + shape.kv_width, device=device, dtype=dtype)
+        self.qkv = buffer
         self.kv = self.qkv[:, shape.query_width :]
         self._groups: list[_Group] = []
         if singles:

@@ -71,7 +71,7 @@ class Gaps:
 
 
 @dataclass(slots=True)
-class _Stopped:
+class Stopped:
     """Tokens that ran no layer behind ``layer``: their hidden states [n, d] there, their slots, their rotations."""
 
     layer: int
@@ -94,7 +94,7 @@ class _Gap:
 
     walk: Walk
     layer: int
-    who: _Stopped
+    who: Stopped
 
     def propagate(self) -> None:
         resident, kv = self.walk.resident, self.walk.kv
@@ -137,7 +137,7 @@ class Walk:
         self.checks = frozenset(self.ends[:-1]) if rule.kind == "threshold" else frozenset()
         self.left = Left.none_of(sum(emits))
         self._place = {row: k for k, row in enumerate(i for i, is_emitting in enumerate(emits) if is_emitting)}
-        self._stopped: list[_Stopped] = []
+        self._stopped: list[Stopped] = []
         self.work = 0  # tokens x layers
         self._asked_at = 0
         self._answers: dict[int, tuple[float, float, int]] = {}
@@ -160,9 +160,8 @@ class Walk:
         for segment, end in enumerate(self.ends):
             if segment and self._needs_pass(segment, walking, run):
                 run, h = self._next_pass(segment, walking, run, h)
-            for i in range(layers_run, end):
-                h = self.resident.family.layer(self.resident.layers[i], h, run, self.kv.layers[i])
-            self.work += run.tokens * (end - layers_run)
+            run, h = self._through(layers_run, end, h, run)
+            self.work += self._tokens(run) * (end - layers_run)
             layers_run = end
             for row in walking:
                 self._dones[row][segment] = self.rows[row].start + self.rows[row].count
@@ -188,6 +187,17 @@ class Walk:
                 assert min(done) >= whole.start, f"request {request} has tokens that wait for layers, and skips them"
                 self.gaps.forget(request)
         return self.left, layers_run
+
+    def _through(self, first: int, last: int, h: Tensor, run: Pass) -> tuple[Pass, Tensor]:
+        """Run layers ``first`` up to ``last``."""
+        for i in range(first, last):
+            h = self.resident.family.layer(self.resident.layers[i], h, run, self.kv.layers[i])
+        return run, h
+
+    def _tokens(self, run: Pass) -> int:
+        """Tokens that walk."""
+        tokens: int = run.tokens
+        return tokens
 
     # --- passes -----------------------------------------------------------------------------------------------------
 
@@ -260,12 +270,8 @@ class Walk:
             for row, answer in self._answers.items():
                 self._leave(row, layer, answer)
             return []
-        if run.ends is not None:
-            h = h.index_select(0, run.ends)
-        if len(asked) < len(emitting):
-            h = h.index_select(0, torch.tensor(asked, device=h.device))
         self._asked_at, self._answers = layer, {}
-        for k, answer in zip(asked, self._said(h, layer, [emitting[k] for k in asked]), strict=True):
+        for k, answer in zip(asked, self._said(h, layer, run, [emitting[k] for k in asked]), strict=True):
             if threshold is None or self._is_confident(emitting[k], layer, answer[0], threshold):
                 self._leave(emitting[k], layer, answer)
             else:
@@ -277,8 +283,16 @@ class Walk:
             return self.replayed.is_confident(self._place[row], layer)
         return math.exp(top) >= threshold
 
-    def _said(self, h: Tensor, layer: int, rows: Sequence[int]) -> Iterable[tuple[float, float, int]]:
-        """What ``rows`` say behind ``layer``: highest log-probability, log-probability and id of their tokens."""
+    def _said(self, h: Tensor, layer: int, run: Pass, rows: Sequence[int]) -> Iterable[tuple[float, float, int]]:
+        """What ``rows`` of those that walk and emit say behind ``layer``: highest log-probability, log-probability and
+        id of their tokens.
+        """
+        if run.ends is not None:
+            h = h.index_select(0, run.ends)
+        emitting = [row for row in self._walkers if self.emits[row]]
+        if len(rows) < len(emitting):
+            place = {row: k for k, row in enumerate(emitting)}
+            h = h.index_select(0, torch.tensor([place[row] for row in rows], device=h.device))
         logits = self.resident.logits(h, layer)
         if self.seeds is None or self.sampler is None:
             logprobs, ids = read(logits)
@@ -305,7 +319,7 @@ class Walk:
             index = torch.tensor(picked, device=h.device)
             h, slots = h.index_select(0, index), slots.index_select(0, index)
             turns = None if turns is None else turns.index_select(0, index)
-        self._stopped.append(_Stopped(layer, h, slots, turns))
+        self._stopped.append(Stopped(layer, h, slots, turns))
 
     def _see_to_skipped(self) -> None:
         """Store what the method wants stored of the layers that were skipped, and the hidden states that wait."""
@@ -317,7 +331,7 @@ class Walk:
                 self._keep_waiting(who)
         if self.method.is_recomputed or self.method.has_gaps:
             return
-        now: _Stopped | None = None
+        now: Stopped | None = None
         for i in range(self._stopped[0].layer, depth):
             for who in self._stopped:
                 if who.layer == i:
@@ -328,7 +342,7 @@ class Walk:
 
     # --- hidden states that wait for deeper layers, in the KV slots of those layers ---------------------------------
 
-    def _keep_waiting(self, who: _Stopped) -> None:
+    def _keep_waiting(self, who: Stopped) -> None:
         width = self.kv.shape.kv_width
         parts = -(-who.h.shape[1] // width)
         if who.layer + parts > self.resident.depth:
@@ -351,10 +365,10 @@ class Walk:
         return torch.cat(parts, 1)[:, :hidden]
 
 
-def _together(a: _Stopped, b: _Stopped) -> _Stopped:
+def _together(a: Stopped, b: Stopped) -> Stopped:
     turns = None if a.turns is None or b.turns is None else torch.cat((a.turns, b.turns))
     kv = None if a.kv is None or b.kv is None else torch.cat((a.kv, b.kv))
-    return _Stopped(b.layer, torch.cat((a.h, b.h)), torch.cat((a.slots, b.slots)), turns, kv)
+    return Stopped(b.layer, torch.cat((a.h, b.h)), torch.cat((a.slots, b.slots)), turns, kv)
 
 
 def read(logits: Tensor) -> tuple[list[float], list[int]]:
