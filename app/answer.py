@@ -23,10 +23,24 @@ UNPRICED = "no price known"
 """Source of the price that stands in where the table has none; it is never shown as a price."""
 
 
-def find(question: Question, prices: PriceTable | None, *, report: Report) -> dict[str, Any]:
+def find(question: Question, *, report: Report) -> dict[str, Any]:
     """Search the smallest fleet of the question's system, verify it with fresh seeds, and look one replica below."""
-    plan = question.plan()
-    return search(plan, prices or load_prices(), report)
+    return search(question.plan(), load_prices(), report)
+
+
+def repriced(answer: Mapping[str, Any], price: Price | None) -> dict[str, Any]:
+    """The answer to a question about one candidate at another price of its GPU (None: none is known): what is cheapest
+    does not depend on it.
+    """
+    winner = answer["winner"]
+    if winner is None:
+        return dict(answer)
+    used = price or Price(**{**winner["price"], "source": UNPRICED})
+    per_hour = used.price_per_gpu_hour * winner["candidate"]["gpus_per_replica"] * winner["count"]
+    tokens = winner["judgement"]["figures"].get("output_tokens_per_s")
+    per_million = per_hour / (3600 * tokens["mean"]) * 1e6 if tokens and tokens["mean"] else None
+    changed = {"price_per_hour": per_hour, "price_per_million_output_tokens": per_million}
+    return {**answer, "winner": {**winner, "price": used.model_dump(mode="json"), **changed}}
 
 
 def search(plan: PlanFile, prices: PriceTable, report: Report, folder: Path | None = None) -> dict[str, Any]:

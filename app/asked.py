@@ -47,6 +47,14 @@ def draw_system(models: str, device: str, on: Any = None) -> str:
     return str(state.draw("system", on=on, options=tuple(systems(models, device))))
 
 
+def draw_who(on: Any) -> None:
+    """Models, device, system: three columns of ``on``."""
+    first, second, third = on.columns(3)
+    models = state.draw("models", on=first)
+    device = state.draw("device", on=second, options=devices(models))
+    draw_system(models, device, on=third)
+
+
 def models_label(models: str) -> str:
     return MODELS.get(models, "uploaded profile")
 

@@ -117,16 +117,15 @@ def plan_report_html(question: Question, plan: PlanFile, answer: Mapping[str, An
     from heliosim import __version__
 
     currency = answer["currency"]
-    told = [Text([wording.fewer_sentence(answer), wording.runner_up(answer, currency)])] if answer["winner"] else []
+    told = [wording.fewer_sentence(answer), wording.runner_up(question, answer, currency)] if answer["winner"] else []
+    cards = _cards(wording.answer_tiles(question, answer, currency))
+    around = _table(wording.sensitivity_rows(answer, currency))
+    rows = wording.candidate_rows(question, answer, currency)
     rule = plan.replications
     sections = [
-        Section(
-            "Answer", wording.plan_sentence(answer), [_cards(wording.answer_tiles(question, answer, currency)), *told]
-        ),
-        Section(
-            "Another load", "What 20 % less and more load need.", [_table(wording.sensitivity_rows(answer, currency))]
-        ),
-        Section("Candidates", "All fleets that were looked at.", [_table(wording.candidate_rows(answer, currency))]),
+        Section("Answer", wording.plan_sentence(question, answer), [cards, Text(told)]),
+        Section("Another load", "What 20 % less and more load need.", [around]),
+        Section("Candidates", "All fleets that were looked at.", [_table(rows)]),
         Section("Notes", "What these numbers rest on.", [Text([str(n) for n in answer["notes"]] or ["None."])]),
     ]
     subtitle = f"{rule.least} to {rule.most} runs of {question.requests:,} requests each, seed {question.seed}"

@@ -97,6 +97,13 @@ def price_table(held: Sequence[Offer], currency: str) -> PriceTable:
     return PriceTable(schema_version=1, currency=currency, prices=tuple(prices))
 
 
+def price_of(held: Offer) -> Price | None:
+    """An offer as a price, or None."""
+    if held.price is None:
+        return None
+    return price_table([held], load_prices().currency).prices[0]
+
+
 def fleet_plan(question: Question, gpus: Sequence[str], names: Sequence[str], most: Mapping[str, int]) -> PlanFile:
     """Every chosen system on every chosen GPU as candidates of one plan. Raises InputError for none, or too many."""
     pairs = [

@@ -96,6 +96,8 @@ STYLE = """<style>
 .hs-undecided {background: #E69F0026; color: light-dark(#7d5700, #f4c152);}
 .hs-sentence {font-size: 1.45rem; line-height: 1.4; font-weight: 500; margin: .25rem 0 .5rem;}
 [data-testid="stMainBlockContainer"] {max-width: 78rem;}
+[class*="st-key-hs-pair"] [data-testid="stHorizontalBlock"] {flex-wrap: wrap;}
+[class*="st-key-hs-pair"] [data-testid="stColumn"] {min-width: min(30rem, 100%);}
 </style>"""
 
 
@@ -206,21 +208,12 @@ def escaped(text: str) -> str:
     return escape(text)
 
 
-def system_colours(names: Sequence[str]) -> dict[str, str]:
-    """One colour per system on every page: blue HELIOS, green its offline form, the others behind them."""
-    from heliosim.charts import SYSTEM_PALETTE
+def style_of(names: Sequence[str], said: str = "") -> Any:
+    """Colours and paper of figures: one colour per system on every page, light or dark as the reader has it."""
+    from heliosim.charts import Style
+    from heliosim.charts.theme import DARK, LIGHT
 
-    fixed = {"HELIOS": 0, "HELIOS offline": 2, "HELIOS one tokenizer": 5}
-    found, rest = {}, [k for k in range(len(SYSTEM_PALETTE)) if k not in fixed.values()]
-    for name in names:
-        if name in fixed:
-            found[name] = SYSTEM_PALETTE[fixed[name]]
-            continue
-        base = 1 if name.startswith("early exit") else 3 if name.startswith("vanilla") else 4
-        place = base if base in rest else rest[0]
-        rest = [k for k in rest if k != place] or [k for k in range(len(SYSTEM_PALETTE))]
-        found[name] = SYSTEM_PALETTE[place]
-    return found
+    return Style.named(names, said, DARK if is_dark() else LIGHT)
 
 
 def plain(text: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from heliosim_app.answer import UNPRICED
 from heliosim_app.parts import Tile, tile
-from heliosim_app.question import MODELS, Question
+from heliosim_app.question import MODELS, Question, slug, systems
 
 from heliosim.plan_words import number, words_of
 from heliosim.stats import Interval
@@ -47,17 +47,28 @@ def sentence(question: Question, answer: Answer) -> str:
     return f"{first}; {fewer_text(answer)}."
 
 
-def plan_sentence(answer: Answer) -> str:
+def system_of(question: Question, candidate: Mapping[str, Any]) -> str:
+    """The system a candidate of a plan stands for."""
+    gpu = candidate["gpu"]
+    names = {f"{slug(gpu)}-{slug(name)}": name for name in systems(question.models, gpu)}
+    return names.get(candidate["name"], candidate["name"])
+
+
+def _fleet_of(question: Question, option: Mapping[str, Any]) -> str:
+    held = option["candidate"]
+    fleet = fleet_text(option["count"], held["gpus_per_replica"], held["gpu"])
+    return f"{fleet} with {system_of(question, held)}"
+
+
+def plan_sentence(question: Question, answer: Answer) -> str:
     """The cheapest fleet in one sentence."""
     winner = answer["winner"]
     if winner is None:
         verb = "is shown to keep" if answer["answer"] == "undecided" else "keeps"
         return f"No fleet of these candidates {verb} the limits."
-    held = winner["candidate"]
-    fleet = fleet_text(winner["count"], held["gpus_per_replica"], held["gpu"])
     price = f" at {winner['price_per_hour']:,.2f} {answer['currency']}/h" if is_priced(winner) else ""
     verified = limits_text(answer["verified_with_fresh_seeds"])
-    return f"{fleet} ({held['name']}){price}: {verified}; {fewer_text(answer)}."
+    return f"{_fleet_of(question, winner)}{price}: {verified}; {fewer_text(answer)}."
 
 
 def fewer_sentence(answer: Answer) -> str:
@@ -69,17 +80,15 @@ def fewer_sentence(answer: Answer) -> str:
     return f"{said}. {fewer['verdict'].capitalize()} after {fewer['replications']} runs: {fewer['reason']}."
 
 
-def runner_up(answer: Answer, currency: str) -> str:
+def runner_up(question: Question, answer: Answer, currency: str) -> str:
     """The next cheapest fleet that keeps the limits."""
     other, winner = answer["runner_up"], answer["winner"]
     if other is None:
         return "No other candidate was shown to keep the limits."
-    held = other["candidate"]
-    fleet = fleet_text(other["count"], held["gpus_per_replica"], held["gpu"])
     more = other["price_per_hour"] - winner["price_per_hour"]
     said = f", {more:,.2f} {currency}/h more" if more else ", at the same price"
     price = f": {other['price_per_hour']:,.2f} {currency}/h{said}" if is_priced(other) else ""
-    return f"{fleet} ({held['name']}){price}. {other['status']}."
+    return f"{_fleet_of(question, other)}{price}. {other['status']}."
 
 
 def limits_text(judgement: Mapping[str, Any]) -> str:
@@ -101,6 +110,8 @@ def fewer_text(answer: Answer) -> str:
         return f"{count} was not looked at"
     if fewer["verdict"] == "undecided":
         return f"{count} may do too, the runs do not tell ({fewer['reason']})"
+    if "saturated" in fewer["reason"]:
+        return f"{count} would not keep up: {fewer['reason'].removeprefix('saturated, ')}"
     broken = [m for m in fewer["limits"] if m["verdict"] == "misses" and m["interval"] is not None]
     for limit in broken:
         if limit["metric"].endswith("_ms") and "most" in limit:
@@ -176,14 +187,14 @@ def sensitivity_rows(answer: Answer, currency: str) -> list[dict[str, str]]:
                 "Load": f"{100 * (one['load'] - 1):+.0f} %".replace("-", "−"),
                 "Replicas needed": "none known" if count is None else str(count),
                 f"{currency}/h": price,
-                f"{winner['count']} replicas": one["same_count"]["verdict"],
+                f"With {winner['count']} replica{'s' if winner['count'] > 1 else ''}": one["same_count"]["verdict"],
                 "Because": one["same_count"]["reason"],
             }
         )
     return rows
 
 
-def candidate_rows(answer: Answer, currency: str) -> list[dict[str, Any]]:
+def candidate_rows(question: Question, answer: Answer, currency: str) -> list[dict[str, Any]]:
     """Every candidate of a plan, the winner first."""
     winner = answer["winner"]
     rows = []
@@ -191,9 +202,9 @@ def candidate_rows(answer: Answer, currency: str) -> list[dict[str, Any]]:
         is_winner = winner is not None and one["candidate"]["name"] == winner["candidate"]["name"]
         rows.append(
             {
-                "Candidate": one["candidate"]["name"],
-                "": "cheapest" if is_winner else "",
                 "GPU": one["candidate"]["gpu"],
+                "System": system_of(question, one["candidate"]),
+                "": "cheapest" if is_winner else "",
                 "At least": one["least_count"],
                 "Replicas": one["count"],
                 f"{currency}/h": one["price_per_hour"] if is_priced(one) else None,

@@ -113,6 +113,9 @@ class Desk:
         self.asked = 0
         for _ in range(workers):
             self.pool.submit(warm)
+        at_exit = getattr(threading, "_register_atexit", None)
+        if at_exit is not None:  # else the interpreter would wait for running work before it ends
+            at_exit(self.close)
 
     def ask(self, function: Callable[..., Any], *arguments: Any, key: str) -> Ticket:
         """Work to be done, or what is known of it. A cancelled or failed one stands until it is forgotten."""

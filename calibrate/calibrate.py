@@ -114,7 +114,8 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
         coder = request.behaviour.coder(infos, max_context) if has_behaviour else None
         prompts = None if coder is None else request.behaviour.prompts(coder)
         given = [] if prompts is None else prompts.given
-        text = [token for p in given for token in p.ids] or random_ids(request.seed, engine.vocab)
+        ids = [token for p in given for token in p.ids]
+        text = _at_least(ids, 2 * max_context) if ids else random_ids(request.seed, engine.vocab)
 
         meter, reason = find_meter(device)
         progress("idle power", 0.0)
@@ -188,6 +189,11 @@ def random_ids(seed: int, vocab: int, count: int = 4096) -> list[int]:
     """Token ids for models that have no text: drawn evenly from the vocabulary."""
     ids: list[int] = stream(seed, "calibrate", "ids").integers(vocab, size=count).tolist()
     return ids
+
+
+def _at_least(text: list[int], tokens: int) -> list[int]:
+    """A text repeated until it has so many tokens: few prompts must do for steps of any length."""
+    return text * -(-tokens // len(text)) if len(text) < tokens else text
 
 
 def _measure_steps(

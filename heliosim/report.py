@@ -96,9 +96,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A plotly figure; its own title and caption say what it is."""
+    """A plotly figure; its own title and caption say what it is. ``alt``: the same in words, for who cannot see it."""
 
     figure: go.Figure
+    alt: str = ""
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,8 @@ class _Writer:
                 "modeBarButtons": [["toImage", "resetScale2d"]],
             },
         )
-        return f'<figure><div class="wide">{markup}</div></figure>'
+        said = f' role="img" aria-label="{escape(block.alt)}"' if block.alt else ""
+        return f'<figure{said}><div class="wide">{markup}</div></figure>'
 
 
 def _text(value: str | None) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 
 import streamlit as st
 from heliosim_app import asked, parts, state, wording
-from heliosim_app.answer import find
+from heliosim_app.answer import find, repriced
 from heliosim_app.files import report_html, run_tables, scenario_zip
+from heliosim_app.fleets import offers, price_of, providers, with_text
 from heliosim_app.question import LOADS, Question, devices, slug
 from heliosim_app.run import one_run
 from heliosim_app.shipped import EXAMPLES, shipped_answer
@@ -18,6 +19,7 @@ from heliosim_app.work import Ticket, desk, key_of
 
 from heliosim import charts
 from heliosim.metrics import Slo, SystemResult
+from heliosim.prices import Price
 
 
 def page() -> None:
@@ -28,7 +30,7 @@ def page() -> None:
     question = asked.question()
     answer = parts.await_ticket(answer_ticket(question), "Searching the smallest fleet")
     if answer is not None:
-        _answer(question, answer)
+        _answer(question, repriced(answer, _price(question.device)))
     _next(question)
 
 
@@ -38,7 +40,13 @@ def answer_ticket(question: Question) -> Ticket:
     known = shipped_answer(question)
     if known is not None:
         desk().know(key, known)
-    return desk().ask(find, question, None, key=key)
+    return desk().ask(find, question, key=key)
+
+
+def _price(gpu: str) -> Price | None:
+    """What a GPU costs by the inputs: the provider's price, or what was edited on Plan."""
+    base = offers([gpu], state.value("provider"))
+    return price_of(with_text(base, state.value("prices"))[0])
 
 
 # --- asking ---------------------------------------------------------------------------------------------------
@@ -68,13 +76,14 @@ def _inputs() -> None:
         models = state.draw("models", on=second[0])
         device = state.draw("device", on=second[1], options=devices(models))
         asked.draw_system(models, device, on=second[2])
-        with st.expander("Lengths, batching, memory, seed"):
+        with st.expander("Lengths, batching, memory, prices, seed"):
             third = st.columns(4)
             for key, on in zip(("prompt", "output", "requests", "seed"), third, strict=True):
                 state.draw(key, on=on)
-            fourth = st.columns(3)
-            for key, on in zip(("batch", "step_tokens", "memory"), fourth, strict=True):
+            fourth = st.columns(4)
+            for key, on in zip(("batch", "step_tokens", "memory"), fourth, strict=False):
                 state.draw(key, on=on)
+            state.draw("provider", on=fourth[3], options=providers())
 
 
 # --- answering ------------------------------------------------------------------------------------------------
@@ -109,7 +118,7 @@ def _run(question: Question, count: int) -> Any:
     name = wording.fleet_text(count, 1, question.system)
     systems = [SystemResult(question.system, run, clock="cpu")]
     slo = Slo(question.ttft_ms, question.tpot_ms)
-    style = charts.Style(parts.system_colours([question.system]), charts.caption_of(systems))
+    style = parts.style_of([question.system], charts.caption_of(systems))
     figure = charts.latency_figure(charts.latency_data(systems), style, slo)
     alt = (
         f"Share of requests by TTFT, TPOT and end-to-end latency in one run of {name}, with the limits as dotted lines"

@@ -94,9 +94,9 @@ def _inputs() -> Question:
 def _candidates(models: str) -> tuple[list[str], list[str]]:
     known = devices(models)
     first, second = st.columns(2)
-    gpus = state.draw("gpus", on=first, options=known) or list(known[:2])
+    gpus = state.draw("plan_devices", on=first, options=known) or list(known[:2])
     names = tuple(dict.fromkeys(name for gpu in known for name in systems(models, gpu)))
-    chosen = state.draw("systems", on=second, options=names) or list(names[:1])
+    chosen = state.draw("plan_systems", on=second, options=names) or list(names[:1])
     return gpus, chosen
 
 
@@ -138,26 +138,27 @@ def _prices(models: str) -> list[Offer]:
 
 def _answer(question: Question, plan: PlanFile, table: PriceTable, answer: Mapping[str, Any]) -> None:
     currency = answer["currency"]
-    st.html(f'<p class="hs-sentence" role="status">{parts.escaped(wording.plan_sentence(answer))}</p>')
+    st.html(f'<p class="hs-sentence" role="status">{parts.escaped(wording.plan_sentence(question, answer))}</p>')
     parts.badges(*parts.kinds_of(question.profile()))
     winner = answer["winner"]
     if winner is not None:
         parts.tiles(wording.answer_tiles(question, answer, currency))
-        _around(answer, currency)
+        _around(question, answer, currency)
     st.subheader("Every candidate")
     st.dataframe(
-        pd.DataFrame(wording.candidate_rows(answer, currency)),
+        pd.DataFrame(wording.candidate_rows(question, answer, currency)),
         hide_index=True,
         column_config={
             "Why": st.column_config.TextColumn(width="large"),
             f"{currency}/h": st.column_config.NumberColumn(format="%.2f"),
             f"{currency}/M tokens": st.column_config.NumberColumn(format="%.2f"),
         },
+        placeholder="–",
         alt="Candidates with lower bound, replicas, price and the limit that decided",
     )
     rule = plan.replications
     parts.caption(
-        f"{100 * rule.confidence:g} % intervals over {rule.least} to {rule.most} runs of {question.requests:,} requests "
+        f"{100 * rule.confidence:g} % intervals, {rule.least} to {rule.most} runs of {question.requests:,} requests "
         f"from seed {question.seed}",
         "the winner is checked again with fresh seeds",
         "“At least” is a bound that no simulation is needed for",
@@ -167,7 +168,7 @@ def _answer(question: Question, plan: PlanFile, table: PriceTable, answer: Mappi
     _downloads(question, plan, table, answer)
 
 
-def _around(answer: Mapping[str, Any], currency: str) -> None:
+def _around(question: Question, answer: Mapping[str, Any], currency: str) -> None:
     """What one fewer, another load and the next best fleet say."""
     first, second = st.columns(2)
     with first.container(border=True, height="stretch"):
@@ -175,7 +176,7 @@ def _around(answer: Mapping[str, Any], currency: str) -> None:
         st.write(parts.plain(wording.fewer_sentence(answer)))
     with second.container(border=True, height="stretch"):
         st.markdown("**Runner-up**")
-        st.write(parts.plain(wording.runner_up(answer, currency)))
+        st.write(parts.plain(wording.runner_up(question, answer, currency)))
     rows = wording.sensitivity_rows(answer, currency)
     if rows:
         st.subheader("If the load is 20 % off")
@@ -184,7 +185,7 @@ def _around(answer: Mapping[str, Any], currency: str) -> None:
 
 def _downloads(question: Question, plan: PlanFile, table: PriceTable, answer: Mapping[str, Any]) -> None:
     name = f"plan-{question.load}"
-    rows = wording.candidate_rows(answer, answer["currency"])
+    rows = wording.candidate_rows(question, answer, answer["currency"])
     files: Sequence[parts.Download] = (
         parts.Download(
             "Plan and fleets (YAML)", f"{name}.zip", lambda: plan_zip(plan, table, answer), "application/zip"

@@ -161,7 +161,7 @@ class TorchEngine:
                 assert action.placement == self.placement, f"{action.placement} wanted, {self.placement} resident"
                 with self.residency.stepping(action):
                     done = self._runner.run(action)
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and (self.mode == "plain" or isinstance(action, Load)):
             torch.cuda.current_stream(self.device).synchronize()
         seconds = tick(time.perf_counter() - began)
         if done.stride is not None:
@@ -186,6 +186,7 @@ class TorchEngine:
     def reset(self) -> None:
         """Hold nothing: no weights, no KV, no requests, no outputs. The next run starts as on an empty device."""
         self.residency.clear()
+        self.residency.take_copies()
         self.texts.clear()
         if self.replay is not None:
             self.replay.clear()
