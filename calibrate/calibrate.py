@@ -27,6 +27,7 @@ from heliosim.formats.profile import (
     write_profile,
 )
 from heliosim.premises import measure_premises
+from heliosim.runs import engine_mode
 from heliosim.streams import stream
 from heliosim.types import ModelSpec, blocks_for
 
@@ -107,6 +108,7 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
             device=device,
             dtype=request.dtype,
             threads=request.threads,
+            mode=engine_mode("auto", device),
             tensor_parallel=request.tensor_parallel,
         )
         clocks: tuple[ClockName, ...] = ("wall",) if device.startswith("cuda") else ("cpu", "wall")

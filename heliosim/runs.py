@@ -204,9 +204,7 @@ def make_engine(
     if len(degrees) > 1:
         problem = "the models of one live engine share the same GPUs"
         raise InputError(f"{profile.folder}: tensor_parallel", sorted(degrees), problem, "Calibrate them alike.")
-    mode = scenario.live.engine
-    if mode == "auto":
-        mode = "plain" if device == "cpu" else "fast"
+    mode = engine_mode(scenario.live.engine, device)
     return TorchEngine(
         folders,
         device=device,
@@ -237,6 +235,13 @@ def live_stride(scenario: Scenario, engine: TorchEngine) -> int:
         remedy = "Give live.engine fast, or leave it out."
         raise InputError("live.max_stride", asked, "the plain engine goes step by step", remedy)
     return engine.default_stride if asked is None else asked
+
+
+def engine_mode(asked: str, device: str) -> str:
+    """The engine that ``live.engine`` stands for on a device, in calibration as in live runs."""
+    if asked != "auto":
+        return asked
+    return "plain" if device == "cpu" else "fast"
 
 
 def run_live(

@@ -70,7 +70,7 @@ def linearity(book: Book) -> None:
             for depth in depths:
                 bench.place(depth, 4, 128 + 3 * steps)
                 bench.fill(4, 128)
-                bench.decode(2)
+                bench.decode(steps)
                 seconds[depth].append(bench.decode(steps) / steps)
         times = {d: median(s) for d, s in seconds.items()}
         first, last = depths[0], depths[-1]

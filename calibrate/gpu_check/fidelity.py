@@ -20,7 +20,7 @@ from heliosim.formats.results import RunResults
 from heliosim.metrics import Summary, summarise
 from heliosim.replays import Replay, open_replay, replaying
 from heliosim.runs import LiveRun, run_live, run_simulated
-from heliosim.scenario import BatcherSpec, Memory, Scenario
+from heliosim.scenario import BatcherSpec, LiveSpec, Memory, Scenario
 from heliosim.types import Run
 from heliosim.workload import WorkloadSpec
 
@@ -140,6 +140,7 @@ def _scenario(book: Book, profile: Profile, system: str, requests: int, rate_per
         batcher=BatcherSpec(max_batch=sizes.max_batch, token_budget=sizes.token_budget),
         controller=dict(controller),
         clock=profile.clock(),
+        live=LiveSpec(max_stride=1),  # as calibrated: step by step
     )
 
 
@@ -149,7 +150,7 @@ def _judge(
     """Signed relative error of each prediction against the mean of the live repeats."""
     guess = summarise(simulated)
     seen = [summarise(run.results) for run in live]
-    ratios = [_step_ratio(profile, scenario, run, simulated) for run in live]
+    ratios = [_step_ratio(profile, scenario, run) for run in live]
     book.put(f"{prefix}.step", mean(ratios) - 1, low=min(ratios) - 1, high=max(ratios) - 1)
     for key, name in _SUMMARY.items():
         values = [_value(s, name) for s in seen]
@@ -164,20 +165,13 @@ def _judge(
                  requests=scenario.workload.requests)  # fmt: skip
 
 
-def _step_ratio(profile: Profile, scenario: Scenario, run: LiveRun, simulated: RunResults) -> float:
-    """Expected over measured seconds of the live run's own steps; of strides, mean seconds of a step in both runs."""
+def _step_ratio(profile: Profile, scenario: Scenario, run: LiveRun) -> float:
+    """Expected over measured seconds of the live run's own steps."""
     steps = [(a, o) for a, o in run.log if isinstance(a, Run)]
-    if any(getattr(o, "stride", None) is not None for _, o in steps):
-        return _mean_step(simulated) / _mean_step(run.results)
     costs = {n: profile.step_cost(n, scenario.clock) for n in scenario.models}
     specs = {n: profile.spec(n) for n in scenario.models}
     expected = sum(costs[a.placement.model].seconds(shape_of(a, o, specs[a.placement.model])) for a, o in steps)
     return expected / sum(o.seconds for _, o in steps)
-
-
-def _mean_step(results: RunResults) -> float:
-    rows = zip(results.steps["kind"].to_pylist(), results.steps["seconds"].to_pylist(), strict=True)
-    return mean(seconds for kind, seconds in rows if kind == "run")
 
 
 def _value(summary: Summary, name: str) -> float:

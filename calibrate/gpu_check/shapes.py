@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
-import inspect
 import json
 from pathlib import Path
 from typing import Any
+
+from heliosim.runs import engine_mode
 
 from .book import Book
 from .plan import LLAMA, PAIR, Options, Shape
@@ -59,14 +60,12 @@ def dtype_of(options: Options) -> str:
 
 
 def engine_options(options: Options) -> dict[str, Any]:
-    """What the engine is made with: on a GPU the fast path, where there is one."""
-    from heliosim.engines.torch import TorchEngine
-
-    made: dict[str, Any] = {"device": options.device, "dtype": dtype_of(options)}
-    known = inspect.signature(TorchEngine.__init__).parameters
-    if options.is_gpu and "mode" in known:
-        made["mode"] = "fast"
-    return made
+    """What the engine is made with: on a GPU the fast path."""
+    return {
+        "device": options.device,
+        "dtype": dtype_of(options),
+        "mode": engine_mode("auto", options.device),
+    }
 
 
 def engine_of(book: Book) -> Any:

@@ -33,9 +33,10 @@ from heliosim.formats.checkpoint import checkpoint_path, inspect_checkpoint  # n
 from heliosim.hardware.architecture import ExitHead, read_architecture  # noqa: E402
 from heliosim.profile_view import open_profile  # noqa: E402
 from heliosim.runs import run_live  # noqa: E402
-from heliosim.types import Batch, ExitRule, Load, Placement, Run  # noqa: E402
+from heliosim.types import Arrival, Batch, Content, ExitRule, Load, Placement, Request, Run  # noqa: E402
 from tests.contracts.test_torch_engine import (  # noqa: E402
     GREEDY,
+    NONE,
     VOCAB,
     Hand,
     expected,
@@ -240,6 +241,28 @@ def test_a_dead_rank_is_one_clear_error(pair: TorchEngine, folders: dict[str, Pa
     workers = [w.process for w in again.team.workers]  # type: ignore[attr-defined]
     again.close()
     assert [w.returncode for w in workers] == [0]
+
+
+def test_strides_on_two_ranks(folders: dict[str, Path]) -> None:
+    """The fast engine: several steps at once, each rank going on by itself."""
+    texts = []
+    for ranks in (1, 2):
+        engine = TorchEngine({"llama": folders["llama"]}, mode="fast", tensor_parallel=ranks)
+        placement = Placement("llama", 6)
+        engine.perform(Load(placement, 40, "test"))
+        asked = dict(enumerate(prompts([9, 20, 3])))
+        for request, prompt in asked.items():
+            engine.accept(Arrival(Request(request, 0.0, len(prompt), 13), Content("", tuple(prompt), 13)))
+        lengths = tuple(len(prompt) for prompt in asked.values())
+        engine.perform(Run(placement, NONE, Batch((0, 1, 2), (0, 0, 0), lengths, (True,) * 3)))
+        batch = Batch((0, 1, 2), lengths, (1,) * 3, (True,) * 3)
+        outcome = engine.perform(Run(placement, NONE, batch, max_steps=12, max_ends=None, in_stride=True))
+        assert outcome.stride is not None
+        assert len(outcome.stride) == 12
+        texts.append(engine.take_outputs())
+        engine.close()
+    assert texts[0] == texts[1]
+    assert [len(text) for text in texts[0].values()] == [13, 13, 13]
 
 
 def test_a_rank_that_hangs_is_given_up(folders: dict[str, Path]) -> None:
