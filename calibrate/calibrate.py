@@ -27,6 +27,7 @@ from heliosim.formats.profile import (
     write_profile,
 )
 from heliosim.premises import measure_premises
+from heliosim.runs import engine_mode
 from heliosim.streams import stream
 from heliosim.types import ModelSpec, blocks_for
 
@@ -49,7 +50,7 @@ class Request:
     """What to calibrate; of random weights no behaviour is recorded. ``pool_bytes``: memory for weights and KV while
     measuring; None: enough for the largest batch asked for. ``exit_methods``: exit methods, each
     ``batching+skipped_kv``, whose texts to record as well. ``prompts_file``, ``closed_loop_prompts``: see
-    ``BehaviourPlan``.
+    ``BehaviourPlan``. ``tensor_parallel``: GPUs that share each layer.
     """
 
     models: Sequence[str]
@@ -57,6 +58,7 @@ class Request:
     device: str = "auto"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     threads: int = 1
+    tensor_parallel: int = 1
     max_batch: int = 32
     max_context: int = 256
     token_budget: int = 256
@@ -93,10 +95,11 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
 
     Raises InputError for checkpoints that cannot be used together; leaves nothing behind when interrupted.
     """
+    from heliosim.engines.parallel.cutting import rank_infos
     from heliosim.engines.torch import TorchEngine
 
     with new_folder(request.out, PROFILE_FOLDER, overwrite=request.overwrite) as folder:
-        infos = _inspect(request)
+        infos = rank_infos(_inspect(request), 0, request.tensor_parallel)
         specs = {name: info.spec for name, info in infos.items()}
         has_behaviour = all(info.random is None for info in infos.values())
         device = resolve_device(request.device)
@@ -105,6 +108,8 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
             device=device,
             dtype=request.dtype,
             threads=request.threads,
+            mode=engine_mode("auto", device),
+            tensor_parallel=request.tensor_parallel,
         )
         clocks: tuple[ClockName, ...] = ("wall",) if device.startswith("cuda") else ("cpu", "wall")
         max_context = min(request.max_context, *(s.max_context for s in specs.values()))
@@ -138,6 +143,7 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
                 parts,
                 lambda what, share: progress(f"behaviour {what}", 0.6 + 0.36 * share),
             )
+        engine.close()
         _write_steps(steps, folder / "steps.parquet")
         progress("fit", 0.98)
         models = {
@@ -320,6 +326,7 @@ def _facts(
         weights="checkpoint" if info.random is None else "random",
         weights_seed=None if info.random is None else info.random.seed,
         dtype=info.dtype,
+        tensor_parallel=getattr(info, "ranks", 1),
         layers=spec.layers,
         exits=spec.exits,
         exit_kind=spec.kind,
