@@ -204,6 +204,7 @@ def measure_cells(
         meter,
         no_meter,
         kernels=mode == "full" or request.device_out is not None,
+        kernels_first=request.device_out is not None,
         estimate=lambda cell: estimators.get(cell.model, first)(cell),
     )
     targets = [Target(info.spec, engine.hosts[name], info.folder / "tokenizer.json") for name, info in infos.items()]

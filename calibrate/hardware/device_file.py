@@ -44,9 +44,7 @@ def device_of(profile: Profile, base: Device) -> Device:
     if not profile.is_measured:
         raise InputError(str(profile.folder), facts.kind, "only a measured profile is of a device", "Calibrate.")
     rows = read_rows(profile.folder)
-    if not of_kind(rows, "gemm"):
-        problem = "the profile holds no cells of single kernels"
-        raise InputError(str(profile.folder), "gemm", problem, "Calibrate with --hardware full or --device-out.")
+    _require_kernels(rows, profile)
     dtype = next(iter(facts.models.values())).dtype
     name = str(facts.device.get("gpu") or facts.device.get("host_cpu")).strip()
     memory = facts.device.get("gpu_memory_bytes") or facts.device.get("host_memory_bytes")
@@ -74,6 +72,15 @@ def device_of(profile: Profile, base: Device) -> Device:
     content["links"] = _links(profile, content["links"], base)
     content["power"] = _power(profile, content["power"], base)
     return validate(Device, content, f"device file of {profile.folder}")
+
+
+def _require_kernels(rows: Sequence[Row], profile: Profile) -> None:
+    """Raise InputError unless every kind of kernel was measured."""
+    for kind in ("peak", "gemm", "attention_decode", "attention_prefill", "elementwise"):
+        if not of_kind(rows, kind):
+            problem = "the profile holds no cells of such kernels"
+            remedy = "Calibrate with --hardware full or --device-out, and with a longer --budget if it had one."
+            raise InputError(str(profile.folder), kind, problem, remedy)
 
 
 def _like(profile: Profile) -> str:

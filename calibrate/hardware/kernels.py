@@ -48,7 +48,8 @@ def kernel_cells(extent: Extent, device: str) -> list[Cell]:
     """All cells that a device file needs, of the grid for this kind of device."""
     g = GPU if device.startswith("cuda") else CPU
     a, p = g["attention_decode"], g["attention_prefill"]
-    cells = [
+    cells = [Cell.of(MACHINE, "peak", "kernels", of=what) for what in ("bytes", "flops")]
+    cells += [
         Cell.of(MACHINE, "gemm", "kernels", m=m, n=n, k=k)
         for n in g["gemm"]["n"]
         for k in g["gemm"]["k"]
@@ -66,12 +67,11 @@ def kernel_cells(extent: Extent, device: str) -> list[Cell]:
             for h in p["heads"]
             for t in p["tokens"]
         ]
-    cells += [
+    return cells + [
         Cell.of(MACHINE, "elementwise", "kernels", kernel=kind, bytes=b)
         for kind in KINDS
         for b in g["elementwise"]["bytes"]
     ]
-    return [*cells, Cell.of(MACHINE, "peak", "kernels", of="bytes"), Cell.of(MACHINE, "peak", "kernels", of="flops")]
 
 
 def measure_kernel(bench: Bench, cell: Cell, extent: Extent) -> Row:

@@ -58,7 +58,8 @@ class Target:
 @dataclass(frozen=True)
 class Setting:
     """What all cells share. ``budget_s``: seconds for all of them; None: no end. ``budgets``: memory budgets to find
-    largest batches in, bytes.
+    largest batches in, bytes. ``kernels``: whether to measure single kernels; ``kernels_first``: before layers, as a
+    device file is wanted.
     """
 
     device: torch.device
@@ -70,6 +71,7 @@ class Setting:
     meter: Meter | None = None
     no_meter: str = ""
     kernels: bool = False
+    kernels_first: bool = False
     estimate: Callable[[Cell], Seconds] = lambda _cell: 0.0
 
 
@@ -152,17 +154,22 @@ class HardwareRun:
         for cell in singles:
             self._measure(cell, lambda c: self._single(bench, c))
         self._settle()
+        if self.setting.kernels_first:
+            self._kernels(bench, kernels)
         self._layers(bench, layers)
         for cell in energy:
             self._now(cell, lambda c: self._energy(bench, c))
-        if kernels:
-            from .kernels import measure_kernel
-
-            for cell in kernels:
-                self._measure(cell, lambda c: measure_kernel(bench, c, extent))
-            self._settle()
+        if not self.setting.kernels_first:
+            self._kernels(bench, kernels)
         self.found.references += [r / self._reference.usual_s for r in self._reference.readings]
         self._reference = None
+
+    def _kernels(self, bench: Bench, cells: Sequence[Cell]) -> None:
+        from .kernels import measure_kernel
+
+        for cell in cells:
+            self._measure(cell, lambda c: measure_kernel(bench, c, self.setting.extent))
+        self._settle()
 
     def _by_allocation(self, target: Target) -> None:
         """Cells that fill the device's memory; nothing else is on it then."""

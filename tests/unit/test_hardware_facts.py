@@ -44,7 +44,9 @@ def rows_of() -> list[Row]:
         facts = {"formula_rows": 7, "limit": "out of memory"}
         rows.append(Row(Cell.of(spec.name, "largest_batch", context=64, **at), "rows", (7.0,), facts=facts))
         rows.append(Row(Cell.of(spec.name, "kv_blocks", **at), "blocks", (3.0,), facts={"pool_blocks": 3}))
-        rows.append(Row(Cell.of(spec.name, "activations"), "B", (100.5,) * 3, facts={"formula_bytes": 100, "fixed_bytes": 9}))
+        rows.append(
+            Row(Cell.of(spec.name, "activations"), "B", (100.5,) * 3, facts={"formula_bytes": 100, "fixed_bytes": 9})
+        )
         load = Cell.of(spec.name, "layer_load", layers=2, source="host")
         rows.append(Row(load, "s", (1e-3, 1.1e-3, 1.2e-3), facts={"bytes": 1000}))
         graph = {"layers": 6, "eager_s": 2e-3, "capture_s": 0.2, "memory_bytes": 1 << 20}
