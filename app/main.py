@@ -1,78 +1,83 @@
-"""The dashboard's first page: open a folder of runs and look at them. Pages to come are listed in docs.
+"""The dashboard: navigation only. ``heliosim dashboard`` starts it; each page is a module of ``app/views``.
 
-Run with ``streamlit run app/main.py -- FOLDER`` (default: demo/runs). Figures come from ``heliosim.charts``.
+Nothing is done on import: worker processes import the main script.
 """
 
 from __future__ import annotations
 
-import sys
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-
-import streamlit as st
-
-from heliosim import charts
-from heliosim.errors import HelioSimError
-from heliosim.formats.results import RunResults, load_run
-from heliosim.metrics import SCALARS, SystemResult, metric_spec, summarise
+from typing import Any
 
 
-def find_runs(folder: Path) -> dict[str, Path]:
-    """Run folders below ``folder``, by name."""
-    return {str(p.parent.relative_to(folder)): p.parent for p in sorted(folder.glob("**/run.json"))}
+@dataclass(frozen=True)
+class View:
+    """A page: module of ``heliosim_app.views`` with a function ``page``, its title, icon and path in the URL."""
+
+    module: str
+    title: str
+    icon: str
+    path: str
 
 
-@st.cache_data(show_spinner="Reading runs")
-def read(folders: tuple[str, ...]) -> list[RunResults]:
-    return [load_run(Path(folder)) for folder in folders]
+VIEWS = (
+    View("answer", "Answer", ":material/question_answer:", "answer"),
+    View("plan", "Plan", ":material/savings:", "plan"),
+    View("runs", "Runs", ":material/folder_open:", "runs"),
+)  # in the order of the navigation; the first one opens
+_KEY = "_pages"
 
 
-def as_systems(names: list[str], runs: list[RunResults]) -> list[SystemResult]:
-    """Each run as a system of its own, under its folder's name."""
-    return [
-        SystemResult(name, run, clock="cpu")
-        if run.info.mode == "simulated"
-        else SystemResult(name, None, [run], run.info.clock)
-        for name, run in zip(names, runs, strict=True)
-    ]
+def page_of(path: str) -> Any:
+    """The page of a path in this session, or None."""
+    import streamlit as st
+
+    return st.session_state.get(_KEY, {}).get(path)
 
 
-def page(folder: Path) -> None:
-    st.title("HelioSim runs")
-    found = find_runs(folder) if folder.is_dir() else {}
-    if not found:
-        st.info(f"No runs below {folder}. Make some with `heliosim demo`, or name another folder in the sidebar.")
-        return
-    chosen = st.multiselect("Runs", list(found), default=list(found)[:3])
-    if not chosen:
-        st.info("Choose at least one run.")
-        return
+def main(first: str = VIEWS[0].path) -> None:
+    """Draw the page the URL asks for, ``first`` if it asks for none."""
+    import streamlit as st
+    from heliosim_app import inputs, parts, state
+
+    st.set_page_config(page_title="HelioSim", page_icon=str(Path(__file__).parent / "icon.svg"), layout="wide")
+    inputs.register_all()
+    st.html(parts.STYLE)
+    modules = {view.path: import_module(f"heliosim_app.views.{view.module}") for view in VIEWS}
+    pages = {
+        view.path: st.Page(
+            parts.guarded(modules[view.path].page),
+            title=view.title,
+            icon=view.icon,
+            url_path=view.path,
+            default=view.path == first,
+        )
+        for view in VIEWS
+    }
+    st.session_state[_KEY] = pages
+    chosen = st.navigation(list(pages.values()), position="hidden")
+    for refusal in state.enter(chosen.url_path):
+        st.warning(parts.plain(refusal), icon=":material/link_off:")
+    links = st.sidebar.container()
     try:
-        runs = read(tuple(str(found[name]) for name in chosen))
-    except HelioSimError as error:
-        st.error(str(error))
-        return
-    systems = as_systems(chosen, runs)
-    style = charts.Style.of(systems)
-    summaries = {name: summarise(run) for name, run in zip(chosen, runs, strict=True)}
-    rows = [
-        {
-            "metric": f"{metric_spec(m).label} ({metric_spec(m).unit})",
-            **{n: metric_spec(m).text(s.value(m)) for n, s in summaries.items()},
-        }
-        for m in SCALARS
-    ]
-    st.dataframe(rows, hide_index=True)
-    st.plotly_chart(charts.latency_figure(charts.latency_data(systems), style))
-    st.plotly_chart(charts.exit_figure(charts.exit_data(systems), style))
-    one = st.selectbox("Timeline of", chosen)
-    run = runs[chosen.index(one)]
-    st.plotly_chart(charts.timeline_figure(charts.timeline_data(run), style, one))
+        chosen.run()
+    finally:
+        _links(links, pages)
+        state.leave()
 
 
-def main() -> None:
-    st.set_page_config(page_title="HelioSim", layout="wide")
-    start = sys.argv[1] if len(sys.argv) > 1 else "demo/runs"
-    page(Path(st.sidebar.text_input("Folder of runs", start)))
+def _links(where: Any, pages: dict[str, Any]) -> None:
+    """The navigation, drawn when the page's inputs are known, so that every link carries them."""
+    import streamlit as st
+    from heliosim_app import state
+
+    carried = state.query()
+    with where:
+        st.markdown("### :material/wb_sunny: HelioSim")
+        for view in VIEWS:
+            st.page_link(pages[view.path], query_params=carried, width="stretch")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from heliosim.errors import InputError
+from heliosim.behaviour_report import write_behaviour_report
 from heliosim.formats.checkpoint import SHIPPED, CheckpointInfo, checkpoint_path, inspect_checkpoint
 from heliosim.formats.files import new_folder, require_free, sha256_of
 from heliosim.formats.hardware_facts import HardwareFacts
 from heliosim.formats.profile import (
     PROFILE_FOLDER,
     SCHEMA_VERSION,
-    BehaviourFacts,
     ClockName,
     CostFit,
     LargestBatch,
@@ -31,7 +30,9 @@ from heliosim.memory_model import STEP_TOKENS
 from heliosim.premises import measure_premises
 from heliosim.types import ModelSpec, blocks_for
 
-from .behaviour import Prompt, observe, prompts_from_tasks, sources_of, write_table
+from .behaviour_alone import require_shared_vocabulary
+from .behaviour_parts import Parts
+from .behaviour_stage import BehaviourPlan, measure_behaviour, parts_folder
 from .device import device_facts, resolve_device, version_facts
 from .energy import energy_facts, find_meter, idle_watts
 from .exit_costs import MethodSample, fit_methods, measure_methods
@@ -52,6 +53,7 @@ Progress = Callable[[str, float], None]
 class Request:
     """What to calibrate. ``pool_bytes``: memory for weights and KV while measuring; None: enough for the largest batch
     asked for. ``exit_methods``: exit methods, each ``batching+skipped_kv``, whose texts to record as well.
+    ``prompts_file``, ``closed_loop_prompts``: see ``BehaviourPlan``.
 
     ``hardware``: ``full``, ``quick`` or ``off``, cells of single parts to measure beside the steps; ``auto``: full on a
     GPU, quick on a CPU. ``budget_s``: seconds for steps and cells together. ``device_out``: device file to write,
@@ -69,6 +71,8 @@ class Request:
     rounds: int = 4
     tasks: Sequence[str] = field(default_factory=tuple)
     prompts_per_task: int = 24
+    prompts_file: Path | None = None
+    closed_loop_prompts: int = 24
     tokens_per_text: int = 48
     threshold: float = 0.8
     exit_methods: Sequence[str] = ()
@@ -79,6 +83,21 @@ class Request:
     budget_s: float | None = None
     device_out: Path | None = None
     device_base: str | None = None
+
+    @property
+    def behaviour(self) -> BehaviourPlan:
+        """Its part about behaviour."""
+        return BehaviourPlan(
+            tasks=self.tasks,
+            prompts_per_task=self.prompts_per_task,
+            prompts_file=self.prompts_file,
+            closed_loop_prompts=self.closed_loop_prompts,
+            tokens_per_text=self.tokens_per_text,
+            threshold=self.threshold,
+            exit_methods=self.exit_methods,
+            rows=min(16, self.max_batch),
+            seed=self.seed,
+        )
 
 
 def calibrate(request: Request, progress: Progress = lambda _what, _share: None) -> Profile:
@@ -115,7 +134,7 @@ def _calibrate(
             i.spec.name: i for i in (inspect_checkpoint(checkpoint_path(m), request.dtype) for m in request.models)
         }
         specs = {name: info.spec for name, info in infos.items()}
-        _require_shared_vocabulary(specs)
+        require_shared_vocabulary(specs)
         engine = TorchEngine(
             {name: info.folder for name, info in infos.items()},
             device=device,
@@ -124,8 +143,9 @@ def _calibrate(
         )
         clocks: tuple[ClockName, ...] = ("wall",) if device.startswith("cuda") else ("cpu", "wall")
         max_context = min(request.max_context, *(s.max_context for s in specs.values()))
-        prompts = _prompts(request, infos, max_context - request.tokens_per_text)
-        text = [token for p in prompts for token in p.ids]
+        coder = request.behaviour.coder(infos, max_context)
+        prompts = request.behaviour.prompts(coder)
+        text = [token for p in prompts.given for token in p.ids]
 
         meter, reason = find_meter(device)
         progress("idle power", 0.0)
@@ -154,18 +174,17 @@ def _calibrate(
         }
 
         progress("behaviour", 0.6)
-        columns = observe(
+        parts = parts_folder(request.out)
+        behaviour = measure_behaviour(
+            request.behaviour,
             engine,
-            specs,
+            infos,
+            coder,
             prompts,
-            request.tokens_per_text,
-            request.threshold,
-            min(16, request.max_batch),
-            frozenset(t for info in infos.values() for t in info.eos_ids),
-            lambda what, share: progress(f"behaviour {what}", 0.6 + 0.38 * share),
-            request.exit_methods,
+            folder / "behaviour.parquet",
+            parts,
+            lambda what, share: progress(f"behaviour {what}", 0.6 + 0.36 * share),
         )
-        write_table(columns, folder / "behaviour.parquet")
         _write_steps(steps, folder / "steps.parquet")
         progress("fit", 0.98)
         models = {
@@ -188,43 +207,19 @@ def _calibrate(
             seed=request.seed,
             models=models,
             energy=energy,
-            behaviour=_behaviour_facts(request, prompts, specs, len(columns["position"])),
+            behaviour=behaviour,
             files={name: sha256_of(folder / name) for name in tables},
             hardware=hardware,
         )
         write_profile(folder, facts)
         premises = measure_premises(load_profile(folder).behaviour, request.threshold)
         write_profile(folder, facts.model_copy(update={"premises": [p.row() for p in premises]}))
-        progress("report", 0.99)
+        progress("reports", 0.99)
+        write_behaviour_report(load_profile(folder), folder / "behaviour.html", name=request.out.name)
         write_calibration_report(load_profile(folder), folder)
+    Parts.remove_at(parts)
     progress("done", 1.0)
     return load_profile(request.out)
-
-
-def _require_shared_vocabulary(specs: Mapping[str, ModelSpec]) -> None:
-    first = next(iter(specs.values()))
-    for spec in specs.values():
-        if spec.vocabulary != first.vocabulary:
-            raise InputError(
-                "--models",
-                spec.name,
-                f"does not share its tokenizer with {first.name}",
-                "Calibrate them apart, or choose others.",
-            )
-
-
-def _prompts(request: Request, infos: Mapping[str, CheckpointInfo], longest: int) -> list[Prompt]:
-    """Held-out prompts of the built-in tasks in the checkpoints' own vocabulary."""
-    from heliosim.synth import load_tokenizer
-    from heliosim.tasks import FAMILIES
-
-    folder = next(iter(infos.values())).folder
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        raise InputError(str(path), path.name, "the checkpoint has no fast tokenizer", "Add its tokenizer.json.")
-    tokenize = load_tokenizer(path)
-    tasks = request.tasks or FAMILIES
-    return prompts_from_tasks(tasks, request.prompts_per_task, "calibration", request.seed, tokenize, longest)
 
 
 def _texts(request: Request) -> list[str]:
@@ -354,21 +349,4 @@ def _facts(
         step=step_fits,
         load=load_fits,
         largest_batch=tuple(batches),
-    )
-
-
-def _behaviour_facts(
-    request: Request, prompts: Sequence[Prompt], specs: Mapping[str, ModelSpec], rows: int
-) -> BehaviourFacts:
-    tasks: dict[str, int] = {}
-    for prompt in prompts:
-        tasks[prompt.task] = tasks.get(prompt.task, 0) + 1
-    sources = tuple(n for s in specs.values() for n in sources_of(s, request.threshold, request.exit_methods))
-    return BehaviourFacts(
-        tasks=tasks,
-        split="calibration",
-        tokens_per_text=request.tokens_per_text,
-        threshold=request.threshold,
-        sources=sources,
-        rows=rows,
     )

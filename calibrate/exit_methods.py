@@ -32,8 +32,8 @@ from heliosim.serving.server import Server
 from heliosim.types import Arrival, Content, ExitRule, ModelSpec, Request, Run
 from heliosim.workload import OpenLoop
 
-EXACT_TASKS = ("qa", "arithmetic", "lists", "code")
-"""Tasks whose prompt has one right completion."""
+from .behaviour import right_lines
+from .prompts import EXACT_TASKS
 
 
 @dataclass(frozen=True)
@@ -255,12 +255,6 @@ def _right(
             said = tokenizer.decode([i for i in output if i not in eos])
             found.setdefault(prompt.task, []).append(right_lines(said, prompt.completion))
     return {task: fmean(shares) for task, shares in found.items()}
-
-
-def right_lines(said: str, wanted: str) -> float:
-    """Share of lines that are letter for letter the wanted ones, place by place."""
-    mine, right = said.strip("\n").split("\n"), wanted.strip("\n").split("\n")
-    return sum(a == b for a, b in zip(mine, right, strict=False)) / max(len(mine), len(right))
 
 
 def weights_of(model: str) -> str:

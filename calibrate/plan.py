@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from heliosim.errors import InputError
 from heliosim.exits.batching import exit_batcher
 from heliosim.exits.skipped import skipped_kv
+from heliosim.registry import EXIT_BATCHING, SKIPPED_KV
 from heliosim.streams import stream
 from heliosim.types import ExitRule, ModelSpec
 
@@ -40,9 +41,11 @@ class Point:
 
 
 def method_modes(spec: ModelSpec, threshold: float, methods: Sequence[str]) -> list[Mode]:
-    """Early exit under further exit methods, each ``batching+skipped_kv``. Raises InputError or UnknownNameError."""
+    """Early exit under further exit methods, each ``batching+skipped_kv``, or ``all`` of them. Raises InputError or
+    UnknownNameError.
+    """
     found = []
-    for name in methods:
+    for name in [m for named in methods for m in (every_method() if named == "all" else [named])]:
         batching, plus, method = name.partition("+")
         if not plus:
             raise InputError("--exit-methods", name, "not of the form batching+skipped_kv", "Example: eager+propagate.")
@@ -50,6 +53,15 @@ def method_modes(spec: ModelSpec, threshold: float, methods: Sequence[str]) -> l
         skipped_kv(method)
         found.append(Mode(name, spec.layers, ExitRule("threshold", threshold, batching, method)))
     return found
+
+
+def every_method() -> list[str]:
+    """Every pair of an exit batching and a skipped-KV method; the usual one where all layers run, nothing skipped."""
+    return [
+        f"{batching}+{method}"
+        for batching in EXIT_BATCHING.names()
+        for method in (["propagate"] if exit_batcher(batching).runs_all else SKIPPED_KV.names())
+    ]
 
 
 def modes_of(spec: ModelSpec, threshold: float) -> list[Mode]:

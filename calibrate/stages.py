@@ -288,4 +288,5 @@ def settings_of(request: Request, device: str, mode: Mode, path: Path) -> dict[s
         "tasks": list(request.tasks),
         "prompts_per_task": request.prompts_per_task,
         "tokens_per_text": request.tokens_per_text,
+        "prompts_file": str(request.prompts_file) if request.prompts_file else None,
     }

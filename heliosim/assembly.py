@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 
 from heliosim.costs import DISK_BYTE
 from heliosim.errors import InputError
@@ -58,7 +58,8 @@ def build_server(
     batcher = build_batcher(scenario, needs.cap)
     pool = MemoryPool(scenario.memory.budget_bytes - needs.fixed)
     loading = loading_of(scenario.memory, models)
-    return Server(controller, batcher, pool, models, recorder, max_stride, loading, changes)
+    less = partial(less_memory, scenario, profile)
+    return Server(controller, batcher, pool, models, recorder, max_stride, loading, changes, less)
 
 
 def changes_of(scenario: Scenario, profile: Profile) -> tuple[Change, ...]:
@@ -76,6 +77,15 @@ def changes_of(scenario: Scenario, profile: Profile) -> tuple[Change, ...]:
         at_s, objective, perplexity = tick(change.at_s), change.objective, change.max_perplexity
         found.append(Change(at_s, budget, known, objective, perplexity, detail, needs_beside(now, profile).fixed))
     return tuple(found)
+
+
+def less_memory(scenario: Scenario, profile: Profile, total_bytes: int, now: float) -> Change:
+    """What a controller is told when a live engine finds that there are ``total_bytes`` for weights and KV."""
+    aside = needs_beside(scenario, profile).fixed
+    memory = scenario.memory.model_copy(update={"budget_bytes": total_bytes + aside})
+    known = repositories(scenario.model_copy(update={"memory": memory}), profile)
+    detail = {"budget_bytes": total_bytes + aside, "reason": "the device has no more"}
+    return Change(now, total_bytes + aside, known, detail=detail, set_aside_bytes=aside)
 
 
 def needs_beside(scenario: Scenario, profile: Profile) -> MemoryNeeds:

@@ -22,6 +22,11 @@ from heliosim.types import ExitRule, Placement
 ANY_SOURCE = "any"
 """Source of texts that stand for every policy: synthetic ones, which no policy wrote."""
 
+REFERENCE = "reference"
+"""Source of given texts that every model was scored on and none wrote. Where a table has texts of policies, they are
+not replayed; where it has none, they stand for every policy.
+"""
+
 
 def source_name(placement: Placement, exits: ExitRule, layers: int, *, is_exact: bool = False) -> str:
     """Name of the policy a text was generated under; a full model without exits and at greedy depth are the same.
@@ -118,10 +123,10 @@ class Behaviour:
 
     def text(self, sequence: str, source: str) -> Text:
         """The text this sequence has under a source; texts of recorded runs have the source ``live`` only, synthetic
-        ones ``any``.
+        ones ``any``, given ones ``reference``.
         """
         found = self.texts.get((sequence, source)) or self.texts.get((sequence, "live"))
-        found = found or self.texts.get((sequence, ANY_SOURCE))
+        found = found or self.texts.get((sequence, ANY_SOURCE)) or self.texts.get((sequence, REFERENCE))
         if found is None:
             known = {s for q, s in self.texts if q == sequence}
             raise UnknownNameError("profile behaviour source", source, known)
@@ -172,7 +177,7 @@ class Behaviour:
         self, model: str, exits: Sequence[int], source: str, threshold: float
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         """Exit layer and confidence of every token of a source: first of ``exits`` at the threshold, else the last."""
-        texts = [text for (_, name), text in self.texts.items() if name in (source, ANY_SOURCE)]
+        texts = [text for (_, name), text in self.texts.items() if name in (source, ANY_SOURCE, REFERENCE)]
         if not texts:
             return np.zeros(0, np.int64), np.zeros(0)
         seen = np.stack([np.concatenate([t.confidence[f"{model}@{e}"] for t in texts]) for e in exits]).astype(float)

@@ -10,6 +10,7 @@ import typer
 
 from heliosim import __version__, cli_profile
 from heliosim.cli_behaviour import behaviour_app
+from heliosim.cli_dashboard import dashboard
 from heliosim.cli_exits import exits_app
 from heliosim.cli_plan import max_rate, plan
 from heliosim.cli_reproduce import reproduce
@@ -38,9 +39,18 @@ app.command()(sweep)
 app.command()(tune)
 app.add_typer(trace_app, name="trace", help="Make, import and describe request traces.")
 app.add_typer(exits_app, name="exits", help="Exit batching and skipped-KV methods: speed beside quality.")
-app.add_typer(behaviour_app, name="behaviour", help="Exits without weights: synthesize, import and show behaviour.")
+app.add_typer(behaviour_app, name="behaviour", help="Exits: measure, synthesize, import, show and report behaviour.")
 
-GO_ON = (["calibrate"], ["reproduce"], ["sweep"], ["tune"], ["plan"], ["max-rate"], ["statistics", "coverage"])
+GO_ON = (
+    ["calibrate"],
+    ["reproduce"],
+    ["sweep"],
+    ["tune"],
+    ["plan"],
+    ["max-rate"],
+    ["statistics", "coverage"],
+    ["behaviour", "measure"],
+)
 """Commands that keep what they did when they are interrupted, and go on from there."""
 Models = Annotated[str, typer.Option(help="Shipped names or local checkpoint folders, separated by commas.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -90,12 +100,23 @@ def calibrate(
     max_context: Annotated[int, typer.Option(min=64, help="Longest context to measure, tokens.")] = 256,
     token_budget: Annotated[int, typer.Option(min=16, help="Largest tokens per step to measure.")] = 256,
     rounds: Annotated[int, typer.Option(min=1, help="Repeats of every measured situation.")] = 4,
-    prompts: Annotated[int, typer.Option(min=2, help="Prompts per task for behaviour.")] = 24,
+    prompts: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=2, help="Prompts per built-in task for behaviour; default: 24."),
+    ] = None,
+    prompts_file: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Prompts of your own instead: .jsonl (prompt, completion, task, ...) or .txt."),
+    ] = None,
+    closed_loop_prompts: Annotated[
+        int, typer.Option(min=0, help="Of each task, prompts that texts are generated behind under every policy.")
+    ] = 24,
     threshold: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Confidence threshold of recorded policies.")
     ] = 0.8,
     exit_methods: Annotated[
-        str, typer.Option(help="Further exit methods to record texts of: batching+skipped_kv, separated by commas.")
+        str,
+        typer.Option(help="Further exit methods to record texts of: batching+skipped_kv, separated by commas, or all."),
     ] = "",
     hardware: Annotated[
         str, typer.Option(help="Cells of single parts beside the steps: full, quick, off; auto: full on a GPU.")
@@ -131,6 +152,8 @@ def calibrate(
         from heliosim.errors import UnknownNameError
 
         raise UnknownNameError("--dtype", dtype, ("float32", "float16", "bfloat16"))
+    if prompts is not None and prompts_file is not None:
+        raise InputError("--prompts", prompts, "has no effect with --prompts-file", "Leave one of them out.")
     from heliosim_calibrate.calibrate import Request
     from heliosim_calibrate.calibrate import calibrate as measure
 
@@ -147,7 +170,9 @@ def calibrate(
         max_context=max_context,
         token_budget=token_budget,
         rounds=rounds,
-        prompts_per_task=prompts,
+        prompts_per_task=prompts or 24,
+        prompts_file=prompts_file,
+        closed_loop_prompts=closed_loop_prompts,
         threshold=threshold,
         exit_methods=[m.strip() for m in exit_methods.split(",") if m.strip()],
         seed=seed,
@@ -176,6 +201,7 @@ def calibrate(
             f"\nDevice file written to {device_out}. Compose with: heliosim profile compose --device {device_out}"
         )
     typer.echo(f"\nReport: {out}/calibration.html")
+    typer.echo(f"\nBehaviour, with figures: {out / 'behaviour.html'}")
     typer.echo(f"Profile written to {out}. Next: heliosim example --profile {out} --out example")
 
 
@@ -323,6 +349,7 @@ def example(
 app.command()(plan)
 app.command("max-rate")(max_rate)
 app.command()(reproduce)
+app.command()(dashboard)
 
 
 @app.command()

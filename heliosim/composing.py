@@ -370,7 +370,13 @@ def write_behaviour(
         return table.facts, [f"exits are synthetic, drawn from the spec {spec.name}", *table.about]
     from heliosim.formats.profile import load_behaviour
     from heliosim.profile_view import open_profile
+    from heliosim.synthetic.table import FACTS, TABLE, load_table
 
+    if (Path(named) / FACTS).is_file():
+        said, _ = load_table(Path(named))
+        load_behaviour(Path(named) / TABLE, exits)
+        shutil.copyfile(Path(named) / TABLE, path)
+        return said.facts, [f"exits are those of the table {Path(named).name} ({said.origin})", *said.about]
     other = open_profile(named)
     other.require_behaviour()
     source = other.folder / "behaviour.parquet"

@@ -166,6 +166,7 @@ def print_summary(run: RunResults | LiveRun, slo: Slo | None) -> None:
         console().print(line)
     say_kind(results.info.profile_kind)
     say_quality(results.info.quality_unknown)
+    say_behaviour(results.info.behaviour)
     print_details(results, summary)
     if (noise := _noise_of(results)) is not None:
         console().print(noise)
@@ -194,6 +195,12 @@ def say_quality(methods: str) -> None:
         problem = f"Quality unknown under {methods}: the profile holds no texts generated so."
         remedy = "Record them with heliosim calibrate --exit-methods, or see heliosim exits compare."
         console().print(f"[yellow]{problem} {remedy}[/]")
+
+
+def say_behaviour(kind: str) -> None:
+    """Say it if exits were drawn from a fitted model."""
+    if kind != "replay":
+        console().print(f"[yellow]Exits are synthetic: drawn from a fitted model ({kind}), not replayed.[/]")
 
 
 def growth_line(results: RunResults) -> str | None:

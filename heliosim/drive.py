@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from heliosim.engines.base import Engine
+from heliosim.errors import DeviceMemoryError, LoadError
 from heliosim.serving.server import Server
-from heliosim.types import Load, Outcome, Run, Seconds, Served
+from heliosim.types import Failure, Load, Outcome, Run, Seconds, Served
 from heliosim.workload import Source
 
 
@@ -25,6 +26,16 @@ def without_collector() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def attempt(engine: Engine, action: Run | Load) -> Outcome:
+    """Have a live engine do an action. What its device or files refuse is an outcome, for the server to go on from."""
+    try:
+        return engine.perform(action)
+    except DeviceMemoryError as error:
+        return Outcome(0.0, failure=Failure("memory", str(error), error.is_intact, error.available_bytes))
+    except LoadError as error:
+        return Outcome(0.0, failure=Failure("load", str(error), error.is_intact))
 
 
 Log = list[tuple[Run | Load, Outcome]]

@@ -59,3 +59,26 @@ class OutOfRangeError(InputError):
 
 class MemoryBudgetError(InputError):
     """A memory budget that cannot hold what it must."""
+
+
+class LoadError(HelioSimError):
+    """Weights that could not be brought to a device. Nothing is resident behind it, unless ``is_intact``: then what was
+    resident still is. An engine that raises it can be asked to load again.
+    """
+
+    def __init__(self, problem: str, is_intact: bool = False) -> None:
+        super().__init__(problem, is_intact)
+        self.problem, self.is_intact = problem, is_intact
+
+    def __str__(self) -> str:
+        rest = "what was resident still is" if self.is_intact else "nothing is loaded now"
+        return f"load: {self.problem}; {rest}."
+
+
+class DeviceMemoryError(MemoryBudgetError):
+    """A device with less memory than its engine was told. ``available_bytes``: what there is for weights and KV; None:
+    unknown. ``is_intact``: what was resident still is.
+    """
+
+    available_bytes: int | None = None
+    is_intact: bool = False

@@ -106,7 +106,7 @@ def fleet_example(profile: Profile, workload: WorkloadSpec) -> Scenario:
 
 
 def _text_workload(profile: Profile, folder: Path, final: Path, requests_per_task: int = 40) -> WorkloadSpec | None:
-    """Real prompts, so that the scenarios also run live; None where no tokenizer is installed or at hand.
+    """Real prompts, so that the scenarios also run live; None where no tokenizer is at hand, or no model to run.
 
     The trace is written into ``folder``, which will become ``final``.
     """
@@ -117,6 +117,8 @@ def _text_workload(profile: Profile, folder: Path, final: Path, requests_per_tas
     from heliosim.formats.trace import save_trace
     from heliosim.synth import TextTask, text_trace
 
+    if not profile.is_measured:
+        return None
     tokenizer = checkpoint_path(next(iter(profile.facts.models.values())).checkpoint) / "tokenizer.json"
     if find_spec("tokenizers") is None or not tokenizer.is_file():
         return None

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from heliosim.drive import Finished, Log, feed, settle, settle_refused
+from heliosim.drive import Finished, Log, attempt, feed, settle, settle_refused
 from heliosim.engines.base import Engine
 from heliosim.serving.server import Server
 from heliosim.types import Idle, Seconds, tick
@@ -67,7 +67,7 @@ def serve_live(
                     break
                 now, mark = _wait(now, source.next_s, mark, clock)
                 continue
-            outcome = engine.perform(action)
+            outcome = attempt(engine, action)
             at = read()
             outcome = outcome._replace(seconds=tick(at - mark))
             mark = at

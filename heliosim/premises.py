@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from heliosim.behaviour import ANY_SOURCE, Behaviour
+from heliosim.behaviour import ANY_SOURCE, REFERENCE, Behaviour
 
 Verdict = Literal["holds", "partly", "weak"]
 
@@ -86,7 +86,7 @@ def _columns(
     behaviour: Behaviour, key: str, sources: list[str]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.str_]]:
     """Confidence, agreement and task of every token of the given sources at one exit."""
-    texts = [t for (_, s), t in sorted(behaviour.texts.items()) if s in (*sources, ANY_SOURCE)]
+    texts = [t for (_, s), t in sorted(behaviour.texts.items()) if s in (*sources, ANY_SOURCE, REFERENCE)]
     if not texts:
         return np.zeros(0, np.float32), np.zeros(0, bool), np.zeros(0, "<U1")
     confidence = np.concatenate([t.confidence[key] for t in texts])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heliosim import __version__
-from heliosim.assembly import build_server, load_costs
+from heliosim.assembly import build_server, load_costs, needs_beside
 from heliosim.behaviour import Behaviour, is_usual_method, source_name
 from heliosim.drive import Log
 from heliosim.engines.base import Engine
@@ -73,10 +73,15 @@ def powers(scenario: Scenario, profile: Profile) -> dict[str, StepPower] | None:
 
 
 def _behaviour_of(scenario: Scenario, profile: Profile) -> Behaviour | None:
-    """The profile's; None where it has none and the scenario asks for no exits. Raises InputError if it does."""
+    """The profile's, or one drawn from a model fitted to it; None where it has none and the scenario asks for no exits.
+    Raises InputError if it does.
+    """
     if not profile.has_behaviour and scenario.controller["kind"] in ("vanilla", "fixed"):
         return None
-    return profile.behaviour
+    if scenario.behaviour == "replay":
+        return profile.behaviour
+    threshold = getattr(scenario.controller_kind(), "threshold", profile.facts.behaviour.threshold)
+    return profile.fitted_behaviour(scenario.behaviour, scenario.models, threshold, scenario.seed)
 
 
 def _noise(scenario: Scenario, profile: Profile, noise_of: Sequence[str | int]) -> NoisePlayer | None:
@@ -185,7 +190,15 @@ def make_engine(
         dtype=profile.model(scenario.models[0]).dtype,
         threads=threads or int(profile.facts.device.get("threads") or 1),
         is_pageable=scenario.memory.host == "pageable",
+        budget_bytes=_largest_budget(scenario) - needs_beside(scenario, profile).fixed,
+        host_bytes=scenario.memory.host_bytes,
     )
+
+
+def _largest_budget(scenario: Scenario) -> int:
+    """The most device memory that a scenario gives its server at any time."""
+    later = [change.memory.budget_bytes for change in scenario.changes if change.memory is not None]
+    return max(scenario.memory.budget_bytes, *later)
 
 
 def run_live(
@@ -205,6 +218,7 @@ def run_live(
     from heliosim.live import serve_live
 
     refuse_live_fleet(scenario)
+    refuse_live_fits(scenario)
     profile = profile or open_profile(scenario.profile)
     if "energy" in (scenario.controller.get("objective"), *(change.objective for change in scenario.changes)):
         remedy = "Simulate it from a profile with energy figures, or use another objective."
@@ -230,6 +244,13 @@ def refuse_live_fleet(scenario: Scenario) -> None:
     if scenario.fleet is not None:
         remedy = "Simulate it (without --live), or take the fleet out of the scenario to run one replica live."
         raise InputError("fleet", f"{len(scenario.fleet.names)} replicas", "a fleet cannot run live", remedy)
+
+
+def refuse_live_fits(scenario: Scenario) -> None:
+    """Raise InputError for a scenario with exits of a fitted model: real models have their own."""
+    if scenario.behaviour != "replay":
+        remedy = "Simulate it (without --live), or leave behaviour out."
+        raise InputError("behaviour", scenario.behaviour, "a live run meets its models' own exits", remedy)
 
 
 def _warm_up(scenario: Scenario, profile: Profile, engine: TorchEngine, requests: int = 16) -> None:
@@ -331,6 +352,7 @@ def _info(
         profile_hash=profile_hash,
         profile_kind=kind,
         quality_unknown=quality_unknown,
+        behaviour=scenario.behaviour,
         versions={"heliosim": __version__},
         deployed=deployed,
     )

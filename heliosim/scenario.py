@@ -308,11 +308,17 @@ def _each_once(models: tuple[str, ...]) -> tuple[str, ...]:
     return models
 
 
+BehaviourSource = Literal["replay", "iid", "markov", "markov-request"]
+"""Where a simulated request's exits come from; all but the first are ``behaviour_chains.ChainKind``."""
+
+
 class Scenario(Strict):
     """One run. ``controller``: ``kind`` and that kind's parameters. ``clock``: whose costs a simulation uses, which
     clock a live run keeps. ``step_noise``: None gives every simulated step its expected time; k >= 0 replays the
     step-time noise of the profile from its k-th random place. ``fleet``: replicas behind a router; None: one server.
-    ``changes``: what becomes different during the run, in order of time.
+    ``changes``: what becomes different during the run, in order of time. ``behaviour``: whether requests meet the exits
+    of recorded texts (``replay``), or of texts drawn from a model fitted to them (``iid``, ``markov``,
+    ``markov-request``; simulated runs only).
     """
 
     schema_version: Literal[1] = 1
@@ -331,6 +337,7 @@ class Scenario(Strict):
     statistics: StatisticsSpec | None = None
     fleet: Fleet | None = None
     changes: tuple[ChangeSpec, ...] = ()
+    behaviour: BehaviourSource = "replay"
 
     @field_validator("changes")
     @classmethod
@@ -339,6 +346,13 @@ class Scenario(Strict):
             if after.at_s <= before.at_s:
                 raise ValueError(f"at_s must rise, but {after.at_s:g} s stands behind {before.at_s:g} s")
         return value
+
+    @model_validator(mode="after")
+    def _has_classes_to_order(self) -> Scenario:
+        w = self.workload
+        if (self.batcher.order or {}).get("kind") == "priority" and w.trace is None and w.priorities is None:
+            raise ValueError("batcher.order priority: all requests are of one class; give workload.priorities")
+        return self
 
     @model_validator(mode="after")
     def _changes_are_of_all(self) -> Scenario:
@@ -354,6 +368,8 @@ class Scenario(Strict):
         content: dict[str, Any] = handler(self)
         if not self.changes:
             content.pop("changes", None)
+        if self.behaviour == "replay":
+            content.pop("behaviour", None)
         return content
 
     @field_validator("name")

@@ -156,7 +156,7 @@ def _why_it_stopped(replicated: Replicated, target: float) -> str:
 
 def print_replicated(replicated: Replicated, first: RunResults, slo: Slo | None) -> None:
     """Table and notes, and what only the first run says (exits, refusals), on standard output."""
-    from heliosim.console import console, print_details, print_refused_first, say_kind, say_quality
+    from heliosim.console import console, print_details, print_refused_first, say_behaviour, say_kind, say_quality
     from heliosim.metrics import summarise
 
     out, summary = console(), summarise(first, slo=slo)
@@ -166,6 +166,7 @@ def print_replicated(replicated: Replicated, first: RunResults, slo: Slo | None)
         out.print(line)
     say_kind(first.info.profile_kind)
     say_quality(first.info.quality_unknown)
+    say_behaviour(first.info.behaviour)
     out.print(f"of replication 0, seed {first.info.seed}, whose tables are kept:")
     print_details(first, summary)
 

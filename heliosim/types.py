@@ -458,6 +458,22 @@ class Stride:
 _NO_TOKENS = Tokens()
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an engine did not do an action. It can be asked for another: what it had resident is gone, unless
+    ``is_intact``.
+
+    ``memory``: the device has less than was asked for; a run of fewer rows may do, or a load in ``available_bytes`` for
+    weights and KV (None: unknown). ``load``: weights did not come. ``fetch``: a transfer beside steps came to nothing;
+    the action itself was done.
+    """
+
+    what: Literal["load", "memory", "fetch"]
+    problem: str
+    is_intact: bool = False
+    available_bytes: Bytes | None = None
+
+
 class Outcome(NamedTuple):
     """What an action did. ``seconds`` is on the driver's clock; ``layers_run`` the deepest layer the step executed.
 
@@ -466,7 +482,7 @@ class Outcome(NamedTuple):
     [tokens] of a stride, whether the full model would have said the same, which only a simulated engine knows.
     ``arrives_s``: seconds from the end of the action until the weights under way are there, below 0 if they have been
     for some time; None: nothing new is known of them. ``stalled_s``: part of the seconds in which a step waited for
-    layers to arrive.
+    layers to arrive. ``failure``: the action was not done, or a transfer beside it failed; only live engines fail.
     """
 
     seconds: Seconds
@@ -478,6 +494,7 @@ class Outcome(NamedTuple):
     agrees: Callable[[], Bools] | None = None
     arrives_s: Seconds | None = None
     stalled_s: Seconds = 0.0
+    failure: Failure | None = None
 
 
 class Status(Protocol):

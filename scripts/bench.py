@@ -46,9 +46,10 @@ def main() -> None:
         return
     rows = [measure(case, int(size)) for size in given.sizes.split(",") for case in CASES]
     print_rows(rows)
-    fleets = {router: bench_fleet.measure(FLEET_REQUESTS, FLEET_REPLICAS, router) for router in FLEET_ROUTERS}
+    totals = {count: FLEET_REQUESTS * max(1, count) for count in (0, 1, FLEET_REPLICAS)}
+    fleets = {router: bench_fleet.measure(totals, router) for router in FLEET_ROUTERS}
     for router, measured in fleets.items():
-        bench_fleet.print_rows(measured, FLEET_REQUESTS, router)
+        bench_fleet.print_rows(measured, totals, router)
     answer_s = what_if()
     print(f"a what-if of {WHAT_IF:,} requests with exits and HELIOS, warm: {answer_s:.2f} CPU s")
     if given.json:

@@ -1,9 +1,11 @@
 """What a fleet costs to simulate: CPU seconds per request of 8 replicas at 80 requests/s beside one at 10 requests/s.
 
-The workload is that of ``bench.py``, arriving as many times as fast as there are replicas; the same number of requests
-on each side, metrics and per-step records on, a process of its own for each case.
+The workload is that of ``bench.py``, arriving as many times as fast as there are replicas, metrics and per-step records
+on, a process of its own for each case. Either every replica serves ``--requests``, so that both sides simulate the same
+time and fill and drain their servers alike, or with ``--same-total`` the fleet shares them, and its servers are filled
+and drained eight times over for the same number of requests.
 
-    python scripts/bench_fleet.py [--requests 16000] [--replicas 8] [--router least-outstanding]
+    python scripts/bench_fleet.py [--requests 16000] [--replicas 8] [--router least-outstanding] [--same-total]
 
 ``simulate_fleet`` is one case, to be called from elsewhere.
 """
@@ -26,19 +28,24 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=16_000)
     parser.add_argument("--replicas", type=int, default=8)
     parser.add_argument("--router", default="least-outstanding")
+    parser.add_argument("--same-total", action="store_true", help="the fleet shares the requests")
     parser.add_argument("--case", type=int, default=None, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.case is not None:
         print(json.dumps(simulate_fleet(given.requests, given.case, given.router)))
         return
-    print_rows(measure(given.requests, given.replicas, given.router), given.requests, given.router)
+    totals = {n: given.requests * (1 if given.same_total else max(1, n)) for n in (0, 1, given.replicas)}
+    print_rows(measure(totals, given.router), totals, given.router)
 
 
-def measure(requests: int, replicas: int, router: str) -> list[tuple[int, dict[str, float]]]:
-    """One server, a fleet of one and the fleet, each in a process of its own; the least of three runs in turn."""
+def measure(totals: dict[int, int], router: str) -> list[tuple[int, dict[str, float]]]:
+    """One server (0), a fleet of one and the fleet, each in a process of its own; the least of three runs in turn.
+
+    ``totals``: requests by number of replicas.
+    """
     found: dict[int, list[dict[str, float]]] = {}
     for _ in range(3):
-        for count in (0, 1, replicas):
+        for count, requests in totals.items():
             command = [sys.executable, __file__, "--case", str(count), "--requests", str(requests), "--router", router]
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -109,6 +116,7 @@ def simulate_fleet(requests: int, replicas: int, router: str = "least-outstandin
     )
     summary = summarise(RunResults(info, "", tables.requests, tables.steps, tables.tokens, tables.events))
     return {
+        "process_cpu_s": time.process_time(),
         "driver_cpu_s": ran - started,
         "summary_cpu_s": time.process_time() - ran,
         "steps": summary.steps,
@@ -117,21 +125,33 @@ def simulate_fleet(requests: int, replicas: int, router: str = "least-outstandin
     }
 
 
-def print_rows(rows: list[tuple[int, dict[str, float]]], requests: int, router: str) -> None:
+def per_request_us(row: dict[str, float], requests: int) -> tuple[float, float]:
+    """CPU microseconds per request of the whole process, and of running and summarising alone."""
+    return 1e6 * row["process_cpu_s"] / requests, 1e6 * (row["driver_cpu_s"] + row["summary_cpu_s"]) / requests
+
+
+def print_rows(rows: list[tuple[int, dict[str, float]]], totals: dict[int, int], router: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{requests:,} requests, 10 per second and replica, {router} router")
+    table = Table(title=f"10 requests per second and replica, {router} router; µs of CPU per request")
     table.add_column("case")
-    for name in ("run, CPU s", "metrics, CPU s", "µs per request", "of one server", "steps", "TTFT mean ms"):
+    for name in (
+        "requests",
+        "whole process",
+        "of one server",
+        "without start-up",
+        "of one server",
+        "steps per request",
+        "TTFT ms",
+    ):
         table.add_column(name, justify="right")
-    first = sum(rows[0][1][name] for name in ("driver_cpu_s", "summary_cpu_s"))
+    whole_first, run_first = per_request_us(rows[0][1], totals[rows[0][0]])
     for replicas, row in rows:
-        total = row["driver_cpu_s"] + row["summary_cpu_s"]
-        name = "one server" if not replicas else f"fleet of {replicas}"
-        cells = [f"{row['driver_cpu_s']:.2f}", f"{row['summary_cpu_s']:.2f}", f"{1e6 * total / requests:.0f}"]
-        cells += [f"{total / first:.2f}x", f"{row['steps']:,.0f}", f"{row['mean_ttft_ms']:.1f}"]
-        table.add_row(name, *cells)
+        whole, run = per_request_us(row, totals[replicas])
+        cells = [f"{totals[replicas]:,}", f"{whole:.1f}", f"{whole / whole_first:.2f}x", f"{run:.1f}"]
+        cells += [f"{run / run_first:.2f}x", f"{row['steps'] / totals[replicas]:.2f}", f"{row['mean_ttft_ms']:.1f}"]
+        table.add_row("one server" if not replicas else f"fleet of {replicas}", *cells)
     Console(width=120).print(table)
 
 

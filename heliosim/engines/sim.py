@@ -890,4 +890,5 @@ def _outcome_of(stride: Stride) -> Outcome:
         seconds += step[0]
     energy = None if stride.watts is None else sum(stride.watts.of(step) for step in stride.steps)
     agrees = None if stride.tokens is None else stride.tokens.agrees  # type: ignore[attr-defined]
-    return _tuple_new(Outcome, (seconds, _NO_TOKENS, stride.steps[-1][1], energy, stride, None, agrees, None, 0.0))
+    layers = stride.steps[-1][1]
+    return _tuple_new(Outcome, (seconds, _NO_TOKENS, layers, energy, stride, None, agrees, None, 0.0, None))

@@ -23,7 +23,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 from heliosim.errors import InputError, UnknownNameError
-from heliosim.types import ModelSpec
+from heliosim.types import BLOCK_TOKENS, ModelSpec
 
 Architecture = Literal["opt", "llama"]
 ExitsKind = Literal["fixed", "anywhere"]
@@ -129,6 +129,16 @@ class CheckpointInfo:
         return digest.hexdigest()
 
 
+def hidden_room(hidden: int, kv_width: int) -> int:
+    """Values that a token's kept hidden state takes in a KV block: ``hidden``, or a little more where the 16 states of
+    a block would not be whole rows of ``kv_width`` values (they are in every model whose heads share its width).
+    """
+    rows = -(-BLOCK_TOKENS * hidden // kv_width)
+    while rows * kv_width % BLOCK_TOKENS:
+        rows += 1
+    return rows * kv_width // BLOCK_TOKENS
+
+
 def checkpoint_path(name_or_folder: str | Path) -> Path:
     """The folder of a checkpoint given by a shipped name or by a path."""
     text = str(name_or_folder)
@@ -186,7 +196,7 @@ def inspect_checkpoint(
         layer_bytes=item * sum(part.elements for part in layer_parts),
         base_bytes=item * sum(part.elements for part in base),
         kv_bytes_per_token_layer=item * 2 * widths.kv_heads * widths.head_dim,
-        hidden_bytes=item * widths.hidden,
+        hidden_bytes=item * hidden_room(widths.hidden, 2 * widths.kv_heads * widths.head_dim),
         max_context=positions,
         vocabulary=_vocabulary(folder, vocab),
         exit_head_bytes={

@@ -18,9 +18,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from heliosim.behaviour import Behaviour, Text
+from heliosim.behaviour import REFERENCE, Behaviour, Text
+from heliosim.behaviour_chains import ChainKind
 from heliosim.costs import LATER_TERMS, LOAD_TERMS, TERMS, ExitCosts, StepCost, StepShape
 from heliosim.curves import Curve
 from heliosim.errors import InputError, UnknownNameError
@@ -30,6 +31,7 @@ from heliosim.noise import RecordedNoise
 from heliosim.types import ModelSpec, StepPower
 
 SCHEMA_VERSION: Literal[2] = 2
+_FITS_KEPT = 4
 READABLE_VERSIONS = (1, 2)
 """Schema 1 has no curves, no tensor parallelism and no ``layer_decode_context``; it reads as a profile without them."""
 ClockName = Literal["cpu", "wall"]
@@ -260,6 +262,16 @@ class Energy(Strict):
         return self.idle_w + self.joules_per_step_second
 
 
+class References(Strict):
+    """Given texts that every model was scored on (source ``reference``), and where the prompts came from."""
+
+    tasks: dict[str, int] = Field(description="texts per task")
+    tokens: int
+    file: str | None = Field(default=None, description="name of the prompts file; null: built-in tasks")
+    sha256: str | None = None
+    passed_over: int = Field(default=0, description="prompts of the file that were too long")
+
+
 class BehaviourFacts(Strict):
     """Where the per-token table came from."""
 
@@ -269,6 +281,11 @@ class BehaviourFacts(Strict):
     threshold: float
     sources: tuple[str, ...]
     rows: int
+    references: References | None = Field(default=None, description="of tables that were measured on given texts too")
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_none(handler(self), "references")
 
 
 NO_BEHAVIOUR = BehaviourFacts(tasks={}, split="none", tokens_per_text=0, threshold=0.8, sources=(), rows=0)
@@ -488,6 +505,21 @@ class Profile:
         self.require_behaviour()
         return load_behaviour(self.folder / "behaviour.parquet", {n: m.exits for n, m in self.facts.models.items()})
 
+    def fitted_behaviour(self, kind: ChainKind, models: Sequence[str], threshold: float, seed: int) -> Behaviour:
+        """Texts drawn from a model fitted to the behaviour (``behaviour_fit``); the last few are kept."""
+        from heliosim.behaviour_fit import fitted_behaviour
+
+        key = (kind, tuple(models), threshold, seed)
+        if key not in self._fitted:
+            while len(self._fitted) >= _FITS_KEPT:
+                self._fitted.pop(next(iter(self._fitted)))
+            self._fitted[key] = fitted_behaviour(self.behaviour, models, kind, threshold, seed)
+        return self._fitted[key]
+
+    @cached_property
+    def _fitted(self) -> dict[tuple[str, tuple[str, ...], float, int], Behaviour]:
+        return {}
+
 
 def shared_hash(hashes: Sequence[str]) -> str:
     """What a run of several profiles names: the hash all of them have, else a digest of theirs, in order."""
@@ -539,6 +571,7 @@ PROFILE_FOLDER = FolderKind(
             "behaviour.parquet",
             "steps.parquet",
             "hardware.parquet",
+            "behaviour.html",
             "calibration.html",
             "calibration.md",
         }
@@ -552,7 +585,9 @@ def write_profile(folder: Path, facts: ProfileFile) -> None:
 
 
 def load_behaviour(path: Path, exits: Mapping[str, tuple[int, ...]]) -> Behaviour:
-    """Read a behaviour table: rows grouped by (sequence, source), in order of position."""
+    """Read what a simulation replays of a behaviour table: rows grouped by (sequence, source), in order of position.
+    References are left out where there are texts of policies.
+    """
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -575,13 +610,14 @@ def load_behaviour(path: Path, exits: Mapping[str, tuple[int, ...]]) -> Behaviou
     source = np.asarray(table["source"].to_pylist(), dtype=object)
     change = np.flatnonzero((sequence[1:] != sequence[:-1]) | (source[1:] != source[:-1])) + 1
     bounds = [0, *change.tolist(), len(sequence)]
+    has_policies = bool((source != REFERENCE).any())
     confidence = {k: table[f"confidence:{k}"].to_numpy() for k in keys}
     agrees = {k: table[f"agrees:{k}"].to_numpy() for k in keys}
     tasks, prompts, ends = (table[c].to_pylist() for c in ("task", "prompt_tokens", "end"))
     texts: dict[tuple[str, str], Text] = {}
     sequences: dict[str, list[str]] = {}
     for a, b in pairwise(bounds):
-        if a == b:
+        if a == b or (has_policies and source[a] == REFERENCE):
             continue
         texts[sequence[a], source[a]] = Text(
             task=tasks[a],

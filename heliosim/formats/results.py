@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from heliosim.errors import InputError
 from heliosim.formats.files import (
@@ -78,7 +78,8 @@ class RunInfo(Strict):
     of shapes and a device's efficiency curves.
     ``quality_unknown``: exit methods of a simulated run that the profile has no texts of; its figures of quality would
     be those of other methods, and are not given. ``deployed``: what serves, by group of a fleet (``replica`` without
-    one); empty in folders of older versions.
+    one); empty in folders of older versions. ``behaviour``: ``replay`` of recorded texts, or the kind of fitted
+    model that a simulated run's exits were drawn from.
     """
 
     schema_version: Literal[2] = 2
@@ -92,6 +93,15 @@ class RunInfo(Strict):
     quality_unknown: str = ""
     versions: dict[str, str]
     deployed: dict[str, Deployed] = Field(default_factory=dict)
+    behaviour: Literal["replay", "iid", "markov", "markov-request"] = "replay"
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What was added later is written where it says something, so that older files stay as they are."""
+        content: dict[str, Any] = handler(self)
+        if content.get("behaviour") == "replay":
+            del content["behaviour"]
+        return content
 
 
 class RunFile(RunInfo):

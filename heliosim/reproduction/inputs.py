@@ -96,8 +96,7 @@ ASSUMPTIONS: Mapping[str, Basis] = {
     "usable memory": Basis("39.49 of 40 GiB of each GPU; follows from the KV-only bounds", "D"),
     "per-request fixed cost": Basis(
         "defaults: none beside what a step needs. Calibrated: hidden states (FP16) per token of a request "
-        "at any depth, as many as "
-        "give one figure of the HellaSwag table, which is marked fitted",
+        "at any depth, split over the ranks, as many as give one figure of the HellaSwag table, which is marked fitted",
         "C",
     ),
     "row limit": Basis(

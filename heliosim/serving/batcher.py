@@ -117,6 +117,7 @@ class Batcher(Protocol):
     def settle_stride(self, run: Run, stride: Stride, pool: MemoryPool, start_s: Seconds) -> Settled: ...
     def preempt(self, pool: MemoryPool, keep: int = 0) -> list[RequestId]: ...
     def in_kv(self) -> list[tuple[RequestId, int]]: ...
+    def limit(self, rows: int, tokens: int) -> None: ...
 
 
 class ContinuousBatcher:
@@ -465,6 +466,11 @@ class ContinuousBatcher:
         for seq in self._decoding:
             seq.catch_up(self.ticks)
         return [(seq.request.id, seq.computed) for seq in (*self._decoding, *self._reading)]
+
+    def limit(self, rows: int, tokens: int) -> None:
+        """Form batches of at most ``rows`` rows and ``tokens`` tokens from now on, if that is less than so far."""
+        self.max_batch = max(1, min(self.max_batch, rows))
+        self.token_budget = max(self.max_batch, min(self.token_budget, tokens))
 
     def _give_up(self, seq: Sequence, pool: MemoryPool, blocks: int | None) -> RequestId:
         if seq.since is not None:

@@ -105,7 +105,7 @@ class HeliosParameters:
                 raise InputError(f"controller.{name}", getattr(self, name), problem, "Correct the value.")
             if getattr(self, name) is not None and getattr(self, name) >= 2**31:
                 raise InputError(f"controller.{name}", getattr(self, name), "must be less than 2^31", "Give less.")
-        check_exit_numbers(self.quorum, self.break_even)
+        check_exit_numbers(self.batching, self.quorum, self.break_even)
         if self.max_perplexity is not None and not self.max_perplexity >= 1:  # NaN fails too
             problem = "no perplexity is below 1"
             raise InputError("controller.max_perplexity", self.max_perplexity, problem, "Correct it or leave it out.")

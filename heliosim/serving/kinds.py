@@ -66,7 +66,7 @@ class EarlyExit:
 
     def __post_init__(self) -> None:
         _check_threshold(self.threshold)
-        check_exit_numbers(self.quorum, self.break_even)
+        check_exit_numbers(self.batching, self.quorum, self.break_even)
 
     def build(self, context: Context) -> Controller:
         spec = context.model(self.model)
@@ -101,8 +101,21 @@ class Fixed:
         return FixedPlacement(spec, ExitRule("greedy", self.threshold), self.depth)
 
 
-def check_exit_numbers(quorum: int, break_even: float | None) -> None:
-    """Raise InputError unless exit batching can have these numbers."""
+_COUNTS_ROWS, _WEIGHS = "eager", "rebatch"
+"""The built-in batching that has a use for ``quorum``, and the one for ``break_even``."""
+_BUILT_IN = ("full", "wait-for-deepest", _COUNTS_ROWS, _WEIGHS)
+
+
+def check_exit_numbers(batching: str, quorum: int, break_even: float | None) -> None:
+    """Raise InputError unless exit batching can have these numbers, and has a use for them."""
+    for name, is_given, user in (
+        ("quorum", quorum != 1, _COUNTS_ROWS),
+        ("break_even", break_even is not None, _WEIGHS),
+    ):
+        if is_given and batching != user and batching in _BUILT_IN:
+            problem = f"{batching} has no use for it"
+            remedy = f"Leave it out, or set batching to {user}."
+            raise InputError(f"controller.{name}", quorum if name == "quorum" else break_even, problem, remedy)
     if quorum < 1:
         raise InputError("controller.quorum", quorum, "must be at least 1 row", "Correct the value.")
     if break_even is not None and not break_even >= 0:

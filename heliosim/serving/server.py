@@ -8,10 +8,11 @@ clock.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from heliosim.errors import LoadError
 from heliosim.recorder import Recorder
 from heliosim.serving.batcher import Batcher, Planned
 from heliosim.serving.batcher import Sequence as Going
@@ -22,7 +23,10 @@ from heliosim.serving.memory import MemoryPool
 from heliosim.types import (
     Action,
     Arriving,
+    Batch,
+    Bytes,
     Directive,
+    Failure,
     Idle,
     Load,
     LoadPart,
@@ -43,6 +47,8 @@ from heliosim.types import (
 
 _IDLE = Idle()
 _NOBODY: list[Served] = []
+_FAILURES_RUNNING = 8
+"""So many actions of a live engine may fail one behind the other; a batch is halved as often."""
 
 
 class ServerStatus:
@@ -86,7 +92,8 @@ class ServerStatus:
 class Server:
     """``models``: sizes of every model a controller may name. ``max_stride``: steps an engine may do per action.
     ``loading``: whether loads overlap with steps, and where weights wait. ``changes``: what becomes different during
-    the run, in order of time; a server learns of each at its first turn then or later.
+    the run, in order of time; a server learns of each at its first turn then or later. ``less_memory``: what the
+    controller is told when the engine finds that its device has fewer bytes for weights and KV.
     """
 
     def __init__(
@@ -99,6 +106,7 @@ class Server:
         max_stride: int = 1,
         loading: Loading | None = None,
         changes: Sequence[Change] = (),
+        less_memory: Callable[[Bytes, Seconds], Change] | None = None,
     ) -> None:
         self.controller, self.batcher, self.pool, self.models, self.recorder = (
             controller,
@@ -113,6 +121,8 @@ class Server:
         self.loading = loading or Loading()
         self.fetch: Fetch | None = None
         self._given_up: Placement | None = None
+        self._less_memory = less_memory
+        self._failures = 0
         self._changes = deque(changes)
         self._is_resized = self._must_load = False
         self._arriving: tuple[int, Seconds | None] | None = None
@@ -375,10 +385,84 @@ class Server:
             detail = {"placement": str(action.placement), "seconds": outcome.stalled_s}
             self.recorder.event(now, "stalled", detail)
 
+    # -- what an engine could not do ----------------------------------------------------------------------------------
+
+    def _fail(self, action: Run | Load, outcome: Outcome, failure: Failure, now: Seconds) -> None:
+        """Book an action that was not done, and go on so that another can be.
+
+        Behind a load nothing is resident, everybody waits, and the next action is a load again; where a transfer beside
+        steps could not begin, what is resident serves on. Behind a step that did not fit the device, half of those who
+        run wait, and batches stay that small. Raises LoadError if nothing but failures comes.
+        """
+        self._failures += 1
+        if self._failures > _FAILURES_RUNNING:
+            raise LoadError(f"{self._failures} actions running failed, the last because of: {failure.problem}")
+        kv_used, before = self.pool.kv_used_bytes, len(self._evicted)
+        if not failure.is_intact or (isinstance(action, Load) and action.part in ("whole", "finish")):
+            self._vacate(now)
+        elif isinstance(action, Load):
+            self._give_up_fetch(now)
+        else:
+            self._run_fewer(action.batch)
+        self._record_step(action, outcome, now, kv_used)
+        preempted = len(self._evicted) - before
+        detail = {"action": _name_of(action), "placement": str(action.placement), "problem": failure.problem}
+        self.recorder.event(now, "failed", {**detail, "preempted": preempted})
+        if failure.available_bytes is not None and failure.available_bytes < self.pool.total_bytes:
+            self._live_with(failure.available_bytes, now)
+
+    def _vacate(self, now: Seconds) -> None:
+        """Have nothing resident; everybody waits at the head, in the old order."""
+        if self.fetch is not None:
+            self._abandon(now)
+        self._evicted += self.batcher.preempt(self.pool)
+        self.pool.clear()
+        self.placement = self._directive = self._given_up = self._arriving = None
+        self._is_resized = self._must_load = False
+        self._settings.clear()
+
+    def _give_up_fetch(self, now: Seconds) -> None:
+        """Go on without a transfer that could not begin, or came to nothing; the engine is told of the blocks."""
+        if self.fetch is not None:
+            self._given_up = self.fetch.placement
+            self._abandon(now)
+        self._is_resized = True
+
+    def _lose_fetch(self, failure: Failure, now: Seconds) -> None:
+        """Go on without a transfer that came to nothing; the placement it was for is loaded without overlap."""
+        if self.fetch is None:
+            return
+        detail = {"action": "fetch", "placement": str(self.fetch.placement), "problem": failure.problem, "preempted": 0}
+        self.recorder.event(now, "failed", detail)
+        self._give_up_fetch(now)
+
+    def _run_fewer(self, batch: Batch) -> None:
+        rows = self.batcher.running
+        self._evicted += self.batcher.preempt(self.pool, keep=rows // 2)
+        self.batcher.limit(rows // 2, batch.tokens // 2)
+
+    def _live_with(self, total_bytes: Bytes, now: Seconds) -> None:
+        """Go on in less memory than the scenario gave; the controller is told."""
+        preempted = self._resize(total_bytes, now)
+        detail: dict[str, Any] = {"budget_bytes": total_bytes, "reason": "the device has no more"}
+        self.recorder.event(now, "changed", {**detail, "preempted": preempted})
+        tell = getattr(self.controller, "changed", None)
+        if tell is not None and self._less_memory is not None:
+            tell(now, self._less_memory(total_bytes, now))
+            self._take_notes(now)
+
     # -- booking --------------------------------------------------------------------------------------------------
 
     def complete(self, action: Run | Load, outcome: Outcome, now: Seconds) -> list[Served]:
         """Book an action that ended at ``now``; returns the requests that ended with it."""
+        if outcome.failure is not None:
+            if outcome.failure.what != "fetch":
+                self._fail(action, outcome, outcome.failure, now)
+                return []
+            served = self.complete(action, outcome._replace(failure=None), now)
+            self._lose_fetch(outcome.failure, now)
+            return served
+        self._failures = 0
         if isinstance(action, Load):
             if outcome.arrives_s is not None and self.fetch is not None and action.part == "begin":
                 self.fetch.due_s = now + outcome.arrives_s
@@ -629,6 +713,12 @@ class Server:
                 energy_j=outcome.energy_j,
             )
         )
+
+
+def _name_of(action: Run | Load) -> str:
+    if isinstance(action, Run):
+        return "run"
+    return "load" if action.part in ("whole", "finish") else "fetch"
 
 
 def _as_seen_live(outcome: Outcome) -> Outcome:

@@ -9,18 +9,27 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from heliosim.behaviour import ANY_SOURCE, Behaviour
 from heliosim.errors import InputError
-from heliosim.formats.files import FolderKind, Strict, new_folder, read_json, sha256_of, validate, write_json
+from heliosim.formats.files import (
+    FolderKind,
+    Strict,
+    new_folder,
+    read_json,
+    sha256_of,
+    validate,
+    without_none,
+    write_json,
+)
 from heliosim.formats.profile import BehaviourFacts, load_behaviour
 from heliosim.synthetic.spec import ExitSpec
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Origin = Literal["synthetic", "imported"]
+Origin = Literal["synthetic", "imported", "measured"]
 TABLE, FACTS = "behaviour.parquet", "behaviour.json"
 BEHAVIOUR_FOLDER = FolderKind("a behaviour table", FACTS, frozenset({TABLE, FACTS}))
 
@@ -36,6 +45,11 @@ class BehaviourFile(Strict):
     seed: int | None
     spec: ExitSpec | None
     sha256: str
+    weights: dict[str, str] | None = Field(default=None, description="of measured tables: digest by model")
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_none(handler(self), "weights")
 
 
 @dataclass(frozen=True)
@@ -76,7 +90,7 @@ def load_table(folder: Path) -> tuple[BehaviourFile, Behaviour]:
     """A saved table: what it is, and its texts. Raises InputError if it is none or was changed."""
     path = folder / FACTS
     if not path.exists():
-        remedy = "Make one with: heliosim behaviour synthesize SPEC -o FOLDER"
+        remedy = "Make one with: heliosim behaviour synthesize SPEC -o FOLDER, or heliosim behaviour measure."
         raise InputError(str(folder), folder.name, "no behaviour table here", remedy)
     said = validate(BehaviourFile, read_json(path), str(path))
     if not (folder / TABLE).exists() or sha256_of(folder / TABLE) != said.sha256:

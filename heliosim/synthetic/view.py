@@ -102,7 +102,11 @@ def print_table(said: BehaviourFile, behaviour: Behaviour, name: str) -> None:
     from rich.markup import escape
 
     out = console()
-    word = SYNTHETIC if said.origin == "synthetic" else "imported exits, measured by others; see below what is not"
+    word = {
+        "synthetic": SYNTHETIC,
+        "imported": "imported exits, measured by others; see below what is not",
+        "measured": "measured",
+    }[said.origin]
     texts = sum(said.facts.tasks.values())
     out.print(f"[bold]{escape(name)}[/] · [yellow]{word}[/]")
     out.print(f"{texts:,} texts, {said.facts.rows:,} tokens, threshold {said.facts.threshold:g}")
@@ -119,7 +123,7 @@ def print_table(said: BehaviourFile, behaviour: Behaviour, name: str) -> None:
         Column("agree"),
         Column("lag-1", optional=1),
     ]
-    title = "Imported" if said.origin == "imported" else "Synthetic"
+    title = said.origin.capitalize()
     print_fitted(out, f"{title} exits under the threshold, by task", columns, rows, ends=ends)
     for line in said.about:
         out.print(f"  {escape(line)}")
@@ -133,7 +137,8 @@ def _task_cells(
 
     rule, placement = ExitRule("threshold", threshold), Placement(model, exits[-1])
     names = behaviour.sequences[task]
-    walks = [behaviour.walk(behaviour.text(q, ANY_SOURCE), placement, rule) for q in names]
+    source = f"{model}:full" if f"{model}:full" in behaviour.sources else ANY_SOURCE
+    walks = [behaviour.walk(behaviour.text(q, source), placement, rule) for q in names]
     depths = np.concatenate([w.exit_layers for w in walks])
     agrees = np.concatenate([w.agrees for w in walks])
     shares = " ".join(f"{e}: {float((depths == e).mean()):.1%}" for e in exits)

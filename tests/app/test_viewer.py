@@ -1,4 +1,4 @@
-"""The run viewer renders and reacts, on real run folders of a stub engine."""
+"""The page Runs renders and reacts, on real run folders of a stub engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.helpers import StubEngine, arrival, server
 pytest.importorskip("streamlit")
 from streamlit.testing.v1 import AppTest
 
-MAIN = Path(__file__).parents[2] / "app" / "main.py"
+from tests.app.helpers import open_page
 
 
 def make_run(folder: Path, name: str, seconds: float) -> None:
@@ -30,8 +30,8 @@ def make_run(folder: Path, name: str, seconds: float) -> None:
 
 
 def open_app(folder: Path) -> AppTest:
-    app = AppTest.from_file(str(MAIN), default_timeout=60).run()
-    return app.sidebar.text_input[0].set_value(str(folder)).run()
+    app = open_page("runs")
+    return app.text_input(key="folder").set_value(str(folder)).run()
 
 
 def test_an_empty_folder_says_what_to_do(tmp_path: Path) -> None:

@@ -48,12 +48,15 @@ def drawn_methods(seed: int) -> dict[str, Any]:
     r = Random(f"methods {seed}")
     if seed % 2 == 0 or seed >= 1000:
         return {}
-    return {
-        "batching": r.choice(["full", "wait-for-deepest", "eager", "rebatch", "rebatch"]),
-        "skipped_kv": r.choice(["none", "copy", "propagate", "propagate", "recompute"]),
-        "quorum": r.choice([1, 1, 2, 5]),
-        "break_even": r.choice([None, 0.0, 4.0, 9.0]),
-    }
+    batching = r.choice(["full", "wait-for-deepest", "eager", "rebatch", "rebatch"])
+    method = r.choice(["none", "copy", "propagate", "propagate", "recompute"])
+    quorum, break_even = r.choice([1, 1, 2, 5]), r.choice([None, 0.0, 4.0, 9.0])
+    return {"batching": batching, "skipped_kv": method, **numbers_of(batching, quorum, break_even)}
+
+
+def numbers_of(batching: str, quorum: int, break_even: float | None) -> dict[str, Any]:
+    """What of these an exit batching has a use for."""
+    return {"eager": {"quorum": quorum}, "rebatch": {"break_even": break_even}}.get(batching, {})
 
 
 def drawn_controller(r: Random) -> dict[str, Any]:
@@ -350,7 +353,7 @@ def test_every_exit_method(batching: str, method: str, profile: Profile) -> None
     for seed, (threshold, quorum, break_even) in enumerate([(0.6, 1, 0.0), (0.8, 2, 7.0)]):
         controller = {
             "kind": "early-exit", "model": "large", "threshold": threshold, "batching": batching, "skipped_kv": method,
-            "quorum": quorum, "break_even": break_even,
+            **numbers_of(batching, quorum, break_even),
         }  # fmt: skip
         plan = scenario(profile, seed=seed, controller=controller, memory={"budget_bytes": 60_000})
         single = run_simulated(plan, profile, max_stride=1)

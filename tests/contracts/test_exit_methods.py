@@ -61,7 +61,7 @@ def test_every_pair_serves_and_leaves_nothing_behind(
     decode = [o for o in hand.outcomes if len(o.tokens) > 1]
     assert {e for o in decode for e in o.tokens.exit_layers} > {6}, "the fixture never leaves early"
     assert engine.books()["kv_used_blocks"] == 0
-    assert not engine._gaps.done
+    assert not engine.residency.gaps.done
 
 
 @pytest.mark.parametrize(("name", "batching", "method"), list(product(ARCHITECTURES, BATCHINGS, METHODS)))

@@ -73,8 +73,8 @@ def test_a_run_says_when_the_weights_are_there(engine: TorchEngine) -> None:
     hand.submit(0, prompts([9])[0], 40)
     assert hand.step().arrives_s is None
     hand.part("begin", "opt", 6, 20)
-    assert engine._fetch is not None
-    engine._fetch.wait()
+    assert engine.residency.fetch is not None
+    engine.residency.fetch.wait()
     told = hand.step()
     assert told.arrives_s is not None
     assert told.arrives_s <= 0
@@ -106,7 +106,7 @@ def test_a_transfer_given_up_leaves_nothing_behind(engine: TorchEngine) -> None:
     hand.step()
     hand.part("begin", "llama", 4, 10)
     hand.part("drop", "opt", 2, 40)
-    assert engine._fetch is None
+    assert engine.residency.fetch is None
     assert engine.books()["kv_blocks"] == 40
     assert hand.finish()[0] == text
 

@@ -201,7 +201,49 @@ def test_every_system_keeps_its_colour(drawn: dict[str, go.Figure], style: Style
     for name in ("latency", "quality"):
         legend = {t.name: t.line.color for t in drawn[name].data if t.name in style.colours}
         assert legend == style.colours
-    assert list(style.colours.values()) == list(charts.SYSTEM_PALETTE[: len(style.colours)])
+    assert len(set(style.colours.values())) == len(style.colours)
+
+
+def test_a_system_has_one_colour_whatever_stands_beside_it() -> None:
+    alone = [charts.system_colours([name])[name] for name in ("vanilla a", "early exit a", "HELIOS")]
+    together = charts.system_colours(
+        ["HELIOS, no breaches", "other", "HELIOS", "early exit a", "vanilla a", "vanilla b"]
+    )
+    assert [
+        charts.system_colours(["HELIOS", "early exit a", "vanilla a"])[n]
+        for n in ("vanilla a", "early exit a", "HELIOS")
+    ] == alone
+    assert len(set(together.values())) == 6
+    many = charts.system_colours(f"system {i}" for i in range(20))
+    assert len(many) == 20
+
+
+@pytest.mark.parametrize("theme", [charts.LIGHT, charts.DARK])
+def test_colours_are_told_from_the_paper_and_from_each_other(theme: charts.Theme) -> None:
+    shown = [theme.shown(colour) for colour in charts.SYSTEM_PALETTE]
+    assert len(set(shown)) == len(shown)
+    for colour in (*shown, theme.ink, theme.muted, theme.accent):
+        assert contrast(colour, theme.paper) >= (2.1 if colour in shown else 4.5), colour
+
+
+def contrast(a: str, b: str) -> float:
+    """The ratio of the Web Content Accessibility Guidelines."""
+    light = sorted(luminance(colour) for colour in (a, b))
+    return (light[1] + 0.05) / (light[0] + 0.05)
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return sum(w * v for w, v in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_dark_figures_have_no_light_paper(systems: list[SystemResult]) -> None:
+    for name, fig in figures(systems, Style.of(systems, charts.DARK)).items():
+        text = fig.to_json().lower()
+        assert charts.DARK.paper.lower() in text, name
+        assert charts.LIGHT.ink.lower() not in text or name == "exits", name  # ink on bright segments stays dark
+        assert "#ffffff" not in text, name
 
 
 def test_simulated_is_solid_and_measured_dashed(drawn: dict[str, go.Figure]) -> None:

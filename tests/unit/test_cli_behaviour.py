@@ -149,3 +149,77 @@ def test_runs_over_synthetic_exits_do_not_depend_on_strides(tmp_path: Path, cont
     run, single = run_simulated(scenario, profile), run_simulated(scenario, profile, max_stride=1)
     assert run.requests.equals(single.requests)
     assert run.steps.equals(single.steps)
+
+
+def test_stats_prints_the_chosen_tables(cli: Cli) -> None:
+    code, out, _ = cli("behaviour", "stats", "tiny-opt-cpu", "--models", "tiny-opt-s", "--tables", "depth,quality")
+    assert code == 0
+    assert out.splitlines()[0] == "tiny-opt-cpu · measured · threshold 0.8"
+    assert "By depth" in out
+    assert "greedy@2" in out
+    assert "Runs of tokens" not in out
+    assert "tiny-opt-l" not in out
+    assert widest(out) <= 80
+
+
+def test_stats_of_what_was_drawn_say_so(cli: Cli) -> None:
+    cli("behaviour", "synthesize", "opt-pair", "-o", "b", "--models", "opt-1.3b")
+    for what, word in (("b", "synthetic"), ("llama2-h100-80gb", "derived, not measured")):
+        code, out, _ = cli("behaviour", "stats", what, "--tables", "depth")
+        assert code == 0, what
+        assert word in out.splitlines()[0]
+        assert "ynthetic" in out
+
+
+def test_fits_name_what_suffices(cli: Cli) -> None:
+    code, out, _ = cli(
+        "behaviour", "stats", "tiny-opt-cpu", "--task", "qa", "--models", "tiny-opt-s", "--tables", "fits"
+    )
+    assert code == 0
+    assert "the simplest fitted model that meets every statistic: all tasks" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--tables", "depth,widths"), "--tables: unknown name"),
+        (("--models", "tiny"), "model: unknown name"),
+        (("--task", "chess"), "task: unknown name"),
+        (("--source", "tiny-opt-s:half"), "behaviour source: unknown name"),
+    ],
+)
+def test_stats_refuse_unknown_names(cli: Cli, arguments: tuple[str, str], said: str) -> None:
+    code, _, err = cli("behaviour", "stats", "tiny-opt-cpu", *arguments)
+    assert code == 2
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_a_report_is_one_file_and_replaces_nothing(cli: Cli) -> None:
+    code, _, _ = cli("behaviour", "report", "tiny-opt-cpu", "-o", "b.html", "--task", "chat")
+    assert code == 0
+    page = Path("b.html").read_text(encoding="utf-8")
+    for word in ("Where tokens leave", "Reliability of confidence", "Two models on the same text", "Fitted models"):
+        assert word in page
+    assert "http://" not in page.split("</script>")[-1]
+    assert "already exists" in cli("behaviour", "report", "tiny-opt-cpu", "-o", "b.html")[2]
+
+
+def test_measure_refuses_options_without_effect(cli: Cli) -> None:
+    Path("p.txt").write_text("a prompt\n")
+    for option, value in (("--tasks", "qa"), ("--prompts", "3")):
+        code, _, err = cli("behaviour", "measure", "-o", "b", "--prompts-file", "p.txt", option, value)
+        assert code == 2
+        assert f"{option}: has no effect with --prompts-file" in err
+    assert "--tasks: unknown name" in cli("behaviour", "measure", "-o", "b", "--tasks", "chess")[2]
+    assert "--dtype: unknown name" in cli("behaviour", "measure", "-o", "b", "--dtype", "int8")[2]
+
+
+def test_compose_takes_a_measured_or_drawn_table(cli: Cli) -> None:
+    cli("behaviour", "synthesize", "opt-pair", "-o", "b", "--models", "opt-1.3b")
+    asked = ("--model", "opt-1.3b", "--device", "A100-80GB", "--exits", "6,12,24", "--behaviour", "b", "-o", "p")
+    code, _, err = cli("profile", "compose", *asked)
+    assert code == 0, err
+    made = open_profile("p")
+    assert made.behaviour.sources == {"any"}
+    assert any("exits are those of the table b (synthetic)" in line for line in made.facts.derivation.synthetic)  # type: ignore[union-attr]

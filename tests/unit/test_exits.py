@@ -222,9 +222,11 @@ def test_methods_take_other_times_and_leave_tokens_alone(profile: Profile) -> No
     [
         ({"batching": "eagre"}, UnknownNameError, "eager"),
         ({"skipped_kv": "propagete"}, UnknownNameError, "propagate"),
-        ({"quorum": 0}, InputError, "quorum"),
-        ({"break_even": -1.0}, InputError, "break_even"),
-        ({"break_even": math.nan}, InputError, "break_even"),
+        ({"batching": "eager", "quorum": 0}, InputError, "quorum"),
+        ({"quorum": 2}, InputError, "wait-for-deepest has no use for it"),
+        ({"batching": "rebatch", "break_even": -1.0}, InputError, "break_even"),
+        ({"batching": "rebatch", "break_even": math.nan}, InputError, "break_even"),
+        ({"batching": "eager", "break_even": 2.0}, InputError, "set batching to rebatch"),
     ],
 )
 def test_bad_fields_are_named(profile: Profile, fields: dict[str, Any], error: type[Exception], match: str) -> None:

@@ -81,6 +81,15 @@ def test_round_trip(tmp_path: Path) -> None:
     assert (tmp_path / "third.yaml").read_bytes() == (tmp_path / "again.yaml").read_bytes()
 
 
+def test_an_order_by_class_needs_classes() -> None:
+    given = plain()
+    given["batcher"]["order"] = {"kind": "priority"}
+    with pytest.raises(ValueError, match=r"give workload\.priorities"):
+        Scenario.model_validate(given)
+    given["workload"]["priorities"] = {"shares": [0.5, 0.5]}
+    assert Scenario.model_validate(given).workload.priorities is not None
+
+
 def test_relative_paths_start_at_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "deep").mkdir()
     load = {"trace": "../traces/t.jsonl", "arrivals": {"kind": "poisson", "rate_per_s": 1.0}}

@@ -1,13 +1,14 @@
-"""Weights in host memory, and what of them is on a device.
+"""Weights in host memory or on disk, and what of them is on a device.
 
 A layer is one flat tensor, so loading it is one copy and its bytes are what was asked for, no more. Host tensors are
-pinned when the device is a GPU.
+pinned when the device is a GPU. What host memory does not hold comes from the checkpoint's mapped files through a small
+``Ring`` of buffers, never as a whole copy.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -15,10 +16,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from heliosim.engines.models.incoming import Awaited, Incoming
+from heliosim.engines.models.incoming import Awaited, Incoming, Piece, Slots
 from heliosim.engines.models.llama import Llama
 from heliosim.engines.models.opt import Opt
 from heliosim.engines.models.paged import KVShape
+from heliosim.engines.models.ring import Ring
 from heliosim.errors import InputError
 from heliosim.formats.checkpoint import CheckpointInfo, Part
 
@@ -40,57 +42,94 @@ class Flat:
             name: self.data[a:b].view(shape) for (name, shape), (a, b) in zip(self.shapes.items(), bounds, strict=True)
         }
 
-    def copied(self, device: torch.device, dtype: torch.dtype) -> Flat:
-        """A copy on ``device``, also where that is the host: residency has to cost what it costs."""
-        made = torch.empty(self.data.shape, device=device, dtype=dtype)
-        made.copy_(self.data, non_blocking=True)
-        return Flat(made, self.shapes)
-
 
 class HostModel:
-    """All weights of a checkpoint in host memory, in the dtype its ``info`` was made for."""
+    """The weights of a checkpoint, in the dtype its ``info`` was made for: its first ``held`` layers in host memory
+    (None: all), the rest on disk until ``hold`` says otherwise.
+    """
 
-    def __init__(self, info: CheckpointInfo, *, is_pinned: bool = False) -> None:
+    def __init__(self, info: CheckpointInfo, *, is_pinned: bool = False, held: int | None = None) -> None:
         self.info = info
         self.dtype = DTYPES[info.dtype]
         self.family: Opt | Llama = Opt(info) if info.architecture == "opt" else Llama(info)
         self.kv_shape = KVShape(info.heads, info.kv_heads, info.head_dim)
         self.heads = tuple(info.head_widths)
-        self.held = info.spec.layers
+        self.held = info.spec.layers if held is None else held
         self._is_pinned = is_pinned
-        self._flats: dict[tuple[str, int], Flat] = {}
-        with _Reader(info) as reader:
-            self._flats = {piece: self._from_disk(*piece, reader) for piece in self._pieces(self.held)}
+        self._shapes = {piece: self._shapes_of(piece) for piece in self.pieces(info.spec.layers)}
+        self._places: dict[Piece, tuple[int, int]] = {}
+        first = 0
+        for piece, shapes in self._shapes.items():
+            values = sum(math.prod(shape) for shape in shapes.values())
+            self._places[piece] = first, values
+            first += values
+        self._flats: dict[Piece, Flat] = {}
+        with Reader(info) as reader:
+            self._flats = {piece: self._from_disk(piece, reader) for piece in self.pieces(self.held)}
 
-    def _pieces(self, depth: int) -> list[tuple[str, int]]:
-        """What ``depth`` layers consist of; nothing of a model of which no layer is held."""
-        if not depth:
-            return []
-        heads = [("head", e) for e in self.heads if e <= depth]
-        return [("base", 0), *(("layer", i) for i in range(depth)), *heads]
+    # --- what it consists of ----------------------------------------------------------------------------------------
 
-    def _from_disk(self, kind: str, number: int, reader: _Reader) -> Flat:
-        info = self.info
+    def pieces(self, depth: int, behind: int = 0) -> list[Piece]:
+        """What ``depth`` layers consist of, in the order it lies on a device: the base, then the layers, each exit's
+        head behind its layer. ``behind``: without what so many layers consist of. Nothing for no layers.
+        """
+        made: list[Piece] = [] if behind or not depth else [("base", 0)]
+        for i in range(behind, depth):
+            made.append(("layer", i))
+            if i + 1 in self.heads:
+                made.append(("head", i + 1))
+        return made
+
+    def place(self, kind: str, number: int) -> tuple[int, int]:
+        """(first value, values) of a piece on a device, counted from where the model lies."""
+        return self._places[kind, number]  # type: ignore[index]
+
+    def values(self, depth: int) -> int:
+        """Values that the pieces of ``depth`` layers hold."""
+        return sum(self._places[piece][1] for piece in self.pieces(depth))
+
+    @property
+    def largest(self) -> int:
+        """Values of the largest piece but the base."""
+        return max(values for (kind, _), (_, values) in self._places.items() if kind != "base")
+
+    def shapes(self, piece: Piece) -> Mapping[str, tuple[int, ...]]:
+        """The tensors of a piece, in the order they lie there."""
+        return self._shapes[piece]
+
+    def _shapes_of(self, piece: Piece) -> dict[str, tuple[int, ...]]:
+        """Matrices of layers and heads lie as [in, out]; products of few rows are a third faster so on a CPU."""
+        is_turned = piece[0] != "base"
+        return {part.name: part.shape[::-1] if is_turned else part.shape for part in self._parts(piece)}
+
+    def _parts(self, piece: Piece) -> Sequence[Part]:
+        kind, number = piece
         if kind == "base":
-            return self._read(info.base_parts(), reader, self._is_pinned, is_turned=False)
-        parts = info.layer_parts(number) if kind == "layer" else info.head_parts(number)
-        return self._read(parts, reader, self._is_pinned)
+            return self.info.base_parts()
+        return self.info.layer_parts(number) if kind == "layer" else self.info.head_parts(number)
+
+    # --- host memory ------------------------------------------------------------------------------------------------
 
     def flat(self, kind: str, number: int = 0) -> Flat:
-        """The base, a layer (from 0) or an exit's head: from host memory, or read from disk where it is not held."""
-        known = self._flats.get((kind, number))
+        """A piece: from host memory, or read from disk where it is not held."""
+        piece: Piece = kind, number  # type: ignore[assignment]
+        known = self._flats.get(piece)
         if known is not None:
             return known
-        with _Reader(self.info) as reader:
-            read = self._from_disk(kind, number, reader)
-        if (kind, number) in self._pieces(self.held):
-            self._flats[kind, number] = read
+        with Reader(self.info) as reader:
+            read = self._from_disk(piece, reader)
+        if piece in self.pieces(self.held):
+            self._flats[piece] = read
         return read
+
+    def has(self, piece: Piece) -> bool:
+        """Whether a piece is in host memory."""
+        return piece in self._flats
 
     def hold(self, depth: int) -> None:
         """Keep the first ``depth`` layers in host memory, once they have come there; free the rest."""
         self.held = depth
-        wanted = set(self._pieces(depth))
+        wanted = set(self.pieces(depth))
         self._flats = {piece: flat for piece, flat in self._flats.items() if piece in wanted}
 
     @property
@@ -98,15 +137,47 @@ class HostModel:
         """Bytes of weights in host memory."""
         return sum(flat.data.nbytes for flat in self._flats.values())
 
-    def _read(self, parts: Sequence[Part], reader: _Reader, is_pinned: bool, *, is_turned: bool = True) -> Flat:
-        """``is_turned``: matrices lie as [in, out]; products of few rows are a third faster so on a CPU."""
-        shapes = {part.name: part.shape[::-1] if is_turned else part.shape for part in parts}
-        flat = Flat(torch.empty(sum(p.elements for p in parts), dtype=self.dtype, pin_memory=is_pinned), shapes)
-        for part, view in zip(parts, flat.views().values(), strict=True):
-            stored = torch.cat([reader.tensor(source) for source in part.sources])
-            arranged = self.family.arrange(part.name, stored)
-            view.copy_(arranged.t() if is_turned and arranged.ndim == 2 else arranged)
+    def _from_disk(self, piece: Piece, reader: Reader) -> Flat:
+        values = self._places[piece][1]
+        flat = Flat(torch.empty(values, dtype=self.dtype, pin_memory=self._is_pinned), self._shapes[piece])
+        self._fill(piece, flat, reader)
         return flat
+
+    def _fill(self, piece: Piece, flat: Flat, reader: Reader) -> None:
+        """Read a piece into ``flat``."""
+        for part, view in zip(self._parts(piece), flat.views().values(), strict=True):
+            stored = [reader.tensor(source) for source in part.sources]
+            arranged = self.family.arrange(part.name, stored[0] if len(stored) == 1 else torch.cat(stored))
+            view.copy_(arranged.t() if piece[0] != "base" and arranged.ndim == 2 else arranged)
+
+    # --- on the way to a device -------------------------------------------------------------------------------------
+
+    def stream(self, piece: Piece, ring: Ring) -> Iterator[tuple[int, Tensor]]:
+        """A piece in parts (first value, values), to be copied at once: from host memory; or from disk, into host
+        memory first if it is to stay there, otherwise through ``ring``, a part at a time.
+        """
+        if piece in self._flats or piece in self.pieces(self.held):
+            yield 0, self.flat(*piece).data
+        elif piece[0] != "base":
+            flat = Flat(ring.buffer(self._places[piece][1], self.dtype), self._shapes[piece])
+            self._fill(piece, flat, ring.reader(self.info))
+            yield 0, flat.data
+            ring.sent()
+        else:
+            yield from self._stream_base(ring)
+
+    def _stream_base(self, ring: Ring) -> Iterator[tuple[int, Tensor]]:
+        """Embeddings may be larger than any buffer; they lie as they are stored, so any part of them will do."""
+        first, reader = 0, ring.reader(self.info)
+        for part in self.info.base_parts():
+            for source in part.sources:
+                stored = reader.tensor(source).view(-1)
+                for values in stored.split(ring.values):
+                    buffer = ring.buffer(len(values), self.dtype)
+                    buffer.copy_(values)
+                    yield first, buffer
+                    ring.sent()
+                    first += len(values)
 
     def resident(self, depth: int, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Resident:
         """The first ``depth`` layers, and the heads of the exits up to there, on a device."""
@@ -125,68 +196,90 @@ class HostModel:
 
 
 class Resident:
-    """The part of a model that is on a device. ``nbytes`` is what it holds there, activations and KV apart."""
+    """The part of a model that is on a device. ``nbytes`` is what it holds there, activations and KV apart.
 
-    def __init__(
-        self, host: HostModel, device: torch.device, dtype: torch.dtype, arrival: Incoming | None = None
-    ) -> None:
-        """``arrival``: brings the base, and the layers to ``adopt``."""
+    Pieces lie where ``slots`` says (None: each in memory of its own, for use without an arena).
+    """
+
+    def __init__(self, host: HostModel, device: torch.device, dtype: torch.dtype, slots: Slots | None = None) -> None:
         self.host, self.device, self.dtype = host, device, dtype
         self.family: Any = host.family  # typed loosely: a layer's type belongs to its family
-        self._base = host.flat("base").copied(device, dtype) if arrival is None else arrival.take("base", 0)
-        self.base = self._base.views()
-        self._unembed = self.base.get("head", self.base["embed"]).t()
-        self._layers: list[Flat] = []
+        self._slots = slots or self._fresh
+        self._flats: dict[Piece, Flat] = {}
+        self.base: dict[str, Tensor] = {}
         self.layers: list[Any] = []
-        self._heads: dict[int, Flat] = {}
         self.heads: dict[int, dict[str, Tensor]] = {}
+
+    def _fresh(self, kind: str, number: int) -> Tensor:
+        return torch.empty(self.host.place(kind, number)[1], device=self.device, dtype=self.dtype)
 
     @property
     def depth(self) -> int:
         return len(self.layers)
 
     @property
+    def is_arriving(self) -> bool:
+        """Whether a step may have to wait for layers."""
+        return isinstance(self.layers, Awaited)
+
+    @property
     def nbytes(self) -> int:
-        flats = [self._base, *self._layers, *self._heads.values()]
-        return sum(flat.data.nbytes for flat in flats)
+        return sum(flat.data.nbytes for flat in self._flats.values())
 
     def deepen(self, depth: int) -> None:
         """Copy the layers up to ``depth`` that are missing, and the exit heads with them."""
         self.settle()
-        for i in range(self.depth, depth):
-            flat = self.host.flat("layer", i).copied(self.device, self.dtype)
-            self._layers.append(flat)
-            self.layers.append(self.family.bind(flat.views()))
-        for exit_layer in self.host.heads:
-            if exit_layer <= depth and exit_layer not in self.heads:
-                flat = self.host.flat("head", exit_layer).copied(self.device, self.dtype)
-                self._heads[exit_layer] = flat
-                self.heads[exit_layer] = flat.views()
+        if self.depth < depth:
+            self.adopt(Incoming(self.host, self.depth, depth, self._slots, self.device, is_background=False))
+            self.settle()
 
     def adopt(self, arrival: Incoming) -> None:
         """Take over layers that are arriving: each is waited for when it is first used. ``settle`` ends that."""
+        if not self.base:
+            self._bind(("base", 0), arrival.take("base", 0))
 
         def bound(i: int) -> Any:
-            flat = arrival.take("layer", i)
-            self._layers.append(flat)
+            layer = self._bind(("layer", i), arrival.take("layer", i))
             if i + 1 in arrival.heads:
-                self._heads[i + 1] = arrival.take("head", i + 1)
-                self.heads[i + 1] = self._heads[i + 1].views()
-            return self.family.bind(flat.views())
+                self._bind(("head", i + 1), arrival.take("head", i + 1))
+            return layer
 
         self.layers = Awaited(list(self.layers), bound, arrival.depth)
+
+    def _bind(self, piece: Piece, flat: Flat) -> Any:
+        """Use a piece that lies in ``flat``; a layer is returned."""
+        self._flats[piece] = flat
+        kind, number = piece
+        if kind == "layer":
+            return self.family.bind(flat.views())
+        if kind == "head":
+            self.heads[number] = flat.views()
+        else:
+            self.base = flat.views()
+            self._unembed = self.base.get("head", self.base["embed"]).t()
+        return None
 
     def settle(self) -> None:
         """Wait for every layer that is arriving."""
         if isinstance(self.layers, Awaited):
             self.layers = [self.layers[i] for i in range(len(self.layers))]
 
-    def drop(self, depth: int) -> None:
-        """Free the layers and heads behind ``depth``."""
+    def move(self, slots: Slots) -> None:
+        """Find everything where ``slots`` says from now on; the values are there already."""
         self.settle()
-        del self._layers[depth:], self.layers[depth:]
-        for exit_layer in [e for e in self.heads if e > depth]:
-            del self._heads[exit_layer], self.heads[exit_layer]
+        self._slots = slots
+        for piece, flat in list(self._flats.items()):
+            made = self._bind(piece, Flat(slots(*piece), flat.shapes))
+            if piece[0] == "layer":
+                self.layers[piece[1]] = made
+
+    def drop(self, depth: int) -> None:
+        """Hold the layers and heads behind ``depth`` no longer."""
+        self.settle()
+        del self.layers[depth:]
+        self.heads = {e: head for e, head in self.heads.items() if e <= depth}
+        kept = set(self.host.pieces(depth))
+        self._flats = {piece: flat for piece, flat in self._flats.items() if piece in kept}
 
     def logits(self, h: Tensor, depth: int) -> Tensor:
         """Next-token logits [n, vocabulary] from hidden states [n, d] behind ``depth`` layers."""
@@ -197,21 +290,21 @@ class Resident:
         return torch.mm(self.family.normed(self.base, h), self._unembed)
 
 
-class _Reader:
+class Reader:
     """Opens each weight file once."""
 
     def __init__(self, info: CheckpointInfo) -> None:
-        self._info = info
+        self.info = info
         self._open: dict[Any, Any] = {}
 
-    def __enter__(self) -> _Reader:
+    def __enter__(self) -> Reader:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._open.clear()
 
     def tensor(self, name: str) -> Tensor:
-        file = self._info.tensors[name].file
+        file = self.info.tensors[name].file
         if file not in self._open:
             opener: Callable[..., Any] = safe_open
             self._open[file] = opener(file, framework="pt")

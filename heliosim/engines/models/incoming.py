@@ -1,95 +1,174 @@
-"""Weights on their way to a device while something else goes on: a thread copies them, one piece after the other.
+"""Weights on their way to their places on a device, one piece after the other; beside steps, a thread sees to it.
 
-On a GPU the copies go through a stream of their own (not tested on one here). On a CPU the thread takes processor time
-that steps could use, so a clock that counts processor time sees nothing hidden.
+On a GPU the copies go through a stream of their own: a piece is usable behind an event that the stream of steps waits
+for (not tested on one here). On a CPU the thread takes processor time that steps could use, so a clock that counts
+processor time sees nothing hidden.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from threading import Event, Thread
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor
+
+from heliosim.engines.models.ring import Ring
 
 if TYPE_CHECKING:
     from heliosim.engines.models.host import Flat, HostModel
 
 Piece = tuple[Literal["base", "layer", "head"], int]
+"""The base, a layer (from 0) or the head of an exit."""
+
+Slots = Callable[[str, int], Tensor]
+"""Where a piece lies on a device: a flat tensor."""
+
+
+class Copy(NamedTuple):
+    """One piece that was copied: when, on ``time.perf_counter`` (s). ``source``: what it came from."""
+
+    model: str
+    kind: str
+    number: int
+    nbytes: int
+    source: Literal["host", "disk"]
+    began_s: float
+    ended_s: float
 
 
 class Incoming:
-    """The layers of ``host`` behind ``present`` up to ``depth``, each exit's head behind its layer; the base first if
-    nothing is present. ``done_at``: when the last piece was there, on ``time.perf_counter``; None: not yet.
+    """The pieces of ``host`` behind ``present`` layers up to ``depth``, on their way to ``slots``.
+
+    ``first``: where the slots begin (for who asks later). ``done_at``: when the last piece was there, on
+    ``time.perf_counter``; None: not yet. ``failed``: what stopped it, else None. ``copies``: where pieces that are
+    there are put on record. ``ring``: buffers for what comes from disk. ``is_background``: by a thread (otherwise it
+    is over, or has raised, when it is made).
     """
 
-    def __init__(self, host: HostModel, present: int, depth: int, device: torch.device, dtype: torch.dtype) -> None:
-        self.host, self.present, self.depth, self.device, self.dtype = host, present, depth, device, dtype
+    def __init__(
+        self,
+        host: HostModel,
+        present: int,
+        depth: int,
+        slots: Slots,
+        device: torch.device,
+        *,
+        first: int = 0,
+        ring: Ring | None = None,
+        copies: list[Copy] | None = None,
+        is_background: bool = True,
+    ) -> None:
+        self.host, self.present, self.depth, self.device, self.first = host, present, depth, device, first
         self.done_at: float | None = None
+        self.failed: Exception | None = None
         self.stalled_s = 0.0
-        pieces: list[Piece] = [] if present else [("base", 0)]
-        for i in range(present, depth):
-            pieces.append(("layer", i))
-            if i + 1 in host.heads:
-                pieces.append(("head", i + 1))
-        self._pieces = {piece: Event() for piece in pieces}
-        self._there: dict[Piece, Flat] = {}
-        self._error: BaseException | None = None
+        self.copies: list[Copy] = [] if copies is None else copies
+        self._slots, self._ring = slots, ring or Ring(host.largest)
+        self._issued = {piece: Event() for piece in host.pieces(depth, behind=present)}
+        self._there: dict[Piece, Tensor] = {}
+        self._arrived: dict[Piece, torch.cuda.Event] = {}
         self._is_cancelled = False
-        self._thread = Thread(target=self._copy, daemon=True)
-        self._thread.start()
+        is_cuda = device.type == "cuda"
+        # behind what steps issued so far: their KV may have lain where weights come
+        self._behind = torch.cuda.current_stream(device).record_event() if is_cuda else None
+        self._thread: Thread | None = None
+        if is_background:
+            self._thread = Thread(target=self._copy, daemon=True)
+            self._thread.start()
+        else:
+            self._copy()
+            if self.failed is not None:
+                raise self.failed
 
     @property
     def heads(self) -> list[int]:
         """Exits whose heads come."""
-        return [number for kind, number in self._pieces if kind == "head"]
+        return [number for kind, number in self._issued if kind == "head"]
 
     def take(self, kind: Literal["base", "layer", "head"], number: int) -> Flat:
-        """A piece, waited for. Raises what its copy raised."""
-        event = self._pieces[kind, number]
-        if not event.is_set():
+        """A piece, waited for. Raises what stopped the transfer before it came."""
+        from heliosim.engines.models.host import Flat
+
+        piece: Piece = kind, number
+        if not self._issued[piece].is_set():
             began = time.perf_counter()
-            event.wait()
+            self._issued[piece].wait()
             self.stalled_s += time.perf_counter() - began
-        if self._error is not None:
-            raise self._error
-        return self._there[kind, number]
+        if self.failed is not None:
+            raise self.failed
+        if piece in self._arrived:
+            torch.cuda.current_stream(self.device).wait_event(self._arrived[piece])
+        return Flat(self._there[piece], self.host.shapes(piece))
 
     def wait(self) -> None:
-        """Until every piece is there."""
-        for kind, number in self._pieces:
-            self.take(kind, number)
-        self._thread.join()
+        """Until every piece is there. Raises what stopped it."""
+        self._join()
+        if self.failed is not None:
+            raise self.failed
+        assert not self._is_cancelled, "a transfer that was given up is waited for"
 
     def cancel(self) -> None:
-        """Stop behind the piece under way and forget what came."""
+        """Stop behind the piece under way; nothing is written any more when this returns."""
         self._is_cancelled = True
-        self._thread.join()
-        self._there.clear()
+        self._join()
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
 
     def _copy(self) -> None:
-        is_cuda = self.device.type == "cuda"
-        stream = torch.cuda.Stream(self.device) if is_cuda else None
+        stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         context: Any = torch.cuda.stream(stream) if stream is not None else nullcontext()
         try:
             with torch.inference_mode(), context:
-                for piece, event in self._pieces.items():
-                    if self._is_cancelled:
-                        break
-                    flat = self.host.flat(*piece).copied(self.device, self.dtype)
-                    if stream is not None:
-                        stream.synchronize()
-                        flat.data.record_stream(torch.cuda.default_stream(self.device))
-                    self._there[piece] = flat
-                    event.set()
-                else:
-                    self.done_at = time.perf_counter()
-        except RuntimeError as error:  # the device is full: said where the piece is asked for
-            self._error = error
+                self._copy_pieces(stream)
+        except Exception as error:  # a full device, a file that cannot be read: said to who waits
+            self.failed = error
         finally:
-            for event in self._pieces.values():
+            if stream is not None and self.failed is not None:
+                stream.synchronize()  # nothing is written any more
+            self._ring.close()
+            for event in self._issued.values():
                 event.set()
+
+    def _copy_pieces(self, stream: torch.cuda.Stream | None) -> None:
+        if stream is not None and self._behind is not None:
+            stream.wait_event(self._behind)
+        before: tuple[Piece, Copy, Any] | None = None
+        for piece in self._issued:
+            if self._is_cancelled:
+                break
+            began, source = time.perf_counter(), self._source(piece)
+            slot = self._there[piece] = self._slots(*piece)
+            for first, values in self.host.stream(piece, self._ring):
+                slot[first : first + len(values)].copy_(values, non_blocking=True)
+            copy = Copy(self.host.info.spec.name, *piece, slot.nbytes, source, began, began)
+            event = None
+            if stream is not None:
+                event = self._arrived[piece] = stream.record_event()
+            self._issued[piece].set()
+            # one piece behind: the next copy is under way while this one is waited for
+            self._book(before)
+            before = piece, copy, event
+        self._book(before)
+        if not self._is_cancelled:
+            self.done_at = time.perf_counter()
+
+    def _source(self, piece: Piece) -> Literal["host", "disk"]:
+        return "host" if self.host.has(piece) else "disk"
+
+    def _book(self, issued: tuple[Piece, Copy, Any] | None) -> None:
+        """Put on record a copy that was issued, when it has arrived."""
+        if issued is None:
+            return
+        _, copy, event = issued
+        if event is not None:
+            event.synchronize()
+        self.copies.append(copy._replace(ended_s=time.perf_counter()))
 
 
 class Awaited(list[Any]):

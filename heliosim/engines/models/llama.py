@@ -55,14 +55,18 @@ class Llama:
         return LlamaLayer(**parts, kv_weight=parts["qkv_weight"][:, self.query_width :])
 
     def begin(self, run: Pass) -> None:
-        """Prepare the rotations of a pass: unit complex numbers [T, 1, E/2], and the view they multiply."""
-        if self.frequencies.device != run.positions.device:
-            self.frequencies = self.frequencies.to(run.positions.device)
-            self.root_eps = self.root_eps.to(run.positions.device)
-        angles = run.positions[:, None, None] * self.frequencies
-        run.turns = torch.polar(torch.ones_like(angles), angles)
+        """Prepare the rotations of a pass, and the view they multiply."""
+        run.turns = self.turns(run.positions)
         pairs = run.qkv.view(run.tokens, -1, self.head_dim // 2, 2)[:, : self.rotated]
         run.rotating = torch.view_as_complex(pairs) if pairs.dtype == torch.float32 else pairs
+
+    def turns(self, positions: Tensor) -> Tensor:
+        """Rotations of tokens at ``positions`` [T]: unit complex numbers [T, 1, E/2]."""
+        if self.frequencies.device != positions.device:
+            self.frequencies = self.frequencies.to(positions.device)
+            self.root_eps = self.root_eps.to(positions.device)
+        angles = positions[:, None, None] * self.frequencies
+        return torch.polar(torch.ones_like(angles), angles)
 
     def embed(self, base: dict[str, Tensor], ids: Tensor, positions: Tensor) -> Tensor:
         return base["embed"].index_select(0, ids)

@@ -53,6 +53,9 @@ class Opt:
     def begin(self, run: Pass) -> None:
         """Nothing depends on positions behind the embedding."""
 
+    def turns(self, positions: Tensor) -> None:
+        """Nor on rotations."""
+
     def embed(self, base: dict[str, Tensor], ids: Tensor, positions: Tensor) -> Tensor:
         return base["embed"].index_select(0, ids).add_(base["positions"].index_select(0, positions + _POSITION_OFFSET))
 

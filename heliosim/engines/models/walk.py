@@ -8,7 +8,7 @@ layers the skipped-KV method's (``exits/``).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from heliosim.engines.models.host import Resident
 from heliosim.engines.models.paged import PagedKV, Pass, Row, slots_of
+from heliosim.engines.sampler import Sampler
 from heliosim.errors import InputError
 from heliosim.exits.batching import AtExit, exit_batcher
 from heliosim.exits.skipped import skipped_kv
@@ -25,15 +26,19 @@ from heliosim.types import BLOCK_TOKENS, ExitRule, RequestId
 
 @dataclass(slots=True)
 class Left:
-    """Where the emitting rows of a step left, in batch order; exit layer 0: not yet."""
+    """Where the emitting rows of a step left, in batch order; exit layer 0: not yet.
+
+    ``ids``: tokens they said; ``logprobs``: natural-log probabilities of those; ``tops``: of the likeliest there.
+    """
 
     ids: list[int]
     logprobs: list[float]
+    tops: list[float]
     exit_layers: list[int] = field(default_factory=list)
 
     @classmethod
     def none_of(cls, rows: int) -> Left:
-        return cls([0] * rows, [0.0] * rows, [0] * rows)
+        return cls([0] * rows, [0.0] * rows, [0.0] * rows, [0] * rows)
 
 
 @dataclass(slots=True)
@@ -41,7 +46,7 @@ class Gaps:
     """Which tokens of a placement's KV lack that of which segments.
 
     ``done``: by request, the tokens from its first on that have KV in each segment; who is not named has no gaps.
-    ``visible``: [segments, token slots], whether a slot holds KV there; None as long as all of them do.
+    ``visible``: [segments, 16 * blocks], whether a token of a block has KV there; None as long as all of them do.
     """
 
     done: dict[RequestId, list[int]] = field(default_factory=dict)
@@ -50,9 +55,22 @@ class Gaps:
     def forget(self, request: RequestId) -> None:
         self.done.pop(request, None)
 
+    def move(self, moves: Sequence[tuple[int, int]]) -> None:
+        """Follow KV blocks to other places of the storage."""
+        if self.visible is None or not moves:
+            return
+        blocks = self.visible.view(len(self.visible), -1, BLOCK_TOKENS)
+        for source, target in moves:
+            blocks[:, target] = blocks[:, source]
+
+    def shift(self, blocks: int) -> None:
+        """Follow KV blocks whose numbers have become higher by ``blocks``."""
+        if self.visible is not None and blocks:
+            self.visible = torch.nn.functional.pad(self.visible, (blocks * BLOCK_TOKENS, 0), value=True)
+
 
 @dataclass(slots=True)
-class _Stopped:
+class Stopped:
     """Tokens that ran no layer behind ``layer``: their hidden states [n, d] there, their slots, their rotations."""
 
     layer: int
@@ -75,7 +93,7 @@ class _Gap:
 
     walk: Walk
     layer: int
-    who: _Stopped
+    who: Stopped
 
     def propagate(self) -> None:
         resident, kv = self.walk.resident, self.walk.kv
@@ -102,7 +120,11 @@ class Walk:
         ids: Sequence[Sequence[int]],
         emits: Sequence[bool],
         may_stop: bool,
+        sampler: Sampler | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> None:
+        """``sampler``, ``seeds``: of the emitting rows, where tokens are drawn; None: the likeliest are taken."""
+        self.sampler, self.seeds = sampler, seeds
         self.resident, self.kv, self.gaps, self.rule = resident, kv, gaps, rule
         self.requests, self.rows, self.ids, self.emits, self.may_stop = requests, rows, ids, emits, may_stop
         self.batcher, self.method = exit_batcher(rule.batching), skipped_kv(rule.skipped_kv)
@@ -111,15 +133,15 @@ class Walk:
         self.checks = frozenset(self.ends[:-1]) if rule.kind == "threshold" else frozenset()
         self.left = Left.none_of(sum(emits))
         self._place = {row: k for k, row in enumerate(i for i, is_emitting in enumerate(emits) if is_emitting)}
-        self._stopped: list[_Stopped] = []
+        self._stopped: list[Stopped] = []
         self.work = 0  # tokens x layers
         self._asked_at = 0
-        self._answers: dict[int, tuple[float, int]] = {}
-        """Of rows that were asked last and did not leave: log-probability and id of the token they would have said."""
+        self._answers: dict[int, tuple[float, float, int]] = {}
+        """Of rows that were asked last and did not leave: highest log-probability there, log-probability and id of the
+        token they would have said.
+        """
         if self.method.has_gaps and gaps.visible is None:
-            gaps.visible = torch.ones(
-                len(self.ends), kv.total_blocks * BLOCK_TOKENS, dtype=torch.bool, device=kv.device
-            )
+            gaps.visible = torch.ones(len(self.ends), kv.grid_blocks * BLOCK_TOKENS, dtype=torch.bool, device=kv.device)
         self._dones = [
             list(gaps.done.get(request, [row.start] * len(self.ends)))
             for request, row in zip(requests, rows, strict=True)
@@ -134,9 +156,8 @@ class Walk:
         for segment, end in enumerate(self.ends):
             if segment and self._needs_pass(segment, walking, run):
                 run, h = self._next_pass(segment, walking, run, h)
-            for i in range(layers_run, end):
-                h = self.resident.family.layer(self.resident.layers[i], h, run, self.kv.layers[i])
-            self.work += run.tokens * (end - layers_run)
+            run, h = self._through(layers_run, end, h, run)
+            self.work += self._tokens(run) * (end - layers_run)
             layers_run = end
             for row in walking:
                 self._dones[row][segment] = self.rows[row].start + self.rows[row].count
@@ -163,6 +184,17 @@ class Walk:
                 self.gaps.forget(request)
         return self.left, layers_run
 
+    def _through(self, first: int, last: int, h: Tensor, run: Pass) -> tuple[Pass, Tensor]:
+        """Run layers ``first`` up to ``last``."""
+        for i in range(first, last):
+            h = self.resident.family.layer(self.resident.layers[i], h, run, self.kv.layers[i])
+        return run, h
+
+    def _tokens(self, run: Pass) -> int:
+        """Tokens that walk."""
+        tokens: int = run.tokens
+        return tokens
+
     # --- passes -----------------------------------------------------------------------------------------------------
 
     def _begin(self) -> tuple[Pass, Tensor]:
@@ -172,7 +204,7 @@ class Walk:
             new = torch.tensor([s for row in self.rows for s in slots_of(row)], device=kv.device)
             visible[:, new] = False
             visible[0, new] = True
-        run = Pass(self.rows, kv.shape, kv.device, kv.dtype, ids=self.ids, emits=self.emits)
+        run = Pass(self.rows, kv.shape, kv.device, kv.dtype, ids=self.ids, emits=self.emits, block_rows=kv.block_rows)
         self.resident.family.begin(run)
         self._walkers = list(range(len(self.rows)))
         self._given = list(self.rows)
@@ -202,7 +234,7 @@ class Walk:
             first += self._given[k].count
         old_count = {row: self._given[k].count for k, row in enumerate(self._walkers)}
         emits = [self.emits[row] for row in walking]
-        new = Pass(rows, kv.shape, kv.device, kv.dtype, emits=emits, visible=mine)
+        new = Pass(rows, kv.shape, kv.device, kv.dtype, emits=emits, visible=mine, block_rows=kv.block_rows)
         self.resident.family.begin(new)
         picked: list[int] = []
         waiting: list[int] = []
@@ -210,7 +242,7 @@ class Walk:
             row, fresh = walking[k], old_count[walking[k]]
             missing = rows[k].count - fresh
             if missing:  # tokens that came this far in an earlier step
-                slots = list(slots_of(Row(rows[k].table, rows[k].start, missing)))
+                slots = list(slots_of(Row(rows[k].table, rows[k].start, missing), kv.block_rows))
                 picked += range(h.shape[0] + len(waiting), h.shape[0] + len(waiting) + missing)
                 waiting += slots
             picked += range(old_first[row], old_first[row] + fresh)
@@ -231,23 +263,39 @@ class Walk:
         if not asked:
             return []
         if threshold is None and layer == self._asked_at:  # a batch that stops here was asked already
-            for row, (logprob, token) in self._answers.items():
-                i = self._place[row]
-                left.exit_layers[i], left.logprobs[i], left.ids[i] = layer, logprob, token
+            for row, answer in self._answers.items():
+                self._leave(row, layer, answer)
             return []
+        self._asked_at, self._answers = layer, {}
+        for k, answer in zip(asked, self._said(h, layer, run, [emitting[k] for k in asked]), strict=True):
+            if threshold is None or math.exp(answer[0]) >= threshold:
+                self._leave(emitting[k], layer, answer)
+            else:
+                self._answers[emitting[k]] = answer
+        return list(self._answers)
+
+    def _said(self, h: Tensor, layer: int, run: Pass, rows: Sequence[int]) -> Iterable[tuple[float, float, int]]:
+        """What ``rows`` of those that walk and emit say behind ``layer``: highest log-probability, log-probability and
+        id of their tokens.
+        """
         if run.ends is not None:
             h = h.index_select(0, run.ends)
-        if len(asked) < len(emitting):
-            h = h.index_select(0, torch.tensor(asked, device=h.device))
-        logprobs, ids = read(self.resident.logits(h, layer))
-        self._asked_at, self._answers = layer, {}
-        for k, logprob, token in zip(asked, logprobs, ids, strict=True):
-            if threshold is None or math.exp(logprob) >= threshold:
-                i = self._place[emitting[k]]
-                left.exit_layers[i], left.logprobs[i], left.ids[i] = layer, logprob, token
-            else:
-                self._answers[emitting[k]] = logprob, token
-        return list(self._answers)
+        emitting = [row for row in self._walkers if self.emits[row]]
+        if len(rows) < len(emitting):
+            place = {row: k for k, row in enumerate(emitting)}
+            h = h.index_select(0, torch.tensor([place[row] for row in rows], device=h.device))
+        logits = self.resident.logits(h, layer)
+        if self.seeds is None or self.sampler is None:
+            logprobs, ids = read(logits)
+            return zip(logprobs, logprobs, ids, strict=True)
+        seeds = [self.seeds[self._place[row]] for row in rows]
+        places = [self.rows[row].start + self.rows[row].count - 1 for row in rows]
+        return zip(*self.sampler.read(logits, seeds, places), strict=True)
+
+    def _leave(self, row: int, layer: int, answer: tuple[float, float, int]) -> None:
+        left, i = self.left, self._place[row]
+        left.exit_layers[i] = layer
+        left.tops[i], left.logprobs[i], left.ids[i] = answer
 
     def _stop(self, rows: list[int], h: Tensor, run: Pass, walking: list[int], layer: int) -> None:
         """Note the tokens of rows that go no deeper than ``layer``."""
@@ -262,19 +310,19 @@ class Walk:
             index = torch.tensor(picked, device=h.device)
             h, slots = h.index_select(0, index), slots.index_select(0, index)
             turns = None if turns is None else turns.index_select(0, index)
-        self._stopped.append(_Stopped(layer, h, slots, turns))
+        self._stopped.append(Stopped(layer, h, slots, turns))
 
     def _see_to_skipped(self) -> None:
         """Store what the method wants stored of the layers that were skipped, and the hidden states that wait."""
         kv, depth = self.kv, self.resident.depth
         for who in self._stopped:
             if kv.hidden is not None:
-                kv.hidden.index_copy_(0, who.slots, who.h)
+                kv.hidden.keep(who.slots, who.h)
             if who.layer < depth and self.method.is_recomputed:
                 self._keep_waiting(who)
         if self.method.is_recomputed or self.method.has_gaps:
             return
-        now: _Stopped | None = None
+        now: Stopped | None = None
         for i in range(self._stopped[0].layer, depth):
             for who in self._stopped:
                 if who.layer == i:
@@ -285,7 +333,7 @@ class Walk:
 
     # --- hidden states that wait for deeper layers, in the KV slots of those layers ---------------------------------
 
-    def _keep_waiting(self, who: _Stopped) -> None:
+    def _keep_waiting(self, who: Stopped) -> None:
         width = self.kv.shape.kv_width
         parts = -(-who.h.shape[1] // width)
         if who.layer + parts > self.resident.depth:
@@ -308,10 +356,10 @@ class Walk:
         return torch.cat(parts, 1)[:, :hidden]
 
 
-def _together(a: _Stopped, b: _Stopped) -> _Stopped:
+def _together(a: Stopped, b: Stopped) -> Stopped:
     turns = None if a.turns is None or b.turns is None else torch.cat((a.turns, b.turns))
     kv = None if a.kv is None or b.kv is None else torch.cat((a.kv, b.kv))
-    return _Stopped(b.layer, torch.cat((a.h, b.h)), torch.cat((a.slots, b.slots)), turns, kv)
+    return Stopped(b.layer, torch.cat((a.h, b.h)), torch.cat((a.slots, b.slots)), turns, kv)
 
 
 def read(logits: Tensor) -> tuple[list[float], list[int]]:
