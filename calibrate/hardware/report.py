@@ -115,7 +115,8 @@ def _steps(profile: Profile) -> Section:
 
 
 def _layers(profile: Profile, hardware: HardwareFacts, rows: Sequence[Row]) -> Section:
-    from heliosim.calibration_charts import (
+    from heliosim.charts import Style
+    from heliosim.charts.calibration import (
         Point,
         Residual,
         layer_data,
@@ -137,17 +138,17 @@ def _layers(profile: Profile, hardware: HardwareFacts, rows: Sequence[Row]) -> S
             if row.cell.kind == "mixed_layer":
                 continue
             is_decode = row.cell.kind == "decode_layer"
-            panel = "Decode" if is_decode else "Prefill"
-            series = f"{s.decode:3d} rows" if is_decode else f"{s.prefix:5d} tokens cached"
+            panel = "decode" if is_decode else "prefill"
+            series = s.decode if is_decode else s.prefix
             count = s.context if is_decode else s.count
             points.append(Point(panel, series, count, row.value, row.spread, predict(coefficients, row)))
         caption = f"{name} · {len(mine)} cells of 3 to 30 repeats · {hardware.clock} clock · bars: half the spread"
-        blocks.append(Figure(layer_figure(layer_data(points), caption)))
+        blocks.append(Figure(layer_figure(layer_data(points), Style({}, caption))))
         pairs = held_out(mine)
         residuals = [Residual(r.cell.region, said / r.value - 1) for r, said in pairs]
         if residuals:
             text = f"{name} · {len(residuals)} cells inside the grid, each left out of the fit that predicts it"
-            blocks.append(Figure(residual_figure(residual_data(residuals), text)))
+            blocks.append(Figure(residual_figure(residual_data(residuals), Style({}, text))))
         for region in dict.fromkeys((*model.layer.holdout, *model.layer.against_steps)):
             score = model.layer.holdout.get(region)
             against = model.layer.against_steps.get(region)
@@ -278,7 +279,8 @@ def _energy(profile: Profile, hardware: HardwareFacts) -> Section:
 
 
 def _steadiness(hardware: HardwareFacts, rows: Sequence[Row]) -> Section:
-    from heliosim.calibration_charts import drift_data, drift_figure, spread_data, spread_figure
+    from heliosim.charts import Style
+    from heliosim.charts.calibration import drift_data, drift_figure, spread_data, spread_figure
 
     repeated = [r for r in rows if r.is_measured and len(r.values) > 1]
     blocks: list[Block] = []
@@ -288,13 +290,11 @@ def _steadiness(hardware: HardwareFacts, rows: Sequence[Row]) -> Section:
             f"{d.readings} readings, {d.low:.2f} to {d.high:.2f} of the usual time; outside ±{d.tolerance:.0%} cells "
         )
         said += f"are measured again: {d.rejected} were rejected, {d.unsteady} stayed unsteady"
-        readings = [r.drift for r in repeated]
-        blocks.append(
-            Figure(drift_figure(drift_data(readings, d.tolerance), d.tolerance, f"each cell's reading · {said}"))
-        )
+        data = drift_data([r.drift for r in repeated], d.tolerance)
+        blocks.append(Figure(drift_figure(data, d.tolerance, Style({}, said))))
     if repeated:
-        kinds, spreads = [r.cell.kind for r in repeated], [r.spread for r in repeated]
-        blocks.append(Figure(spread_figure(spread_data(kinds, spreads), f"{len(repeated)} cells with repeats")))
+        spreads = spread_data([r.cell.kind for r in repeated], [r.spread for r in repeated])
+        blocks.append(Figure(spread_figure(spreads, Style({}, f"{len(repeated)} cells with repeats"))))
     sensors: list[list[str | None]] = [
         [name, *(str(s.get(name, "–")) for s in hardware.sensors)] for name in _names(hardware.sensors)
     ]

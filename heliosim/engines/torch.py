@@ -135,9 +135,7 @@ class TorchEngine:
             seconds = sum(step.seconds for step in done.stride.steps)
         arrives_s, stalled_s = self.residency.arrives_s(action), self.residency.stalled_s(action)
         lost, sums = self.residency.lost_fetch(), done.logprob_sums
-        return Outcome(
-            seconds, done.tokens, done.layers_run, None, done.stride, sums, None, arrives_s, stalled_s, lost
-        )
+        return Outcome(seconds, done.tokens, done.layers_run, None, done.stride, sums, None, arrives_s, stalled_s, lost)
 
     def forget(self, request_id: RequestId) -> None:
         """Drop a request, with its KV and its ids."""

@@ -15,7 +15,23 @@ from heliosim_calibrate.hardware.report import as_markdown, sections_of, write_c
 from heliosim_calibrate.hardware.run import Measured, missing
 from heliosim_calibrate.hardware.table import TABLE, write_rows
 
-from heliosim.calibration_charts import drift_data, drift_figure, layer_data, residual_data
+from heliosim.charts import DARK, Style
+from heliosim.charts.calibration import (
+    Point,
+    Residual,
+    drift_alt,
+    drift_data,
+    drift_figure,
+    layer_alt,
+    layer_data,
+    layer_figure,
+    residual_alt,
+    residual_data,
+    residual_figure,
+    spread_alt,
+    spread_data,
+    spread_figure,
+)
 from heliosim.errors import InputError
 from heliosim.formats.files import sha256_of
 from heliosim.formats.hardware_facts import HardwareFacts
@@ -202,13 +218,38 @@ def test_the_terminal_shows_the_cells(profile: Profile, capsys: pytest.CaptureFi
 def test_drift_tells_usual_readings_from_others() -> None:
     data = drift_data([1.0, 1.04, 1.2, 0.9], 0.05)
     assert list(data["is_usual"]) == [True, True, False, False]
-    figure = drift_figure(data, 0.05, "")
+    figure = drift_figure(data, 0.05, Style({}))
     assert [len(trace.x) for trace in figure.data] == [2, 2]
+    assert drift_alt(data) == "The reference lay between 0.90 and 1.20; 2 cells outside."
 
 
-def test_empty_tables_of_figures_have_their_columns() -> None:
+def test_a_layers_cells_stand_beside_their_fit_in_both_themes() -> None:
+    points = [Point("decode", rows, c, 1e-5 * rows, 0.1, 1.1e-5 * rows) for rows in (1, 4) for c in (32, 64)]
+    data = layer_data([*points, Point("prefill", 0, 16, 4e-5, 0.0, 4e-5)])
+    assert list(data["fitted_us"] / data["measured_us"]) == pytest.approx([1.1] * 4 + [1.0])
+    assert data["high_us"][0] - data["low_us"][0] == pytest.approx(1.0)
+    for style in (Style({}, "5 cells"), Style({}, "5 cells", DARK)):
+        figure = layer_figure(data, style)
+        assert len(figure.data) == 6
+        assert {a.title.text for a in figure.select_xaxes()} == {"context of each row (tokens)", "tokens of the chunk"}
+    assert layer_alt(data).startswith("5 cells of one layer from 10 to 40 µs")
+
+
+def test_residuals_and_spreads_are_grouped_and_told_in_words() -> None:
+    residuals = residual_data([Residual("prefill", 0.02), Residual("prefill", -0.04), Residual("mixed", 0.1)])
+    assert residual_alt(residuals) == "Median absolute error: mixed 10.0 %, prefill 3.0 %."
+    assert [len(trace.y) for trace in residual_figure(residuals, Style({})).data] == [1, 2]
+    spreads = spread_data(["head", "head", "link"], [0.1, 0.3, 2.0])
+    figure = spread_figure(spreads, Style({}))
+    assert [trace.name for trace in figure.data] == ["head (2)", "link (1)"]
+    assert max(figure.data[1].x) == 100
+    assert spread_alt(spreads).startswith("3 cells")
+
+
+def test_empty_tables_of_figures_have_their_columns_and_words() -> None:
     assert list(layer_data([]).columns)[:3] == ["panel", "series", "count"]
-    assert residual_data([]).empty
+    said = [layer_alt(layer_data([])), residual_alt(residual_data([])), drift_alt(drift_data([], 0.1))]
+    assert all(text.startswith("No ") for text in [*said, spread_alt(spread_data([], []))])
 
 
 # --- the device file -------------------------------------------------------------------------------------------------
