@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -95,9 +96,14 @@ class Timer:
 class Bench:
     """Weights of ``host`` on the device, KV for the passes to be measured, and calls over both."""
 
-    def __init__(self, host: HostModel, spec: ModelSpec, device: torch.device, *, most_blocks: int) -> None:
-        """``most_blocks``: KV blocks of the largest pass; fewer are held where memory does not suffice."""
+    def __init__(
+        self, host: HostModel, spec: ModelSpec, device: torch.device, *, most_blocks: int, is_fast: bool | None = None
+    ) -> None:
+        """``most_blocks``: KV blocks of the largest pass; fewer are held where memory does not suffice. ``is_fast``:
+        passes are those of the engine's fast path (its paged attention), by default on a GPU.
+        """
         self.host, self.spec, self.device = host, spec, device
+        self.is_fast = device.type == "cuda" if is_fast is None else is_fast
         self.timer = Timer(device)
         self.layers = min(spec.layers, GPU_LAYERS) if self.timer.is_cuda else spec.layers
         self.few = 1 if self.layers > 1 else 0
@@ -130,16 +136,54 @@ class Bench:
             block += width
         return rows
 
-    def pass_of(self, shape: Shape) -> Pass:
+    def pass_of(self, shape: Shape) -> Any:
         """The prepared pass: index tensors, masks, buffers."""
-        run = Pass(self.rows_of(shape), self.kv.shape, self.device, self.host.dtype)
+        run = self._fast_pass(shape) if self.is_fast else self.plain_pass(shape)
         self.resident.family.begin(run)
         return run
 
-    def through(self, shape: Shape, first: int, last: int, run: Pass | None = None) -> Call:
-        """A call that runs layers ``first`` (from 0) up to ``last`` over a prepared pass."""
+    @cached_property
+    def _attention(self) -> Any:
+        """The backend an engine would choose."""
+        from heliosim.engines.attention.choose import choose
+
+        return choose("auto", self.host.kv_shape, self.device, self.host.dtype).attention
+
+    def plain_pass(self, shape: Shape) -> Pass:
+        """The pass of the plain engine."""
+        rows = self.rows_of(shape)
+        return Pass(rows, self.kv.shape, self.device, self.host.dtype, block_rows=self.kv.block_rows)
+
+    def _fast_pass(self, shape: Shape) -> Any:
+        """The pass of the fast engine: decode rows in fixed places, chunks behind them."""
+        from heliosim.engines.fast.passes import DecodePass, MixedPass
+        from heliosim.engines.fast.state import BatchState, RowNow
+
+        attention = self._attention
+        rows = self.rows_of(shape)
+        decoding, chunks = rows[: shape.decode], rows[shape.decode :]
+        width = max(1, blocks_for(shape.context))
+        state = BatchState(max(1, shape.decode), width, self.device)
+        if decoding:
+            now = [RowNow(0, row.start, 8, 0, 0, row.table) for row in decoding]
+            state.upload(now, len(now), 0.8)
+        if chunks:
+            ids = [[0] * row.count for row in chunks]
+            mixed = MixedPass(state, shape.decode, width, chunks, ids, [True] * len(chunks), self.kv, attention)
+            mixed.begin()
+            return mixed
+        run = DecodePass(state, shape.decode, width, self.kv, attention)
+        run.plan([row.table for row in decoding], [row.start + 1 for row in decoding])
+        run.begin()
+        return run
+
+    def through(self, shape: Shape, first: int, last: int, run: Any = None, resident: Resident | None = None) -> Call:
+        """A call that runs layers ``first`` (from 0) up to ``last`` of ``resident`` (the bench's own) over a prepared
+        pass.
+        """
         prepared, h0 = run or self.pass_of(shape), self.hidden(shape.tokens)
-        family, layers, stored = self.resident.family, self.resident.layers, self.kv.layers
+        held = resident or self.resident
+        family, layers, stored = held.family, held.layers, self.kv.layers
 
         def call() -> Tensor:
             h = h0
@@ -151,8 +195,8 @@ class Bench:
 
     def fill(self, tokens: int, first: int, last: int) -> Call:
         """A call that stores what layers ``first`` up to ``last`` make of hidden states, without running them."""
-        shape = Shape(count=tokens)
-        run, h = self.pass_of(shape), self.hidden(tokens)
+        run, h = self.plain_pass(Shape(count=tokens)), self.hidden(tokens)
+        self.resident.family.begin(run)
         family, layers, stored = self.resident.family, self.resident.layers, self.kv.layers
 
         def call() -> None:
@@ -163,7 +207,7 @@ class Bench:
 
     def copy_up(self, tokens: int, first: int, last: int) -> Call:
         """A call that gives layers ``first`` up to ``last`` the KV of the layer before ``first``."""
-        run = self.pass_of(Shape(count=tokens))
+        run = self.plain_pass(Shape(count=tokens))
         stored = self.kv.layers
         source = stored[max(0, first - 1)].tokens
 
@@ -189,9 +233,12 @@ class Bench:
         seconds = time.perf_counter() - began
         return graph.replay, seconds, max(0, before - free_bytes(self.device))
 
-    def best(self, call: Call) -> Call:
-        """The call as an engine would run it: a graph on a GPU, itself elsewhere."""
-        return self.captured(call)[0] if self.timer.is_cuda else call
+    def best(self, call: Call, shape: Shape | None = None) -> Call:
+        """The call as an engine would run it: a graph on a GPU, itself elsewhere and where chunks (of ``shape``) are
+        read, which are launched one by one.
+        """
+        is_captured = self.timer.is_cuda and (shape is None or not shape.count)
+        return self.captured(call)[0] if is_captured else call
 
 
 def free_bytes(device: torch.device) -> int:

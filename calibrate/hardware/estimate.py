@@ -19,7 +19,7 @@ from . import grid
 from .bench import GPU_LAYERS, Shape
 from .cell import AT_LEAST, Cell
 from .grid import LAYER_KINDS, Extent
-from .links import MOST_BYTES
+from .links import LOADS, MOST_BYTES
 from .passes import shape_of
 from .power import WINDOW_S
 
@@ -116,7 +116,7 @@ class Estimator:
         if cell.kind == "layer_load":
             rate = speed.link_bytes_per_s if cell.where["source"] == "host" else speed.disk_bytes_per_s
             again = n("layers") * spec.layer_bytes / speed.disk_bytes_per_s if cell.where["source"] == "disk" else 0.0
-            return AT_LEAST * (n("layers") * spec.layer_bytes / rate + again) + 20 * forward
+            return LOADS * (n("layers") * spec.layer_bytes / rate + again) + 20 * forward
         if cell.kind in ("largest_batch", "kv_blocks"):
             weights = spec.weights_bytes(n("depth")) / speed.link_bytes_per_s
             return weights + 3 * n("budget_bytes") / speed.memory_bytes_per_s + self.setup_s

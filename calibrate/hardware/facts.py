@@ -113,7 +113,9 @@ def model_facts(rows: Sequence[Row], spec: ModelSpec, cost: StepCost | None, end
                 bytes=int(r.facts["bytes"]),
                 seconds=_quantity(r),
             )
-            for r in of_kind(mine, "layer_load")
+            for r in sorted(
+                of_kind(mine, "layer_load"), key=lambda r: (r.cell.where["source"] == "disk", r.cell.number("layers"))
+            )
         ),
         energy=tuple(_energy(r) for r in of_kind(mine, "energy") if r.cell.where["phase"] != "idle"),
     )

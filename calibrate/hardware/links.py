@@ -23,6 +23,8 @@ from .grid import Extent
 
 MOST_BYTES = {True: 1 << 30, False: 16 << 20}
 """Bytes moved at a time in a full and in a quick calibration."""
+LOADS = 5
+"""Loads of a cell."""
 PIECE = 1 << 22
 NO_LINK = "no device beside host memory: a copy within it stands under pageable"
 
@@ -149,16 +151,17 @@ def measure_layer_load(bench: Bench, cell: Cell) -> Row:
     first = bench.layers - count
     if first < 0:
         return absent(cell, "s", f"{bench.layers} layers are measured here, {count} are asked for")
-    resident, values = bench.resident, []
+    values: list[float] = []
+    resident = host.resident(bench.layers, bench.device)  # apart: graphs over the bench's own keep its addresses
     forward = bench.through(Shape(decode=1, context=16), 0, bench.layers)
     steady = float(np.median([bench.timer.wall(forward) for _ in range(2 * AT_LEAST)]))
-    for _ in range(AT_LEAST):
+    for _ in range(LOADS):
         resident.drop(first)
         if source == "disk":
             host.hold(max(1, first))
         began = time.perf_counter()
         resident.deepen(bench.layers)
-        bench.through(Shape(decode=1, context=16), 0, bench.layers)()  # addresses may be others now
+        bench.through(Shape(decode=1, context=16), 0, bench.layers, resident=resident)()
         bench.timer.settle()
         values.append(max(0.0, time.perf_counter() - began - steady))
         host.hold(spec.layers)

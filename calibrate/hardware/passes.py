@@ -33,7 +33,7 @@ def measure_layer(bench: Bench, cell: Cell, extent: Extent) -> Row:
     if not bench.fits(shape):
         return absent(cell, "s", f"needs {shape.blocks} KV blocks, memory has room for {bench.blocks}")
     run = bench.pass_of(shape)
-    few, more = (bench.best(bench.through(shape, 0, n, run)) for n in (bench.few, bench.layers))
+    few, more = (bench.best(bench.through(shape, 0, n, run), shape) for n in (bench.few, bench.layers))
     units = bench.layers - bench.few
     values = bench.timer.differences(few, more, units, repeats_for(bench, (few, more), extent))
     return Row(cell, "s", tuple(values))
@@ -64,7 +64,7 @@ def _fill(bench: Bench, cell: Cell, extent: Extent) -> Row:
     if not bench.fits(Shape(count=tokens + 1)):
         return absent(cell, "s", f"{tokens} tokens need more KV blocks than memory has room for")
     if method == "recompute":
-        alone, together = (bench.best(bench.through(Shape(count=n), few, many)) for n in (1, tokens + 1))
+        alone, together = (bench.through(Shape(count=n), few, many) for n in (1, tokens + 1))
     else:
         make = bench.copy_up if method == "copy" else bench.fill
         alone, together = bench.best(make(tokens, 0, few)), bench.best(make(tokens, 0, many))
@@ -115,19 +115,17 @@ def _logits(bench: Bench, cell: Cell) -> Tensor:
 
 
 def _sampler(bench: Bench, cell: Cell) -> Call:
+    """The engine's own, from logits to ids."""
+    from heliosim.engines.sampler import Sampler
+    from heliosim.sampling import GREEDY, Sampling
+
     logits = _logits(bench, cell)
     if cell.where["method"] == "greedy":
-        return lambda: logits.argmax(-1)
-    return lambda: _top_p(logits)
-
-
-def _top_p(logits: Tensor, temperature: float = 0.8, share: float = 0.95) -> Tensor:
-    """Draw from the likeliest tokens that together have ``share`` of the probability."""
-    ordered, ids = torch.sort(torch.softmax(logits.float() / temperature, -1), -1, descending=True)
-    kept = torch.where(ordered.cumsum(-1) - ordered < share, ordered, 0.0)
-    uniform = torch.full_like(kept[:, :1], 0.5) * kept.sum(-1, keepdim=True)
-    place = (kept.cumsum(-1) < uniform).sum(-1, keepdim=True)
-    return ids.gather(-1, place.clamp_max(ids.shape[-1] - 1))
+        greedy = Sampler(GREEDY)
+        return lambda: greedy.choose(logits)
+    drawing = Sampler(Sampling(temperature=0.8, top_p=0.95))
+    seeds = torch.arange(cell.number("rows"), device=bench.device)
+    return lambda: drawing.choose(logits, seeds, seeds)
 
 
 def _check(bench: Bench, cell: Cell) -> Call:

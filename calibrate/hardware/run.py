@@ -105,6 +105,7 @@ class HardwareRun:
         self.found.spent_s = sum(float(v["took_s"]) for v in journal.named("cell:"))
         self._reference: Reference | None = None
         self._pending: list[tuple[Cell, Row, Callable[[], Row], float]] = []
+        self._limit_s: Seconds | None = None
         self._learn: Callable[[Cell, Row], None] = lambda _cell, _row: None
 
     def go(self) -> Measured:
@@ -113,12 +114,18 @@ class HardwareRun:
         self.found.sensors.append(sensors(str(setting.device)))
         with torch.inference_mode():
             for k, target in enumerate(self.targets):
+                self._limit_s = self._share(len(self.targets) - k)
                 self._by_engine(target)
                 self.engine.reset()
                 self._by_bench(target, first=k == 0)
                 self._by_allocation(target)
         self.found.sensors.append(sensors(str(setting.device)))
         return self.found
+
+    def _share(self, models: int) -> Seconds | None:
+        """Up to where the next of ``models`` models may use the budget: an even share of what is left."""
+        budget = self.setting.budget_s
+        return None if budget is None else self.found.spent_s + max(0.0, budget - self.found.spent_s) / models
 
     # --- parts -------------------------------------------------------------------------------------------------------
 
@@ -239,6 +246,11 @@ class HardwareRun:
         watts = next((r.value for r in idle if r.cell.where["phase"] == "idle"), None)
         return measure_energy(bench, cell, self.setting.meter, self.setting.no_meter, watts)
 
+    @property
+    def _spent_s(self) -> Seconds:
+        """Seconds of cells so far, those that are pending included."""
+        return self.found.spent_s + sum(took for *_, took in self._pending)
+
     # --- one cell ----------------------------------------------------------------------------------------------------
 
     def _measure(self, cell: Cell, how: Callable[[Cell], Row]) -> None:
@@ -264,8 +276,8 @@ class HardwareRun:
             if self._known[cell.key] not in self.found.rows:
                 self.found.rows.append(self._known[cell.key])
             return False
-        budget = self.setting.budget_s
-        if budget is not None and self.found.spent_s + self.setting.estimate(cell) >= budget:
+        limit = self._limit_s
+        if limit is not None and self._spent_s + self.setting.estimate(cell) >= limit:
             self.found.skipped.append(cell)
             return False
         return True

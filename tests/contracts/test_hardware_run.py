@@ -147,13 +147,11 @@ def test_a_machine_that_never_settles_is_named_and_does_not_hold_up(
 
 
 def test_a_budget_leaves_out_what_it_has_no_time_for(engine: Any, tmp_path: Path) -> None:
-    began = time.perf_counter()
     measured = run(engine, "tiny-opt-s", tmp_path / "p", budget_s=0.2, estimate=lambda _cell: 0.02)
-    assert time.perf_counter() - began < 20
     assert measured.skipped
     assert len(measured.rows) + len(measured.skipped) >= 60
     assert not {c.key for c in measured.skipped} & {r.cell.key for r in measured.rows}
-    assert measured.spent_s < 0.5
+    assert len(measured.rows) < 40
 
 
 @dataclass
@@ -240,3 +238,28 @@ def test_what_a_grid_asks_for_fits_the_bench(engine: Any) -> None:
     rows = [Row(c, "s", (1.0,)) for cells in grid.layer_cells(spec, EXTENT).values() for c in cells]
     assert {r.cell.kind for r in rows} == set(grid.LAYER_KINDS)
     assert len(of_kind(rows, "decode_layer", spec.name)) >= 6
+
+
+def test_models_share_a_budget(engine: Any, tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "p", {})
+    both = [target(engine, name) for name in NAMES]
+    made = HardwareRun(both, engine[NAMES[0]], setting(budget_s=10.0), journal, lambda _w, _s: None)
+    journal.close()
+    assert made._share(2) == 5.0
+    made.found.spent_s = 4.0  # the first took less than its share
+    assert made._share(1) == 10.0
+    made.found.spent_s = 12.0
+    assert made._share(1) == 12.0  # nothing is left
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shape", [Shape(3, 40), Shape(count=20, prefix=16), Shape(2, 30, 16, 0)])
+def test_passes_of_the_fast_engine_run_the_same_layers(engine: Any, name: str, shape: Shape) -> None:
+    """Measured on a GPU, where decoding is captured; here they give what the plain passes give."""
+    host, spec = engine[name].hosts[name], engine[name].specs[name]
+    outs = []
+    for is_fast in (False, True):
+        bench = Bench(host, spec, torch.device("cpu"), most_blocks=40, is_fast=is_fast)
+        with torch.inference_mode():
+            outs.append(bench.through(shape, 0, bench.layers)())
+    torch.testing.assert_close(outs[1], outs[0], rtol=1e-4, atol=1e-4)
