@@ -34,12 +34,25 @@ def question() -> Question:
     )
 
 
+def take_lengths() -> None:
+    """Another kind of work has other lengths: what to do when it is chosen."""
+    import streamlit as st
+
+    load = LOADS[st.session_state["load"]]
+    state.put({"prompt": load.prompt, "output": load.output})
+
+
+def draw_system(models: str, device: str, on: Any = None) -> str:
+    """Who chooses model and depth, of those that these models allow."""
+    return str(state.draw("system", on=on, options=tuple(systems(models, device))))
+
+
 def draw_who(on: Any) -> None:
     """Models, device, system: three columns of ``on``."""
     first, second, third = on.columns(3)
     models = state.draw("models", on=first)
     device = state.draw("device", on=second, options=devices(models))
-    state.draw("system", on=third, options=tuple(systems(models, device)))
+    draw_system(models, device, on=third)
 
 
 def models_label(models: str) -> str:

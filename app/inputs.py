@@ -25,6 +25,10 @@ SHARED = (
     Input("seed", "whole", "Seed", DEFAULT.seed, low=0, high=2**31, step=1),
     Input("batch", "whole", "Batch cap (rows)", MAX_BATCH, low=1, high=256, step=8),
     Input("step_tokens", "whole", "Tokens per step", STEP_TOKENS, low=64, high=8192, step=64),
+    Input("plan_devices", "several", "Devices to choose from", ["A100-80GB", "H100-80GB"], (*GPUS, "CPU")),
+    Input("plan_systems", "several", "Systems to choose from", ["HELIOS offline", "early exit llama2-7b"]),
+    Input("provider", "choice", "GPU prices of", "specialty-cloud", help="Edit them on Plan."),
+    Input("prices", "text", "Edited prices", "", help="GPU:price:replicas, separated by commas"),
     Input("memory", "slider", "Memory for weights and KV (% of the device)", 90, low=30, high=95, step=5),
 )
 

@@ -96,6 +96,8 @@ STYLE = """<style>
 .hs-undecided {background: #E69F0026; color: light-dark(#7d5700, #f4c152);}
 .hs-sentence {font-size: 1.45rem; line-height: 1.4; font-weight: 500; margin: .25rem 0 .5rem;}
 [data-testid="stMainBlockContainer"] {max-width: 78rem;}
+[class*="st-key-hs-pair"] [data-testid="stHorizontalBlock"] {flex-wrap: wrap;}
+[class*="st-key-hs-pair"] [data-testid="stColumn"] {min-width: min(30rem, 100%);}
 </style>"""
 
 
@@ -199,6 +201,19 @@ def report_text(trouble: Trouble) -> str:
     versions = "\n".join(f"{name} {metadata.version(name)}" for name in names)
     inputs = "\n".join(f"{k} = {v!r}" for k, v in sorted(st.session_state.get("_kept", {}).items()))
     return f"{trouble.text}\n\nPython {platform.python_version()}\n{versions}\n\n{inputs}\n\n{trouble.details}"
+
+
+def escaped(text: str) -> str:
+    """Text as HTML that shows it as it is."""
+    return escape(text)
+
+
+def style_of(names: Sequence[str], said: str = "") -> Any:
+    """Colours and paper of figures: one colour per system on every page, light or dark as the reader has it."""
+    from heliosim.charts import Style
+    from heliosim.charts.theme import DARK, LIGHT
+
+    return Style.named(names, said, DARK if is_dark() else LIGHT)
 
 
 def plain(text: str) -> str:

@@ -69,14 +69,14 @@ class Question:
     the device's memory, for weights and KV.
     """
 
-    models: str = "opt-pair"
-    device: str = "H200-141GB"
+    models: str = "llama2-small"
+    device: str = "A100-80GB"
     system: str = "HELIOS offline"
     load: str = "chat"
     rate_per_s: float = 20.0
     prompt_tokens: int = 220
     output_tokens: int = 200
-    requests: int = 600
+    requests: int = 800
     ttft_ms: float | None = 500.0
     tpot_ms: float | None = 50.0
     seed: int = 0
@@ -164,7 +164,12 @@ class Question:
         """The question as a plan. ``candidates``: systems by candidate's name; None: the question's own system."""
         made = [self.candidate(n, s) for n, s in (candidates or {slug(self.system): self.system}).items()]
         content = {"name": slug(self.load), "seed": self.seed, "workload": self.workload(), **more}
-        content = {"slo": {"limits": self.limits()}, "max_count": 32, **content}
+        content = {
+            "slo": {"limits": self.limits()},
+            "max_count": 16,
+            "replications": {"least": 4, "most": 8},
+            **content,
+        }
         return PlanFile.model_validate({**content, "candidates": made})
 
     def scenario(self, count: int = 1, load: float = 1.0) -> Scenario:
@@ -241,7 +246,7 @@ def profile_name(models: str, device: str) -> str:
     if models in SHIPPED:
         return SHIPPED[models][device]
     if models in SETS:
-        return str(composed(SETS[models], device))
+        return str(composed(models, device))
     return str(own_folder(models))
 
 
@@ -253,7 +258,7 @@ def profiles_folder() -> Path:
 
 
 @lru_cache(maxsize=64)
-def composed(chosen: ExampleSet, device: str) -> Path:
+def composed(models: str, device: str) -> Path:
     """A set's profile on a device, composed if it is not there yet. Another version of HelioSim makes its own."""
     from heliosim import __version__
     from heliosim.cli_profile import digests
@@ -261,6 +266,7 @@ def composed(chosen: ExampleSet, device: str) -> Path:
     from heliosim.hardware.architecture import open_architecture
     from heliosim.hardware.device import open_device
 
+    chosen = SETS[models]
     files = digests(*(m.name for m in chosen.models), device)
     stamp = slug(f"{__version__}-{_digest(files, chosen)}")
     folder = profiles_folder() / f"{chosen.name}-{device.lower()}-{stamp}"

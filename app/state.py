@@ -9,7 +9,7 @@ Streamlit's own ``bind="query-params"`` is not used: in 1.67 a link between two 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -137,6 +137,7 @@ def draw(
     label: str | None = None,
     help: str | None = None,
     disabled: bool = False,
+    on_change: Callable[[], None] | None = None,
 ) -> Any:
     """Draw an input in ``on`` (a container or column; None: here) and return its value.
 
@@ -150,6 +151,8 @@ def draw(
     if one.kind == "choice" and st.session_state[key] not in chosen:
         st.session_state[key] = one.default if one.default in chosen else chosen[0]
     named = {"label": label or one.label, "key": key, "help": help or one.help, "disabled": disabled}
+    if on_change is not None:
+        named["on_change"] = on_change
     found = _drawn(where, one, named, chosen)
     kept()[key] = found
     return found

@@ -113,6 +113,9 @@ class Desk:
         self.asked = 0
         for _ in range(workers):
             self.pool.submit(warm)
+        at_exit = getattr(threading, "_register_atexit", None)
+        if at_exit is not None:  # else the interpreter would wait for running work before it ends
+            at_exit(self.close)
 
     def ask(self, function: Callable[..., Any], *arguments: Any, key: str) -> Ticket:
         """Work to be done, or what is known of it. A cancelled or failed one stands until it is forgotten."""
@@ -135,6 +138,16 @@ class Desk:
             while len(self.tickets) > IN_MEMORY:
                 self.tickets.popitem(last=False)
             return ticket
+
+    def known(self, key: str) -> Ticket | None:
+        """What is remembered or being worked on under a key; None: it must be asked for."""
+        with self.lock:
+            if key not in self.tickets:
+                kept = read_kept(self.folder, key)
+                if kept is None:
+                    return None
+                self.know(key, kept)
+            return self.tickets[key]
 
     def _finish(self, ticket: Ticket, future: Future[Any]) -> None:
         ticket.settle(future)

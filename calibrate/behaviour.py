@@ -27,8 +27,8 @@ from .plan import method_modes, modes_of
 from .prompts import Coder, Prompt
 
 Columns = dict[str, list[Any]]
-PROMPTS_AT_ONCE = 256
-"""Prompts of one part: what is held in memory, and lost when work is interrupted."""
+PROMPTS_AT_ONCE, TOKENS_AT_ONCE = 256, 32_768
+"""Prompts and rows of one part: what is held in memory, and lost when work is interrupted."""
 
 
 def sources_of(spec: ModelSpec, threshold: float, methods: Sequence[str] = ()) -> dict[str, tuple[Placement, ExitRule]]:
@@ -79,19 +79,33 @@ def jobs_of(
     closed: Sequence[Prompt],
     given: Sequence[Prompt],
     threshold: float,
+    tokens: int,
     methods: Sequence[str] = (),
     each: int = PROMPTS_AT_ONCE,
 ) -> list[Job]:
-    """The whole work: ``closed`` prompts under every policy of every model, then what follows the ``given`` ones."""
+    """The whole work: ``tokens`` tokens behind each of the ``closed`` prompts under every policy of every model, then
+    what follows the ``given`` ones.
+    """
     found: list[Job] = []
     for spec in specs.values():
         for name, (placement, exits) in sources_of(spec, threshold, methods).items():
-            found += [Job(name, part, (spec, placement, exits)) for part in _parts(closed, each)]
-    return found + [Job(REFERENCE, part) for part in _parts([p for p in given if p.reference], each)]
+            parts = _parts(closed, each, [tokens] * len(closed))
+            found += [Job(name, part, (spec, placement, exits)) for part in parts]
+    known = [p for p in given if p.reference]
+    return found + [Job(REFERENCE, part) for part in _parts(known, each, [len(p.reference) for p in known])]
 
 
-def _parts(prompts: Sequence[Prompt], each: int) -> list[Sequence[Prompt]]:
-    return [prompts[k : k + each] for k in range(0, len(prompts), each)]
+def _parts(prompts: Sequence[Prompt], each: int, tokens: Sequence[int]) -> list[list[Prompt]]:
+    """At most ``each`` prompts and about ``TOKENS_AT_ONCE`` tokens a part, at least one prompt."""
+    parts: list[list[Prompt]] = []
+    held = 0
+    for prompt, count in zip(prompts, tokens, strict=True):
+        if not parts or len(parts[-1]) == each or held + count > TOKENS_AT_ONCE:
+            parts.append([])
+            held = 0
+        parts[-1].append(prompt)
+        held += count
+    return parts
 
 
 def observe(engine: Any, specs: Mapping[str, ModelSpec], job: Job, coder: Coder, tokens: int, rows: int) -> Columns:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from heliosim import __version__
 from heliosim.errors import InputError
 from heliosim.formats.checkpoint import CheckpointInfo
 from heliosim.formats.files import sha256_of
@@ -70,13 +71,14 @@ def measure_behaviour(
     """
     specs = {name: info.spec for name, info in infos.items()}
     closed = prompts.first_of_each(plan.closed_loop_prompts)
-    jobs = jobs_of(specs, closed, prompts.given, plan.threshold, plan.exit_methods, plan.at_once)
+    how = (plan.threshold, plan.tokens_per_text, plan.exit_methods, plan.at_once)
+    jobs = jobs_of(specs, closed, prompts.given, *how)
     if not jobs:
         problem = "no texts are generated, and the prompts have no completions to score"
         raise InputError("--closed-loop-prompts", plan.closed_loop_prompts, problem, "Give at least 1.")
     weights = {name: info.weights_sha256() for name, info in infos.items()}
     settings = {"tokens": plan.tokens_per_text, "rows": plan.rows, "dtype": [i.dtype for i in infos.values()]}
-    settings |= {"device": str(engine.device)}
+    settings |= {"device": str(engine.device), "heliosim": __version__}
     kept = Parts(parts, digest_of(jobs, weights, settings))
     for number, job in enumerate(jobs):
         progress(job.source, number / len(jobs))

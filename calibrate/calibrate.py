@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from heliosim.behaviour_report import write_behaviour_report
+from heliosim.errors import InputError
 from heliosim.formats.checkpoint import SHIPPED, CheckpointInfo, checkpoint_path, inspect_checkpoint
 from heliosim.formats.files import new_folder, require_free, sha256_of
 from heliosim.formats.hardware_facts import HardwareFacts
 from heliosim.formats.profile import (
+    NO_BEHAVIOUR,
     PROFILE_FOLDER,
     SCHEMA_VERSION,
     ClockName,
@@ -28,6 +30,7 @@ from heliosim.formats.profile import (
 )
 from heliosim.memory_model import STEP_TOKENS
 from heliosim.premises import measure_premises
+from heliosim.streams import stream
 from heliosim.types import ModelSpec, blocks_for
 
 from .behaviour_alone import require_shared_vocabulary
@@ -51,9 +54,10 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Request:
-    """What to calibrate. ``pool_bytes``: memory for weights and KV while measuring; None: enough for the largest batch
-    asked for. ``exit_methods``: exit methods, each ``batching+skipped_kv``, whose texts to record as well.
-    ``prompts_file``, ``closed_loop_prompts``: see ``BehaviourPlan``.
+    """What to calibrate; of random weights no behaviour is recorded. ``pool_bytes``: memory for weights and KV while
+    measuring; None: enough for the largest batch asked for. ``exit_methods``: exit methods, each
+    ``batching+skipped_kv``, whose texts to record as well. ``prompts_file``, ``closed_loop_prompts``: see
+    ``BehaviourPlan``.
 
     ``hardware``: ``full``, ``quick`` or ``off``, cells of single parts to measure beside the steps; ``auto``: full on a
     GPU, quick on a CPU. ``budget_s``: seconds for steps and cells together. ``device_out``: device file to write,
@@ -130,22 +134,23 @@ def _calibrate(
     from heliosim.engines.torch import TorchEngine
 
     with new_folder(request.out, PROFILE_FOLDER, overwrite=request.overwrite) as folder:
-        infos = {
-            i.spec.name: i for i in (inspect_checkpoint(checkpoint_path(m), request.dtype) for m in request.models)
-        }
+        infos = _inspect(request)
         specs = {name: info.spec for name, info in infos.items()}
-        require_shared_vocabulary(specs)
+        has_behaviour = all(info.random is None for info in infos.values())
         engine = TorchEngine(
             {name: info.folder for name, info in infos.items()},
             device=device,
             dtype=request.dtype,
             threads=request.threads,
+            mode="fast" if device.startswith("cuda") else "plain",  # as live runs choose
         )
         clocks: tuple[ClockName, ...] = ("wall",) if device.startswith("cuda") else ("cpu", "wall")
         max_context = min(request.max_context, *(s.max_context for s in specs.values()))
-        coder = request.behaviour.coder(infos, max_context)
-        prompts = request.behaviour.prompts(coder)
-        text = [token for p in prompts.given for token in p.ids]
+        coder = request.behaviour.coder(infos, max_context) if has_behaviour else None
+        prompts = None if coder is None else request.behaviour.prompts(coder)
+        given = [] if prompts is None else prompts.given
+        ids = [token for p in given for token in p.ids]
+        text = _at_least(ids, 2 * max_context) if ids else random_ids(request.seed, engine.vocab)
 
         meter, reason = find_meter(device)
         progress("idle power", 0.0)
@@ -173,18 +178,19 @@ def _calibrate(
             for n, s in specs.items()
         }
 
-        progress("behaviour", 0.6)
-        parts = parts_folder(request.out)
-        behaviour = measure_behaviour(
-            request.behaviour,
-            engine,
-            infos,
-            coder,
-            prompts,
-            folder / "behaviour.parquet",
-            parts,
-            lambda what, share: progress(f"behaviour {what}", 0.6 + 0.36 * share),
-        )
+        parts, behaviour = parts_folder(request.out), NO_BEHAVIOUR
+        if coder is not None and prompts is not None:
+            progress("behaviour", 0.6)
+            behaviour = measure_behaviour(
+                request.behaviour,
+                engine,
+                infos,
+                coder,
+                prompts,
+                folder / "behaviour.parquet",
+                parts,
+                lambda what, share: progress(f"behaviour {what}", 0.6 + 0.36 * share),
+            )
         _write_steps(steps, folder / "steps.parquet")
         progress("fit", 0.98)
         models = {
@@ -208,18 +214,45 @@ def _calibrate(
             models=models,
             energy=energy,
             behaviour=behaviour,
-            files={name: sha256_of(folder / name) for name in tables},
+            files={path.name: sha256_of(path) for path in sorted(folder.glob("*.parquet"))},
             hardware=hardware,
         )
         write_profile(folder, facts)
-        premises = measure_premises(load_profile(folder).behaviour, request.threshold)
-        write_profile(folder, facts.model_copy(update={"premises": [p.row() for p in premises]}))
-        progress("reports", 0.99)
-        write_behaviour_report(load_profile(folder), folder / "behaviour.html", name=request.out.name)
+        if has_behaviour:
+            premises = measure_premises(load_profile(folder).behaviour, request.threshold)
+            write_profile(folder, facts.model_copy(update={"premises": [p.row() for p in premises]}))
+            progress("behaviour report", 0.99)
+            write_behaviour_report(load_profile(folder), folder / "behaviour.html", name=request.out.name)
         write_calibration_report(load_profile(folder), folder)
     Parts.remove_at(parts)
     progress("done", 1.0)
     return load_profile(request.out)
+
+
+def _inspect(request: Request) -> dict[str, CheckpointInfo]:
+    """Facts of the models by name. Raises InputError if two have one name, or if texts are asked of random weights."""
+    infos: dict[str, CheckpointInfo] = {}
+    for model in request.models:
+        info = inspect_checkpoint(checkpoint_path(model), request.dtype)
+        if info.spec.name in infos:
+            raise InputError("--models", model, f"two models are called {info.spec.name}", "Calibrate them apart.")
+        infos[info.spec.name] = info
+    require_shared_vocabulary({name: info.spec for name, info in infos.items()})
+    if request.exit_methods and any(info.random is not None for info in infos.values()):
+        problem = "random weights say nothing, so no texts are recorded"
+        raise InputError("--exit-methods", ",".join(request.exit_methods), problem, "Leave it out.")
+    return infos
+
+
+def random_ids(seed: int, vocab: int, count: int = 4096) -> list[int]:
+    """Token ids for models that have no text: drawn evenly from the vocabulary."""
+    ids: list[int] = stream(seed, "calibrate", "ids").integers(vocab, size=count).tolist()
+    return ids
+
+
+def _at_least(text: list[int], tokens: int) -> list[int]:
+    """A text repeated until it has so many tokens: few prompts must do for steps of any length."""
+    return text * -(-tokens // len(text)) if len(text) < tokens else text
 
 
 def _texts(request: Request) -> list[str]:
@@ -333,8 +366,10 @@ def _facts(
     load_fits: dict[ClockName, LoadFit] = {c: fit_loads(my_loads, c) for c in clocks}
     return ModelFacts(
         architecture=info.architecture,
-        checkpoint=name if name in SHIPPED else str(info.folder.resolve()),
+        checkpoint=name if name in SHIPPED else str(info.folder if info.random is not None else info.folder.resolve()),
         weights_sha256=info.weights_sha256(),
+        weights="checkpoint" if info.random is None else "random",
+        weights_seed=None if info.random is None else info.random.seed,
         dtype=info.dtype,
         layers=spec.layers,
         exits=spec.exits,

@@ -207,7 +207,7 @@ def measure_cells(
         kernels_first=request.device_out is not None,
         estimate=lambda cell: estimators.get(cell.model, first)(cell),
     )
-    targets = [Target(info.spec, engine.hosts[name], info.folder / "tokenizer.json") for name, info in infos.items()]
+    targets = [Target(info.spec, engine.hosts[name], info.tokenizer_file) for name, info in infos.items()]
     return HardwareRun(targets, engine, setting, journal, progress).go()
 
 
@@ -233,8 +233,8 @@ def estimators_of(
 
 
 def architecture_of(info: CheckpointInfo) -> str:
-    """What ``open_architecture`` knows a checkpoint by: its folder, or the architecture that random weights are of."""
-    return str(getattr(info, "architecture_name", None) or info.folder)
+    """What ``open_architecture`` knows a checkpoint by: its folder, or the configuration that random weights are of."""
+    return str(info.folder if info.random is None else info.random.config)
 
 
 def _shipped_like(device: str) -> str | None:

@@ -13,9 +13,11 @@ from heliosim.behaviour_rows import (
     TableRows,
     breach_rows,
     complement_rows,
+    confidence_rows,
     correlation_rows,
     depth_rows,
     fit_rows,
+    joint_rows,
     length_rows,
     quality_rows,
     reliability_rows,
@@ -124,7 +126,11 @@ def _reliability_section(summary: BehaviourSummary, models: Sequence[ModelSummar
         "Does confidence mean what it says?",
         "On the dotted line, tokens of 80 % confidence are the last layer's in 80 of 100 cases. The expected "
         "calibration error is the mean distance from it.",
-        [Figure(figure), *_tables(reliability_rows(summary))],
+        [
+            Figure(figure),
+            *_tables(reliability_rows(summary)),
+            Details("By confidence", _tables(confidence_rows(summary))),
+        ],
     )
 
 
@@ -133,7 +139,8 @@ def _joint_section(summary: BehaviourSummary, style: Style) -> Section:
 
     figures = [Figure(joint_figure(pair.joint, style)) for pair in summary.pairs if pair.one < pair.other]
     reading = "All models were scored on the same text, so their exits are known token by token."
-    return Section("Two models on the same text", reading, [*figures, *_tables(complement_rows(summary))])
+    tables = _tables(joint_rows(summary), complement_rows(summary))
+    return Section("Two models on the same text", reading, [*figures, *tables])
 
 
 def _order_section(opened: Opened, summary: BehaviourSummary, models: Sequence[ModelSummary], style: Style) -> Section:

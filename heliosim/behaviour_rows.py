@@ -88,6 +88,30 @@ def reliability_rows(summary: BehaviourSummary) -> TableRows:
     return TableRows("Reliability of confidence", columns, rows, names=3)
 
 
+def confidence_rows(summary: BehaviourSummary) -> TableRows:
+    """How often an exit says what the last layer says, by its confidence."""
+    rows = [
+        [m.model, str(r["exit_layer"]), f"{r['bin_low']:.1f} to {r['bin_high']:.1f}", percent(r["confidence"]),
+         span(r["right"], r["low"], r["high"]), f"{r['tokens']:,}"]
+        for m in summary.models.values()
+        for r in m.confidence.to_dict("records")
+        if r["exit_layer"] < m.exits[-1] or len(m.exits) == 1
+    ]  # fmt: skip
+    columns = ["model", "layer", "confidence", "its mean", "equals last layer", "tokens"]
+    return TableRows("Agreement with the last layer, by confidence", columns, rows, names=3)
+
+
+def joint_rows(summary: BehaviourSummary) -> TableRows:
+    """Where two models leave the same tokens; each pair of models once."""
+    rows = []
+    for pair in summary.pairs:
+        for r in pair.joint.to_dict("records") if pair.one < pair.other else ():
+            where = [f"{pair.one}@{r[pair.one]}", f"{pair.other}@{r[pair.other]}"]
+            rows.append([*where, span(r["share"], r["low"], r["high"]), percent(r["given_one"]), f"{r['tokens']:,}"])
+    columns = ["leave the one at", "the other at", "of all tokens", "of those that leave the one there", "tokens"]
+    return TableRows(f"Two models on the same tokens, threshold {summary.threshold:g}", columns, rows)
+
+
 def complement_rows(summary: BehaviourSummary) -> TableRows:
     """How models help each other."""
     rows = [

@@ -79,6 +79,8 @@ class BehaviourSummary:
 
 
 ALL_TASKS = "all tasks"
+_DRAWN_TOKENS, _LEAST_DRAWS = 10_000_000, 20
+"""Tokens drawn per fitted model at most, but at least so many tables: a large table needs fewer to be judged by."""
 
 
 def summarise_behaviour(
@@ -152,6 +154,7 @@ def _fits(
     tokens: Tokens, model: str, threshold: float, draws: int, seed: int
 ) -> tuple[pd.DataFrame, dict[str, str | None]]:
     """Fitted models over all tasks together, and which suffices there and in each task."""
+    draws = min(draws, max(_LEAST_DRAWS, _DRAWN_TOKENS // max(1, tokens.size)))
     whole = check_fits(tokens, model, threshold, draws=draws, seed=seed)
     enough = {ALL_TASKS: sufficient(whole)}
     parts = [whole.assign(task=ALL_TASKS)]

@@ -13,8 +13,10 @@ from heliosim.fitted import Column, print_fitted
 PARTS = {
     "shares": rows.share_rows,
     "depth": rows.depth_rows,
+    "confidence": rows.confidence_rows,
     "reliability": rows.reliability_rows,
-    "joint": rows.complement_rows,
+    "joint": rows.joint_rows,
+    "complement": rows.complement_rows,
     "correlation": rows.correlation_rows,
     "runs": rows.run_rows,
     "breaches": rows.breach_rows,

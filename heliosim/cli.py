@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional, get_args
 
 import typer
 
@@ -18,7 +19,11 @@ from heliosim.cli_statistics import Asked, HalfWidth, Jobs, ProfileUncertainty, 
 from heliosim.cli_sweep import sweep
 from heliosim.cli_trace import trace_app
 from heliosim.cli_tune import tune
-from heliosim.errors import HelioSimError, InputError, about
+from heliosim.cli_tune_exits import tune_exits
+from heliosim.errors import HelioSimError, InputError, UnknownNameError, about
+
+if TYPE_CHECKING:
+    from heliosim.scenario import LiveSpec
 
 app = typer.Typer(
     name="heliosim",
@@ -40,6 +45,10 @@ app.command()(tune)
 app.add_typer(trace_app, name="trace", help="Make, import and describe request traces.")
 app.add_typer(exits_app, name="exits", help="Exit batching and skipped-KV methods: speed beside quality.")
 app.add_typer(behaviour_app, name="behaviour", help="Exits: measure, synthesize, import, show and report behaviour.")
+
+calibrate_app = typer.Typer(help="Measure models on this machine and write a profile.", invoke_without_command=True)
+calibrate_app.command("tune-exits")(tune_exits)
+app.add_typer(calibrate_app, name="calibrate")
 
 GO_ON = (
     ["calibrate"],
@@ -89,10 +98,18 @@ def demo(
     run_demo(out, pair=pair, requests=requests, repeats=repeats, device=device, seed=seed)
 
 
-@app.command()
+@calibrate_app.callback()
 def calibrate(
-    out: Annotated[Path, typer.Option(help="Folder of the profile to write.")],
+    context: typer.Context,
+    out: Annotated[Optional[Path], typer.Option(help="Folder of the profile to write; required.")] = None,  # noqa: UP045
     models: Models = "tiny-opt-s,tiny-opt-l",
+    random_weights: Annotated[
+        str,
+        typer.Option(
+            help="Architectures to calibrate with random weights instead of models: shipped names or configuration "
+            "files, separated by commas, each alone or as NAME@exits=6,12,24,seed=0. Times and bytes, no exits."
+        ),
+    ] = "",
     device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the engine.")] = 1,
@@ -147,10 +164,16 @@ def calibrate(
 
     What was measured is kept in OUT.partial until the profile is there; the same command goes on from it.
     """
+    if (command := context.invoked_subcommand) is not None:
+        refuse_options(context, given_options(context), f"is no option of {command}", f"Put it behind {command}.")
+        return
+    if out is None:
+        raise InputError("--out", None, "is missing", "Name the folder of the profile to write.")
+    if random_weights:
+        unused = given_options(context) & {"models", "prompts", "prompts_file", "closed_loop_prompts", "exit_methods"}
+        refuse_options(context, unused, "random weights say nothing and stand alone", "Leave it out.")
     need_live()
     if dtype not in ("float32", "float16", "bfloat16"):
-        from heliosim.errors import UnknownNameError
-
         raise UnknownNameError("--dtype", dtype, ("float32", "float16", "bfloat16"))
     if prompts is not None and prompts_file is not None:
         raise InputError("--prompts", prompts, "has no effect with --prompts-file", "Leave one of them out.")
@@ -158,10 +181,11 @@ def calibrate(
     from heliosim_calibrate.calibrate import calibrate as measure
 
     from heliosim.console import progress_bar
+    from heliosim.formats.random_weights import split_names
     from heliosim.profile_view import show_profile
 
     request = Request(
-        models=[m.strip() for m in models.split(",") if m.strip()],
+        models=split_names(random_weights or models, random_only=bool(random_weights)),
         out=out,
         device=device,
         dtype=dtype,
@@ -201,8 +225,12 @@ def calibrate(
             f"\nDevice file written to {device_out}. Compose with: heliosim profile compose --device {device_out}"
         )
     typer.echo(f"\nReport: {out}/calibration.html")
-    typer.echo(f"\nBehaviour, with figures: {out / 'behaviour.html'}")
-    typer.echo(f"Profile written to {out}. Next: heliosim example --profile {out} --out example")
+    following = f"heliosim example --profile {out} --out example"
+    if profile.random_models:
+        following = "heliosim run SCENARIO --live --replay-exits PROFILE"
+    else:
+        typer.echo(f"\nBehaviour, with figures: {out / 'behaviour.html'}")
+    typer.echo(f"Profile written to {out}. Next: {following}")
 
 
 @app.command()
@@ -213,6 +241,18 @@ def run(
     clock: Annotated[Optional[str], typer.Option(help="cpu or wall; default: the scenario's.")] = None,  # noqa: UP045
     device: Annotated[Optional[str], typer.Option(help="With --live: auto, cpu, cuda or cuda:N.")] = None,  # noqa: UP045
     seed: Annotated[Optional[int], typer.Option(min=0, help="Seed instead of the scenario's.")] = None,  # noqa: UP045
+    replay_exits: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Profile or behaviour table whose recorded exits stand in for the models' own: thresholds, breaches, "
+            "lengths and quality follow them while steps, memory and loads are the models'. One run, no replications."
+        ),
+    ] = None,
+    engine: Annotated[Optional[str], typer.Option(help="With --live: auto, plain, fast or conditional.")] = None,  # noqa: UP045
+    max_stride: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="With --live: steps between two decisions of the server; default 32, plain engine 1."),
+    ] = None,
     allow_extrapolation: Annotated[
         bool, typer.Option("--allow-extrapolation", help="Answer outside the calibrated range, and say so.")
     ] = False,
@@ -234,14 +274,22 @@ def run(
         changes["seed"] = seed
     if allow_extrapolation:
         changes["allow_extrapolation"] = True
+    changes["live"] = live_of(loaded.live, engine, max_stride)
     loaded = loaded.model_copy(update=changes)
+    if replay_exits is not None and replications is None:
+        replications = 1
     asked = Asked(replications, half_width, jobs, profile_uncertainty)
     if live:
         asked.require_single("--live")
+    elif replay_exits is not None:
+        asked.require_single("--replay-exits")
     elif replications == 1:
         asked.require_single("--replications 1")
     if device is not None and not live:
         raise InputError("--device", device, "a simulation runs on no device", "Add --live, or leave it out.")
+    for option, given in (("--engine", engine), ("--max-stride", max_stride)):
+        if given is not None and not live:
+            raise InputError(option, given, "a simulation does not look at it", "Add --live, or leave it out.")
     target = out or Path("runs") / f"{loaded.name}-{'live' if live else 'simulated'}"
     require_free(target, RUN_FOLDER, overwrite=overwrite, source=scenario)  # said now, not after a long run
     from heliosim.runs import last_arrival, refuse_live_fleet, run_live, run_simulated, save
@@ -252,12 +300,17 @@ def run(
     elif replications != 1:
         with about(scenario):
             asked.require_drawable(loaded)
+    replay = None
+    if replay_exits is not None:
+        from heliosim.replays import open_replay
+
+        replay = open_replay(replay_exits)
     with about(scenario), progress_bar("Live" if live else "Simulating") as progress:
         on_progress = run_progress(progress, last_arrival(loaded))
         if live:
-            results = run_live(loaded, device=device or "auto", on_progress=on_progress).results
+            results = run_live(loaded, device=device or "auto", replay=replay, on_progress=on_progress).results
         else:
-            results = run_simulated(loaded, on_progress=on_progress)
+            results = run_simulated(loaded, replay=replay, on_progress=on_progress)
     replicated = None
     if not live and replications != 1:
         from heliosim.statistics_view import print_replicated
@@ -276,6 +329,8 @@ def run(
         from heliosim.fleet_view import print_fleet
 
         print_fleet(results, loaded.fleet)
+    if not (live or loaded.sampling.is_greedy):
+        typer.echo("The profile's behaviour stands for whatever the scenario's sampling says; only a live run draws.")
     typer.echo(f"Run written to {target}")
 
 
@@ -382,6 +437,29 @@ def profile_check(
 
 
 add_statistics(app)  # behind the commands above in the list of help
+
+
+def given_options(context: typer.Context) -> set[str]:
+    """Options of a command that were given, not left at their defaults."""
+    return {n for n in context.params if getattr(context.get_parameter_source(n), "name", "") == "COMMANDLINE"}
+
+
+def refuse_options(context: typer.Context, names: Iterable[str], problem: str, remedy: str) -> None:
+    """Raise InputError for the first of these options of a command."""
+    for name in sorted(names):
+        raise InputError(f"--{name.replace('_', '-')}", str(context.params[name]), problem, remedy)
+
+
+def live_of(known: LiveSpec, engine: str | None, max_stride: int | None) -> LiveSpec:
+    """A scenario's ``live`` section with what the command line says. Raises InputError or UnknownNameError."""
+    from heliosim.formats.files import validate
+    from heliosim.scenario import LiveSpec
+
+    names = get_args(LiveSpec.model_fields["engine"].annotation)
+    if engine is not None and engine not in names:
+        raise UnknownNameError("--engine", engine, names)
+    given = {"engine": engine, "max_stride": max_stride}
+    return validate(LiveSpec, known.model_dump() | {k: v for k, v in given.items() if v is not None}, "--live")
 
 
 def need_live() -> None:

@@ -103,16 +103,21 @@ def _import_sweep(source: Path, out: Path, threshold: float | None, overwrite: b
 
 @behaviour_app.command()
 def show(
-    what: Annotated[str, typer.Argument(help="Exit spec (file or shipped name), or a folder with a behaviour table.")],
+    what: Annotated[
+        str, typer.Argument(help="Exit spec (file or shipped name), folder with a behaviour table, or profile.")
+    ],
 ) -> None:
     """Print an exit spec with what follows from it, or a behaviour table with what its texts hold."""
+    from heliosim.profile_view import shipped_profiles
     from heliosim.synthetic.solve import solve
     from heliosim.synthetic.spec import load_spec
     from heliosim.synthetic.table import load_table
     from heliosim.synthetic.view import print_spec, print_table
 
     path = Path(what)
-    if path.is_dir():
+    if (path / "profile.json").is_file() or (not path.exists() and what in shipped_profiles()):
+        stats(what, tables="shares,depth,quality")
+    elif path.is_dir():
         print_table(*load_table(path), path.name)
     else:
         print_spec(solve(load_spec(what)))
@@ -128,8 +133,8 @@ def stats(
     tables: Annotated[
         str | None,
         typer.Option(
-            help="Some of: shares, depth, reliability, joint, correlation, runs, breaches, quality, lengths, fits; "
-            "separated by commas. Default: all but fits."
+            help="Some of: shares, depth, confidence, reliability, joint, complement, correlation, runs, breaches, "
+            "quality, lengths, fits; separated by commas. Default: all but fits."
         ),
     ] = None,
     seed: Seed = 0,

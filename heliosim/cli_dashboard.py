@@ -29,8 +29,6 @@ DARK: Mapping[str, str] = {
     "borderColor": "#37414A",
     "linkColor": "#7CC5F0",
 }
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D", "#8C564B")
-"""Told apart by colour-blind readers; the same as in figures."""
 UPLOAD_MB = 20
 
 

@@ -10,9 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field
-from typing import Any
-
-import pandas as pd
 
 from heliosim.arrivals import Gaps
 from heliosim.costing import token_cost
@@ -136,7 +133,7 @@ class Study:
 
         origin = "" if self.profile_kind == "measured" else f" · profile {ORIGINS[self.profile_kind]}"  # type: ignore[index]
         return (
-            f"{self.requests:,} requests per run, first {100 * self.settling:g} % left out · "
+            f"{self.requests:,} requests per server and run, first {100 * self.settling:g} % left out · "
             f"{self.replications} replications · seed {self.base_seed} · simulated{origin}"
         )
 
@@ -192,7 +189,7 @@ def run_study(plan: Plan, *, executor: Executor | None = None, on_progress: OnPr
         rates_per_s=plan.rates,
         focus_per_s=plan.focus_per_s,
         replications=plan.replications,
-        requests=max(cell.requests for cell in cells),
+        requests=max(cell.requests for cell in cells if cell.replicas == 1),
         base_seed=first.seed,
         slo={} if first.slo is None else {k: v for k, v in asdict(first.slo).items() if v is not None},
         profile_kind=open_once(first.profile).facts.kind,
@@ -225,7 +222,9 @@ def is_overloaded(cells: Sequence[Cell]) -> bool:
 
 
 def cell_scenario(scenario: Scenario, rate_per_s: float, replicas: int) -> Scenario:
-    """A scenario at another mean rate on so many equal replicas."""
+    """A scenario at another mean rate on so many equal replicas, with as many times the requests if they are drawn, so
+    that every server sees as many.
+    """
     process = scenario.workload.arrivals
     if isinstance(process, Gaps):
         workload = scenario.workload.model_copy(
@@ -236,6 +235,9 @@ def cell_scenario(scenario: Scenario, rate_per_s: float, replicas: int) -> Scena
         there = scaled(scenario, rate_per_s / base_rate(scenario))
     if replicas == 1:
         return there
+    if there.workload.trace is None and there.workload.requests is not None:
+        more = {"requests": there.workload.requests * replicas}
+        there = there.model_copy(update={"workload": there.workload.model_copy(update=more)})
     return there.model_copy(update={"fleet": Fleet(replicas=(ReplicaGroup(name="replica", count=replicas),))})
 
 
@@ -282,35 +284,3 @@ def gpus_of(results: RunResults) -> int:
 
 def _per(value: float | None, count: int) -> float | None:
     return None if value is None else value / count
-
-
-# -- plain data -------------------------------------------------------------------------------------
-
-
-def plain_study(study: Study) -> dict[str, Any]:
-    """A study as plain data, to be kept or sent."""
-    return asdict(study)
-
-
-def study_of(plain: Mapping[str, Any]) -> Study:
-    """A study from plain data, as ``plain_study`` made it."""
-    lists = {k: tuple(plain[k]) for k in ("systems", "rates_per_s", "fleet_rates_per_s", "replicas")}
-    return Study(**{**plain, **lists, "cells": tuple(Cell(**cell) for cell in plain["cells"])})
-
-
-def study_table(study: Study) -> pd.DataFrame:
-    """Every run as a row, every metric a column: what a spreadsheet takes."""
-    rows = [
-        {
-            "system": c.system,
-            "rate_per_s": c.rate_per_s,
-            "replicas": c.replicas,
-            "replication": c.replication,
-            "seed": str(c.seed),
-            "requests": c.requests,
-            "waiting_grew": c.grew,
-            **c.values,
-        }
-        for c in study.cells
-    ]
-    return pd.DataFrame(rows)

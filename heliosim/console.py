@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from heliosim.formats.profile import ProfileKind
-    from heliosim.formats.results import RunResults
+    from heliosim.formats.results import RunInfo, RunResults
     from heliosim.metrics import Slo, Summary
     from heliosim.runs import LiveRun
     from heliosim.scenario import Scenario
@@ -132,6 +132,14 @@ def say_kind(kind: ProfileKind) -> None:
         console().print(f"[yellow]{CAUTIONS[kind]}[/]")
 
 
+def say_replayed(runs: Iterable[RunInfo]) -> None:
+    """Say it if exits of runs were replayed."""
+    from heliosim.formats.results import replay_caution
+
+    if caution := replay_caution(runs):
+        console().print(f"[yellow]{caution}[/]")
+
+
 def print_summary(run: RunResults | LiveRun, slo: Slo | None) -> None:
     """The metrics of one run, one per line, best known first."""
     from rich.table import Table
@@ -143,7 +151,8 @@ def print_summary(run: RunResults | LiveRun, slo: Slo | None) -> None:
     summary = summarise(results, slo=slo)
     print_refused_first(results, summary)
     table = Table(
-        title=f"{results.info.name} · {results.info.mode}, {results.info.clock} clock, seed {results.info.seed}"
+        title=f"{results.info.name} · {results.info.mode}{', exits replayed' if results.info.replayed_exits else ''}, "
+        f"{results.info.clock} clock, seed {results.info.seed}"
     )
     table.add_column("metric")
     table.add_column("value", justify="right", no_wrap=True)
@@ -166,6 +175,7 @@ def print_summary(run: RunResults | LiveRun, slo: Slo | None) -> None:
         console().print(line)
     say_kind(results.info.profile_kind)
     say_quality(results.info.quality_unknown)
+    say_replayed([results.info])
     say_behaviour(results.info.behaviour)
     print_details(results, summary)
     if (noise := _noise_of(results)) is not None:
@@ -180,7 +190,7 @@ def _noise_of(results: RunResults) -> str | None:
 
     scenario = results.scenario
     kinds = (scenario.get("controller", {}).get("kind"), results.info.mode, scenario.get("fleet"))
-    if kinds != ("helios", "simulated", None):
+    if kinds != ("helios", "simulated", None) or results.info.replayed_exits:
         return None
     try:
         profile = open_profile(str(scenario["profile"]))
@@ -297,9 +307,13 @@ def print_comparison(folders: Sequence[Path], report: Path | None) -> None:
         if len(simulated) > 1:
             remedy = "Give one simulated run per scenario, or rename scenarios."
             raise InputError("runs", name, f"{len(simulated)} simulated runs of one scenario", remedy)
-        if len({(run.info.scenario_hash, run.info.profile_hash) for run in (*simulated, *live)}) > 1:
-            remedy = "Compare runs of one scenario, seed, clock and profile, or rename the scenario that differs."
-            raise InputError("runs", name, "runs of this name differ in scenario, seed, clock or profile", remedy)
+        runs = (*simulated, *live)
+        if len({(run.info.scenario_hash, run.info.profile_hash, run.info.replayed_exits) for run in runs}) > 1:
+            remedy = (
+                "Compare runs of one scenario, seed, clock, profile and replay, or rename the scenario that differs."
+            )
+            problem = "runs of this name differ in scenario, seed, clock, profile or replayed exits"
+            raise InputError("runs", name, problem, remedy)
         clocks = {run.info.clock for run in live}
         if len(clocks) > 1:
             raise InputError(

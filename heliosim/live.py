@@ -17,7 +17,7 @@ from typing import Literal
 from heliosim.drive import Finished, Log, attempt, feed, settle, settle_refused
 from heliosim.engines.base import Engine
 from heliosim.serving.server import Server
-from heliosim.types import Idle, Seconds, tick
+from heliosim.types import Idle, Outcome, Seconds, tick
 from heliosim.workload import Source
 
 LiveClock = Literal["cpu", "wall"]
@@ -51,16 +51,21 @@ def serve_live(
     """Run one live server to the end of its source.
 
     A step is charged everything since the previous charge: scheduling, recording and the engine. An idle wait that
-    overshoots is charged to the step behind it, so the log alone reproduces every time.
+    overshoots is charged to the step behind it, so the log alone reproduces every time. Of a stride, the first step is
+    charged what the engine did not count among its steps.
     """
     read = _READ[clock]
+    keep_time = getattr(engine, "keep_time", None)
+    if keep_time is not None:
+        keep_time(read)
+    max_ends = 1 if source.is_answering else None
     log: Log = []
     now: Seconds = 0.0
     with steady_process():
         mark = read()
         while True:
             feed(source, engine, server, now)
-            action = server.next_action(now)
+            action = server.next_action(now, source.next_s, max_ends)
             settle_refused(source, engine, server, now)
             if isinstance(action, Idle):
                 if source.next_s is None:
@@ -69,7 +74,7 @@ def serve_live(
                 continue
             outcome = attempt(engine, action)
             at = read()
-            outcome = outcome._replace(seconds=tick(at - mark))
+            outcome = charged(outcome, tick(at - mark))
             mark = at
             now += outcome.seconds
             if keep_log:
@@ -79,6 +84,16 @@ def serve_live(
                 on_progress(now)
     server.stop()
     return Finished(end_s=now, log=log)
+
+
+def charged(outcome: Outcome, seconds: Seconds) -> Outcome:
+    """An outcome that took ``seconds``; its stride's first step takes up the difference, so that steps add up."""
+    stride = outcome.stride
+    if stride is not None:
+        first = stride.steps[0]
+        more = seconds - sum(step.seconds for step in stride.steps)
+        stride.steps[0] = first._replace(seconds=first.seconds + more)
+    return outcome._replace(seconds=seconds)
 
 
 def _wait(now: Seconds, until: Seconds, mark: float, clock: LiveClock) -> tuple[Seconds, float]:

@@ -45,6 +45,9 @@ def show_profile(profile: Profile, *, sources: bool = False) -> None:
         f"{f' ({threads} thread(s))' if (threads := device.get('threads')) else ''} · seed {facts.seed}"
     )
     _show_derivation(profile, sources)
+    if profile.random_models:
+        seeds = ", ".join(f"{n} (seed {facts.models[n].weights_seed})" for n in profile.random_models)
+        out.print(f"[yellow]random weights: {seeds}. Times and bytes are real; there are no exits and no texts[/]")
     out.print(f"energy: {_energy(profile, sources)}\n")
     print_fitted(out, "Models", *_sizes(facts.models))
     memory = device.get("gpu_memory_bytes")
@@ -221,6 +224,15 @@ def show_premises(profile: Profile) -> None:
     print_fitted(out, f"HELIOS premises, {'measured' if profile.is_measured else 'of synthetic exits'}", columns, rows)
 
 
+def _behaviour_rows(profile: Profile) -> int:
+    """Rows of the behaviour table, given texts included; 0 without one. Reading it checks it."""
+    import pyarrow.parquet as pq
+
+    if not profile.has_behaviour or not profile.behaviour.texts:
+        return 0
+    return int(pq.read_metadata(profile.folder / "behaviour.parquet").num_rows)
+
+
 def check_profile(profile: Profile) -> int:
     """Print one line per check; 0 if the profile can be used, 2 if not. Reading it checked schema and digests."""
     from heliosim.console import console
@@ -230,7 +242,7 @@ def check_profile(profile: Profile) -> int:
     out.print("schema and digests: ok")
     for name, facts in profile.facts.models.items():
         problems += _check_model(name, facts)
-    rows = sum(t.tokens for t in profile.behaviour.texts.values()) if profile.has_behaviour else 0
+    rows = _behaviour_rows(profile)
     if rows != profile.facts.behaviour.rows:
         problems.append(f"behaviour: {rows} rows in the table, {profile.facts.behaviour.rows} in profile.json")
     for problem in problems:

@@ -179,7 +179,8 @@ class TableRecorder:
         self._confidence.frombytes(tokens.confidences.tobytes())
         self._logprob.frombytes(tokens.logprobs.tobytes())
         count = len(self._token_request) - len(self._token_id)
-        self._token_id.extend(repeat(-1, count))
+        ids = getattr(tokens, "ids", None)  # a live engine has them
+        self._token_id.extend(repeat(-1, count)) if ids is None else self._token_id.frombytes(ids.tobytes())
         self._agrees.extend(repeat(-1, count)) if agrees is None else self._agrees.frombytes(agrees().tobytes())
 
     def _name(self, rows: int) -> pa.Array:

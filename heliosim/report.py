@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from heliosim.formats.files import write_text
 from heliosim.formats.profile import CAUTIONS, least_sure
+from heliosim.formats.results import replay_caution
 from heliosim.metrics import HEADLINE, ComparisonRow, SystemResult, metric_spec, significant
 from heliosim.tables import inside, percent, spread
 
@@ -95,9 +96,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A plotly figure; its own title and caption say what it is."""
+    """A plotly figure; its own title and caption say what it is. ``alt``: the same in words, for who cannot see it."""
 
     figure: go.Figure
+    alt: str = ""
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,8 @@ class _Writer:
                 "modeBarButtons": [["toImage", "resetScale2d"]],
             },
         )
-        return f'<figure><div class="wide">{markup}</div></figure>'
+        said = f' role="img" aria-label="{escape(block.alt)}"' if block.alt else ""
+        return f'<figure{said}><div class="wide">{markup}</div></figure>'
 
 
 def _text(value: str | None) -> str:
@@ -475,6 +478,7 @@ def _timeline_section(focus: SystemResult) -> Section:
     for run in runs:
         style = charts.Style({}, charts.run_caption(run))
         kind = "simulated" if run.info.mode == "simulated" else "measured"
+        kind += ", exits replayed" if run.info.replayed_exits else ""
         figures.append(Figure(charts.timeline_figure(charts.timeline_data(run), style, f"{focus.name}, {kind}")))
     reading = (
         "What was resident when (model@layers), how many requests ran and waited, how memory was shared, "
@@ -572,6 +576,8 @@ def _limits(systems: Sequence[SystemResult]) -> list[str]:
     energy = [row.measured_mean or row.simulated for s in systems for row in s.comparison(["energy_j"])]
     if all(e is None for e in energy):
         said.append("Energy is unavailable: no meter could be read, and none was guessed.")
+    if replayed := replay_caution(run.info for s in systems for run in s.runs):
+        said.append(replayed)
     return said
 
 
@@ -582,6 +588,8 @@ def _provenance(systems: Sequence[SystemResult], profile_facts: Mapping[str, Any
     kind = least_sure(run.info.profile_kind for run in runs)
     if kind in CAUTIONS:
         facts["Origin of the profile"] = CAUTIONS[kind][0].lower() + CAUTIONS[kind][1:].rstrip(".")
+    if replayed := replay_caution(run.info for run in runs):
+        facts["Exits"] = replayed
     facts["Scenarios"] = ", ".join(
         dict.fromkeys(f"{s.name} {run.info.scenario_hash[:12]}" for s in systems for run in s.runs)
     )

@@ -20,6 +20,7 @@ from heliosim.formats.results import Deployed, RunClock, RunInfo, RunResults, sa
 from heliosim.noise import NoisePlayer
 from heliosim.profile_view import open_profile
 from heliosim.recorder import NullRecorder, TableRecorder
+from heliosim.replays import Replay, replaying
 from heliosim.scenario import Scenario
 from heliosim.streams import stream
 from heliosim.types import Arrival, Content, ExitRule, Placement, Request, StepPower
@@ -96,24 +97,32 @@ def run_simulated(
     *,
     engine: Engine | None = None,
     behaviour: Behaviour | None = None,
+    replay: Replay | None = None,
     on_progress: OnProgress | None = None,
     max_stride: int = ANY_STRIDE,
 ) -> RunResults:
-    """Simulate a scenario. ``engine`` and ``behaviour`` replace the profile's (replays of recorded runs).
+    """Simulate a scenario. ``engine`` and ``behaviour`` replace the profile's (replays of recorded runs). ``replay``:
+    recorded exits that the controller knows offline as well, as in a live run with the same ones.
 
     ``max_stride``: decode steps the simulated engine may do at once; it changes how long the answer takes, never what
-    it is. Other engines do one.
+    it is. Other engines do one, or what they recorded (``engines.replay``).
     """
     if scenario.fleet is not None:
         if engine is not None:
             raise ValueError("a fleet's replicas have engines of their own; run it without one")
+        if replay is not None:
+            remedy = "Give its groups profiles with these exits."
+            raise InputError("--replay-exits", replay.label, "a fleet's groups have exits of their own", remedy)
         return _run_fleet(scenario, profile, behaviour, on_progress, max_stride)
     from heliosim.simulate import simulate_server
 
     profile = profile or open_profile(scenario.profile)
+    if replay is not None:
+        profile = replaying(profile, scenario, replay)
     recorder = TableRecorder()
     engine = engine or sim_engine(scenario, profile, behaviour, strides=max_stride > 1)
-    server = build_server(scenario, profile, recorder, max_stride if isinstance(engine, SimEngine) else 1)
+    stride = max_stride if isinstance(engine, SimEngine) else getattr(engine, "max_stride", 1)
+    server = build_server(scenario, profile, recorder, stride)
     cpu, wall = time.process_time(), time.perf_counter()
     simulate_server(server, engine, build(scenario.workload, scenario.seed), on_progress)
     host = {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
@@ -121,7 +130,7 @@ def run_simulated(
         host["extrapolated_steps"] = engine.extrapolated_steps
     is_own = isinstance(engine, SimEngine) and behaviour is None
     unknown = unknown_quality(scenario, {scenario.profile: profile}) if is_own else ""
-    return _results(scenario, profile, recorder, "simulated", host, unknown)
+    return _results(scenario, profile, recorder, "simulated", host, unknown, replay)
 
 
 def _run_fleet(
@@ -156,9 +165,16 @@ def _run_fleet(
 
 
 def make_engine(
-    scenario: Scenario, profile: Profile, *, device: str = "auto", threads: int | None = None
+    scenario: Scenario,
+    profile: Profile,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    replay: Replay | None = None,
 ) -> TorchEngine:
-    """The real engine for a scenario. Raises InputError if a checkpoint is not the one the profile was measured on."""
+    """The real engine for a scenario; ``replay``: whose exits stand in for its own. Raises InputError if a checkpoint
+    is not the one the profile was measured on.
+    """
     from heliosim.engines.torch import TorchEngine
     from heliosim.formats.checkpoint import checkpoint_path, inspect_checkpoint
 
@@ -184,21 +200,38 @@ def make_engine(
         remedy = f"Use --device {measured_on}, or calibrate on {device}."
         raise InputError("--device", device, f"the profile was measured on {measured_on}", remedy)
     device = measured_on
+    mode = scenario.live.engine
+    if mode == "auto":
+        mode = "plain" if device == "cpu" else "fast"
     return TorchEngine(
         folders,
         device=device,
         dtype=profile.model(scenario.models[0]).dtype,
         threads=threads or int(profile.facts.device.get("threads") or 1),
         is_pageable=scenario.memory.host == "pageable",
+        replay=None if replay is None else replay.behaviour,
+        seed=scenario.seed,
         budget_bytes=_largest_budget(scenario) - needs_beside(scenario, profile).fixed,
         host_bytes=scenario.memory.host_bytes,
+        sampling=scenario.sampling,
+        mode=mode,
+        attention=scenario.live.attention,
     )
 
 
 def _largest_budget(scenario: Scenario) -> int:
     """The most device memory that a scenario gives its server at any time."""
     later = [change.memory.budget_bytes for change in scenario.changes if change.memory is not None]
-    return max(scenario.memory.budget_bytes, *later)
+    return max((scenario.memory.budget_bytes, *later))
+
+
+def live_stride(scenario: Scenario, engine: TorchEngine) -> int:
+    """Steps that a live engine does at once at most. Raises InputError if a stride is asked of one that has none."""
+    asked = scenario.live.max_stride
+    if engine.mode == "plain" and asked not in (None, 1):
+        remedy = "Give live.engine fast, or leave it out."
+        raise InputError("live.max_stride", asked, "the plain engine goes step by step", remedy)
+    return engine.default_stride if asked is None else asked
 
 
 def run_live(
@@ -208,12 +241,15 @@ def run_live(
     device: str = "auto",
     engine: TorchEngine | None = None,
     score_agreement: bool = True,
+    replay: Replay | None = None,
     on_progress: OnProgress | None = None,
 ) -> LiveRun:
     """Execute a scenario on the real engine, then score agreement of every token with its model's last layer (not
-    timed).
+    timed; neither of random weights nor of replayed exits, whose record says it).
 
-    An engine made here is warmed up first with the scenario's own first requests.
+    ``replay``: recorded exits in place of the models' own. An engine made here is warmed up first with the scenario's
+    own first requests. Raises InputError for an ``engine`` that takes tokens otherwise than the scenario says, or that
+    was not made for the replay.
     """
     from heliosim.live import serve_live
 
@@ -223,18 +259,26 @@ def run_live(
     if "energy" in (scenario.controller.get("objective"), *(change.objective for change in scenario.changes)):
         remedy = "Simulate it from a profile with energy figures, or use another objective."
         raise InputError("controller.objective", "energy", "the live engine reads no energy per step", remedy)
+    if replay is not None:
+        profile = replaying(profile, scenario, replay)
     if engine is None:
-        engine = make_engine(scenario, profile, device=device)
+        engine = make_engine(scenario, profile, device=device, replay=replay)
         _warm_up(scenario, profile, engine)
+    if engine.sampling != scenario.sampling:
+        problem = "the engine given was made for other settings"
+        raise InputError("sampling", str(scenario.sampling), problem, "Make it for this scenario.")
+    if (engine.replay is None) != (replay is None):
+        problem = "the engine given was made for other exits"
+        raise InputError("--replay-exits", replay and replay.label, problem, "Make it with this replay.")
     engine.reset()
     recorder = TableRecorder()
-    server = build_server(scenario, profile, recorder)
+    server = build_server(scenario, profile, recorder, live_stride(scenario, engine))
     cpu, wall = time.process_time(), time.perf_counter()
     done = serve_live(server, engine, build(scenario.workload, scenario.seed), scenario.clock, on_progress=on_progress)
     host = {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
     outputs = engine.take_outputs()
-    results = _results(scenario, profile, recorder, scenario.clock, host)
-    if score_agreement:
+    results = _results(scenario, profile, recorder, scenario.clock, host, replay=replay)
+    if score_agreement and replay is None and not profile.random_models:
         results = with_agreement(results, engine, contents(scenario.workload, scenario.seed), outputs)
     return LiveRun(results, done.log, outputs)
 
@@ -260,7 +304,12 @@ def _warm_up(scenario: Scenario, profile: Profile, engine: TorchEngine, requests
     known = contents(scenario.workload, scenario.seed)
     firsts = [(k, c) for k, c in known.items() if c.prompt_ids is not None][:requests]
     arrivals = [Arrival(Request(k, 0.0, len(c.prompt_ids or ()), 4), replace(c, output_tokens=4)) for k, c in firsts]
-    server = build_server(scenario.model_copy(update={"changes": ()}), profile, NullRecorder())
+    if engine.texts.made_up is not None and not firsts:
+        room = min(64, *(profile.spec(name).max_context - 4 for name in scenario.models))
+        some = [(k, c) for k, c in known.items()][:requests]
+        arrivals = [Arrival(Request(k, 0.0, room, 4), replace(c, output_tokens=4)) for k, c in some]
+    bare = scenario.model_copy(update={"changes": ()})
+    server = build_server(bare, profile, NullRecorder(), live_stride(scenario, engine))
     serve_live(server, engine, OpenLoop(arrivals), "cpu", keep_log=False)
     engine.take_outputs()
 
@@ -302,8 +351,11 @@ def _results(
     clock: str,
     host: dict[str, Any],
     quality_unknown: str = "",
+    replay: Replay | None = None,
 ) -> RunResults:
     info = _info(scenario, profile.hash, profile.facts.kind, clock, quality_unknown, {"replica": deployment(profile)})
+    if replay is not None:
+        info = info.model_copy(update={"replayed_exits": replay.label})
     return RunResults.of(recorder, info, scenario.to_yaml(), tasks=_tasks(scenario), host=host)
 
 

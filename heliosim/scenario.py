@@ -29,6 +29,7 @@ from heliosim.errors import InputError, UnknownNameError, about
 from heliosim.formats.files import Strict, read_yaml, refuse_true, sha256_of, validate, without_none, write_text
 from heliosim.metrics import SCALARS, Slo
 from heliosim.registry import CONTROLLERS, EXIT_BATCHING, ORDERS, ROUTERS, SKIPPED_KV, Registry
+from heliosim.sampling import GREEDY, Sampling
 from heliosim.serving.kinds import ControllerKind
 from heliosim.serving.ordering import Order
 from heliosim.serving.repository import Objective
@@ -152,6 +153,24 @@ class BatcherSpec(Strict):
     def _budget_holds_batch(self) -> BatcherSpec:
         if self.token_budget < self.max_batch:
             raise ValueError(f"token_budget ({self.token_budget}) must be at least max_batch ({self.max_batch})")
+        return self
+
+
+class LiveSpec(Strict):
+    """How a live run executes; a simulation does not look at it. ``engine``: ``plain`` goes step by step, ``fast`` in
+    strides on the device, ``conditional`` also decides exits there (docs/engine.md); auto: fast on a GPU, else plain.
+    ``attention``: backend of the last two. ``max_stride``: steps between two decisions of the server at most; None: 32,
+    or 1 on the plain engine, which has no strides.
+    """
+
+    engine: Literal["auto", "plain", "fast", "conditional"] = "auto"
+    attention: Literal["auto", "flash-infer", "triton", "varlen", "flex", "sdpa"] = "auto"
+    max_stride: int | None = Field(default=None, ge=1, le=4096)
+
+    @model_validator(mode="after")
+    def _plain_has_no_strides(self) -> LiveSpec:
+        if self.engine == "plain" and self.max_stride not in (None, 1):
+            raise ValueError(f"max_stride ({self.max_stride}) needs the fast engine; the plain one goes step by step")
         return self
 
 
@@ -318,7 +337,8 @@ class Scenario(Strict):
     step-time noise of the profile from its k-th random place. ``fleet``: replicas behind a router; None: one server.
     ``changes``: what becomes different during the run, in order of time. ``behaviour``: whether requests meet the exits
     of recorded texts (``replay``), or of texts drawn from a model fitted to them (``iid``, ``markov``,
-    ``markov-request``; simulated runs only).
+    ``markov-request``; simulated runs only). ``sampling``: how a live engine takes tokens;
+    a simulation's behaviour is that of its profile, whatever stands there. ``live``: how a live run executes.
     """
 
     schema_version: Literal[1] = 1
@@ -338,6 +358,8 @@ class Scenario(Strict):
     fleet: Fleet | None = None
     changes: tuple[ChangeSpec, ...] = ()
     behaviour: BehaviourSource = "replay"
+    sampling: Sampling = GREEDY
+    live: LiveSpec = LiveSpec()
 
     @field_validator("changes")
     @classmethod
@@ -370,6 +392,10 @@ class Scenario(Strict):
             content.pop("changes", None)
         if self.behaviour == "replay":
             content.pop("behaviour", None)
+        if self.sampling == GREEDY:
+            content.pop("sampling", None)
+        if self.live == LiveSpec():
+            content.pop("live", None)
         return content
 
     @field_validator("name")

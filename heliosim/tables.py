@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from heliosim.fitted import Column, print_tables
 from heliosim.formats.profile import CAUTIONS, least_sure
+from heliosim.formats.results import replay_caution
 from heliosim.metrics import HEADLINE, ComparisonRow, MetricSpec, SystemResult, metric_spec
 
 if TYPE_CHECKING:
@@ -153,6 +154,8 @@ def _caption(systems: Sequence[SystemResult]) -> str:
 
     kind = least_sure(run.info.profile_kind for s in systems for run in s.runs)
     caution = f"\n{CAUTIONS[kind]}" if kind in CAUTIONS else ""
+    replayed = replay_caution(run.info for s in systems for run in s.runs)
+    caution += f"\n{replayed}" if replayed else ""
     said = [f"{span(requests)} requests per run, seed {span(seeds)}"]
     if clocks:
         said.append(f"measured: mean of {span(live)} repeats ({'/'.join(clocks)} clock)")

@@ -25,6 +25,7 @@ from .cell import Cell, Row, absent
 from .grid import Extent
 
 OUTPUT, PROMPT = 16, 16
+NO_TOKENIZER = "the checkpoint has no tokenizer.json"
 
 
 class Timed:
@@ -81,11 +82,13 @@ def measure_prepare(bench: Bench, cell: Cell, extent: Extent) -> Row:
     return Row(cell, "s", tuple(values))
 
 
-def measure_ingress(engine: Any, spec: ModelSpec, cell: Cell, texts: Sequence[str], tokenizer: Path, n: int) -> Row:
+def measure_ingress(
+    engine: Any, spec: ModelSpec, cell: Cell, texts: Sequence[str], tokenizer: Path | None, n: int
+) -> Row:
     """Seconds from a request's text to its place in the queue: tokenised, made, accepted, submitted."""
     tokens = cell.number("tokens")
-    if not tokenizer.exists():
-        return absent(cell, "s", "the checkpoint has no tokenizer.json")
+    if tokenizer is None:
+        return absent(cell, "s", NO_TOKENIZER)
     from tokenizers import Tokenizer
 
     encode = Tokenizer.from_file(str(tokenizer))
@@ -105,10 +108,10 @@ def measure_ingress(engine: Any, spec: ModelSpec, cell: Cell, texts: Sequence[st
     return Row(cell, "s", tuple(values), facts={"prompt_tokens": tokens})
 
 
-def measure_detokenise(cell: Cell, text: Sequence[int], tokenizer: Path, n: int) -> Row:
+def measure_detokenise(cell: Cell, text: Sequence[int], tokenizer: Path | None, n: int) -> Row:
     """Seconds to turn one token of each of ``rows`` rows into text, a few tokens before it decoded along."""
-    if not tokenizer.exists():
-        return absent(cell, "s", "the checkpoint has no tokenizer.json")
+    if tokenizer is None:
+        return absent(cell, "s", NO_TOKENIZER)
     from tokenizers import Tokenizer
 
     decode, rows = Tokenizer.from_file(str(tokenizer)), cell.number("rows")

@@ -138,6 +138,8 @@ def _copy(device: torch.Tensor, host: torch.Tensor, stream: Any) -> None:
 
 def weight_files(host: HostModel) -> list[Path]:
     """Files that hold a checkpoint's weights; none of one that was made up."""
+    if host.info.random is not None:
+        return []
     return sorted({s.file for s in host.info.tensors.values() if s.file.is_file()})
 
 

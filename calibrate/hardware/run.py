@@ -52,7 +52,7 @@ class Target:
 
     spec: ModelSpec
     host: Any
-    tokenizer: Path
+    tokenizer: Path | None
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def attainment_figure(data: pd.DataFrame, style: Style, system: str, slo: str = 
     notes = f"share of requests within {slo} · framed: {TARGET:g} % or more · ± half of the 95 % interval"
     caption = style.noted(notes).caption
     height = max(330, 62 * len(ys) + 190)
-    fig = finish(fig, f"SLO attainment of {system}", caption, height=height, theme=theme, rows=0)
+    fig = finish(fig, f"SLO attainment of {system}", caption, height=height, theme=theme, rows=0, signs=style.signs)
     for cell in data.itertuples():  # behind the common look, which takes notes for titles of panels
         place = (columns.index(cell.replicas), rates.index(cell.rate_per_s))
         _label(fig, cell, place, style, weak, colour)

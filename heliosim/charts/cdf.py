@@ -80,12 +80,11 @@ def cdf_figure(data: pd.DataFrame, style: Style, metric: str = "ttft", limit_ms:
             },
             hovertemplate=f"{name}<br>%{{y:.0f}} % within %{{x:.3~g}} ms<extra></extra>",
         )
-    axis = latency_axis(part["value_ms"].astype(float))
+    shown = [*part["value_ms"], *([limit_ms] if limit_ms is not None else [])]
+    axis = latency_axis(pd.Series(shown, dtype=float))
     if limit_ms is not None:
         top = float(part["value_ms"].max()) if len(part) else limit_ms
-        limit_line(
-            fig, style, [limit_ms, limit_ms], [0, 100], f"limit {significant(limit_ms)} ms", at_end=limit_ms > top
-        )
+        limit_line(fig, style, [limit_ms, limit_ms], [0, 100], f"limit {limit_ms:g} ms", at_end=limit_ms > top)
     short = {"ttft": "TTFT", "tpot": "TPOT", "e2el": "end-to-end latency"}[metric]
     fig.update_xaxes(title_text=f"{short} (ms)", **axis)
     fig.update_yaxes(title_text="share of requests (%)", range=[0, 103], dtick=25)
@@ -109,7 +108,7 @@ def cdf_alt(data: pd.DataFrame, metric: str = "ttft", limit_ms: float | None = N
         text = f"{name}: median {significant(float(np.quantile(values, 0.5)))} ms, "
         text += f"99th percentile {significant(float(np.quantile(values, 0.99)))} ms"
         if limit_ms is not None:
-            text += f", {100 * float(np.mean(values <= limit_ms)):.0f} % within {significant(limit_ms)} ms"
+            text += f", {100 * float(np.mean(values <= limit_ms)):.0f} % within {limit_ms:g} ms"
         said.append(text)
     return f"Distribution of {LATENCIES[metric].lower()}. " + ("; ".join(said) or "No request was finished") + "."
 

@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from heliosim.charts.look import finish, legend_rows, system_legend
-from heliosim.charts.style import Style
+from heliosim.charts.style import Style, span
 from heliosim.comparing import EXTRA, Study, is_overloaded
 from heliosim.metrics import metric_spec, significant
 from heliosim.replicated import SATURATED, is_refused
@@ -91,17 +91,16 @@ def difference_figure(
     fig.update_yaxes(
         tickvals=list(range(len(metrics))), ticktext=metrics, range=[-0.6, len(metrics) - 0.4], showgrid=True
     )
-    pairs = sorted(set(data["pairs"])) if len(data) else [0]
-    notes = f"paired by common random numbers, {'–'.join(str(p) for p in dict.fromkeys((pairs[0], pairs[-1])))} pairs"
-    notes += " · bars: 95 % interval · hollow: no difference shown"
-    notes += "" if several else " · teal: better, ochre: worse, grey: neither"
+    pairs = span(int(count) for count in data["pairs"])
+    notes = f"common random numbers, {pairs} pairs · bars: 95 % interval · hollow: no difference shown"
+    notes += "" if several else " · teal: better, ochre: worse"
     caption = style.noted(notes).caption
     row = 34 if len(groups) == 1 else 18 * len(groups) + 16
     height = row * len(metrics) + 150
     rows = legend_rows(str(name) for name, _ in groups) if several else 0
     if several:
         system_legend(fig, [str(name) for name, _ in groups], style, sources=set(), as_lines=False)
-    return finish(fig, title, caption, height=height + 22 * rows, theme=style.theme, rows=rows)
+    return finish(fig, title, caption, height=height + 22 * rows, theme=style.theme, rows=rows, signs=style.signs)
 
 
 def _points(

@@ -54,7 +54,7 @@ def course_figure(data: pd.DataFrame, style: Style) -> go.Figure:
             fig.update_yaxes(title_text="requests", rangemode="tozero", row=row, col=1)
     fig.update_xaxes(title_text="time since start (s)", row=2, col=1)
     caption = style.noted("first replication · dashed: before").caption
-    return finish(fig, "Batch and queue over time", caption, height=430, theme=style.theme, rows=0)
+    return finish(fig, "Batch and queue over time", caption, height=430, theme=style.theme, rows=0, signs=style.signs)
 
 
 def course_alt(data: pd.DataFrame) -> str:
@@ -114,7 +114,7 @@ def mix_figure(data: pd.DataFrame, style: Style) -> go.Figure:
     fig.update_yaxes(title_text="share of tokens (%)", rangemode="tozero")
     fig.update_layout(barmode="overlay")
     caption = style.noted("hollow: before").caption
-    return finish(fig, "Where tokens leave", caption, height=430, theme=style.theme, rows=0)
+    return finish(fig, "Where tokens leave", caption, height=430, theme=style.theme, rows=0, signs=style.signs)
 
 
 def mix_alt(data: pd.DataFrame) -> str:

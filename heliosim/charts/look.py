@@ -63,8 +63,6 @@ def titles_left(fig: go.Figure) -> None:
         title.update(x=axis.domain[0], xanchor="left")
 
 
-CAPTION_SIGNS = 112
-"""Signs of a caption that stand in one line of the narrowest figure that is not scrolled."""
 LEGEND_PIXELS = 660
 
 
@@ -77,7 +75,7 @@ def legend_rows(names: Iterable[str]) -> int:
     return math.ceil(len(known) / max(1, int(LEGEND_PIXELS / wide)))
 
 
-def wrapped(caption: str, signs: int = CAPTION_SIGNS) -> str:
+def wrapped(caption: str, signs: int) -> str:
     """A caption in lines of at most so many signs, broken between its parts."""
     lines: list[str] = []
     for part in caption.split(" · ") if caption else ():
@@ -89,14 +87,21 @@ def wrapped(caption: str, signs: int = CAPTION_SIGNS) -> str:
 
 
 def finish(
-    fig: go.Figure, title: str, caption: str, *, height: int, theme: Theme = LIGHT, rows: int | None = None
+    fig: go.Figure,
+    title: str,
+    caption: str,
+    *,
+    height: int,
+    theme: Theme = LIGHT,
+    rows: int | None = None,
+    signs: int = 112,
 ) -> go.Figure:
     """The common look: a quiet grid, title and caption at the left, legend under them.
 
     ``height``: pixels with a caption of one line; each further line adds its own. ``rows``: rows of the legend, for
-    which room is left; None: two.
+    which room is left; None: two. ``signs``: of the caption in one line.
     """
-    caption = wrapped(caption)
+    caption = wrapped(caption, signs)
     more = 16 * caption.count("<br>")
     height += more
     top = (136 if rows is None else 92 + 22 * rows) + more

@@ -121,7 +121,9 @@ def pareto_figure(data: pd.DataFrame, style: Style, currency: str = "") -> go.Fi
     notes = f"{best} · dim: beaten in both by another point · labels: requests/s per server"
     caption = style.noted(notes).caption
     title = f"{_short(y)} against {_short(x)[0].lower()}{_short(x)[1:]}"
-    return finish(fig, title, caption, height=500, theme=style.theme, rows=legend_rows(data["system"].unique()))
+    return finish(
+        fig, title, caption, height=500, theme=style.theme, rows=legend_rows(data["system"].unique()), signs=style.signs
+    )
 
 
 def _labels(front: pd.DataFrame) -> dict[int, str]:

@@ -71,7 +71,7 @@ def rates_figure(data: pd.DataFrame, style: Style, limits_ms: dict[str, float] |
             fig.update_yaxes(rangemode="tozero", row=row, col=1)
         if limit is not None and len(part):
             ends = [float(part["rate_per_s"].min()), float(part["rate_per_s"].max())]
-            limit_line(fig, style, ends, [limit, limit], f"limit {significant(limit)} ms", row=row, col=1)
+            limit_line(fig, style, ends, [limit, limit], f"limit {limit:g} ms", row=row, col=1)
         fig.update_yaxes(title_text=metric_spec(metric).title, row=row, col=1)
     _walls(fig, data, metrics, style)
     fig.update_xaxes(title_text="offered rate (requests/s)", row=rows, col=1)
@@ -80,7 +80,13 @@ def rates_figure(data: pd.DataFrame, style: Style, limits_ms: dict[str, float] |
         p for p in (f"{BARS} · dotted to ×: overloaded, waiting grows without end", style.caption) if p
     )
     return finish(
-        fig, "Against the offered rate", caption, height=205 * rows + 220, theme=style.theme, rows=_rows(data)
+        fig,
+        "Against the offered rate",
+        caption,
+        height=205 * rows + 220,
+        theme=style.theme,
+        rows=_rows(data),
+        signs=style.signs,
     )
 
 

@@ -72,7 +72,7 @@ def saturation_figure(data: pd.DataFrame, style: Style, limit_ms: float | None =
         )
     if limit_ms is not None and len(data):
         ends = [0.0, float(data["throughput"].max())]
-        limit_line(fig, style, ends, [limit_ms, limit_ms], f"limit {significant(limit_ms)} ms")
+        limit_line(fig, style, ends, [limit_ms, limit_ms], f"limit {limit_ms:g} ms")
     if shown:
         is_wide = max(shown) > 12 * min(shown)
         fig.update_yaxes(**(log_axis(min(shown), max(shown)) if is_wide else {"rangemode": "tozero"}))
@@ -85,7 +85,7 @@ def saturation_figure(data: pd.DataFrame, style: Style, limit_ms: float | None =
     caption = style.noted(notes).caption
     title = f"Throughput against {spec.label}, from low to high load"
     rows = legend_rows(data["system"].unique())
-    return finish(fig, title, caption, height=500, theme=style.theme, rows=rows)
+    return finish(fig, title, caption, height=500, theme=style.theme, rows=rows, signs=style.signs)
 
 
 def _wall(fig: go.Figure, system: str, part: pd.DataFrame, colour: str, top: float) -> None:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from heliosim.charts.theme import LIGHT, SYSTEM_PALETTE, Theme, mix
 from heliosim.formats.profile import ORIGINS, least_sure
 from heliosim.formats.results import RunResults
 from heliosim.metrics import SystemResult
 
-ROLES: tuple[tuple[str, tuple[int, int]], ...] = (("vanilla", (0, 5)), ("early exit", (1, 4)), ("helios", (2, 2)))
+ROLES: tuple[tuple[str, tuple[int, ...]], ...] = (("vanilla", (0, 5)), ("early exit", (1, 4)), ("helios", (2,)))
 """Places in the palette of what a system's name begins with: the first such system, and the second."""
 
 
 @dataclass(frozen=True)
 class Style:
-    """A colour per system, the line that says what figures rest on, and the theme they are drawn in."""
+    """A colour per system, the line that says what figures rest on, and the theme they are drawn in. ``signs``: of a
+    caption that stand in one line.
+    """
 
     colours: Mapping[str, str]
     caption: str = ""
     theme: Theme = LIGHT
+    signs: int = 112
 
     @classmethod
     def of(cls, systems: Sequence[SystemResult], theme: Theme = LIGHT) -> Style:
@@ -33,7 +36,7 @@ class Style:
 
     def noted(self, note: str) -> Style:
         """The same with a note before the caption."""
-        return Style(self.colours, " · ".join(part for part in (note, self.caption) if part), self.theme)
+        return replace(self, caption=" · ".join(part for part in (note, self.caption) if part))
 
 
 def system_colours(names: Iterable[str], theme: Theme = LIGHT) -> dict[str, str]:
@@ -42,11 +45,11 @@ def system_colours(names: Iterable[str], theme: Theme = LIGHT) -> dict[str, str]
     """
     unique = list(dict.fromkeys(names))
     places: dict[str, int] = {}
-    for name in unique:
-        role = next((own for prefix, own in ROLES if name.lower().replace("-", " ").startswith(prefix)), ())
-        free = [place for place in role if place not in places.values()]
-        if free:
-            places[name] = free[0]
+    for prefix, own in ROLES:
+        of_role = [name for name in unique if name.lower().replace("-", " ").startswith(prefix)]
+        if prefix == "helios":
+            of_role.sort(key=len)  # HELIOS itself before its variants
+        places |= dict(zip(of_role, own, strict=False))
     reserved = {own[0] for _, own in ROLES}
     spare = [*(3, 4, 5, 6, 7), *reserved]
     for name in unique:
@@ -67,6 +70,8 @@ def caption_of(systems: Sequence[SystemResult]) -> str:
     if live:
         clocks = "/".join(sorted({run.info.clock for run in live}))
         parts.append(f"{span(len(s.live) for s in systems if s.live)} measured runs each ({clocks} clock)")
+    if any(run.info.replayed_exits for run in runs):
+        parts.append("exits replayed")
     kind = least_sure(run.info.profile_kind for run in runs)
     if kind != "measured":
         parts.append(f"profile {ORIGINS[kind]}")
@@ -79,6 +84,7 @@ def run_caption(run: RunResults) -> str:
     """Sample size, seed and origin of one run."""
     origin = "simulated" if run.info.mode == "simulated" else f"measured, {run.info.clock} clock"
     origin += "" if run.info.profile_kind == "measured" else f", {run.info.profile_kind} profile"
+    origin += ", exits replayed" if run.info.replayed_exits else ""
     origin += "" if run.info.behaviour == "replay" else f", exits of a fitted model ({run.info.behaviour})"
     return f"{run.requests.num_rows} requests · {run.tokens.num_rows:,} tokens · seed {run.info.seed} · {origin}"
 

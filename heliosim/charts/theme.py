@@ -51,7 +51,7 @@ LIGHT = Theme(
     idle="#9AA5B1", ramps=MODEL_RAMPS,
 )  # fmt: skip
 DARK = Theme(
-    name="dark", ink="#E6EAF0", muted="#A3AEBB", grid="#29313B", line="#4A5562", accent="#FF8A80", paper="#0E1117",
+    name="dark", ink="#E6EAF0", muted="#A3AEBB", grid="#29313B", line="#4A5562", accent="#FF8A80", paper="#12161A",
     idle="#7A8592", ramps=DARK_RAMPS,
     twins=MappingProxyType({"#0072B2": "#3A9BDC", "#D55E00": "#EE7733", "#009E73": "#1DB88A", "#CC79A7": "#DB8CB8",
                             "#56B4E9": "#8FD0F5", "#4D4D4D": "#B4BCC6", "#8C564B": "#C08A7E"}),

@@ -12,10 +12,13 @@ class ReplayDiverged(AssertionError):
 
 
 class ReplayEngine:
-    """Gives back ``log`` outcome by outcome; raises ReplayDiverged at the first action that differs."""
+    """Gives back ``log`` outcome by outcome; raises ReplayDiverged at the first action that differs.
 
-    def __init__(self, log: Iterable[tuple[Run | Load, Outcome]]) -> None:
-        self._log = list(log)
+    ``max_stride``: the largest stride that was asked for when it was recorded.
+    """
+
+    def __init__(self, log: Iterable[tuple[Run | Load, Outcome]], max_stride: int = 1) -> None:
+        self._log, self.max_stride = list(log), max_stride
         self.position = 0
 
     def accept(self, arrival: Arrival) -> None:

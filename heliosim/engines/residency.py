@@ -26,7 +26,7 @@ from heliosim.types import Failure, Load, Placement, RequestId, Run, tick
 _EXTEND_TOKENS = 2048
 """Tokens run through new layers at once; bounds the activations of an ``extend``."""
 
-_SHARES = (0.9, 0.75, 0.5, 0.25, 0.1)
+_SHARES = (0.9, 0.75, 0.5, 0.25, 0.1, 0.03)
 """Of the memory asked for, or there: what is tried where a device does not give it."""
 
 
@@ -35,7 +35,7 @@ class Residency:
 
     ``resident``, ``kv``: its layers and its KV storage; None: nothing is loaded. ``gaps``: tokens whose KV lacks
     layers; steps write it, a change of placement asks for it. ``fetch``: a transfer beside steps; ``arrival``: layers
-    that a step may wait for. ``copies``: every piece of weights copied since the last ``clear_copies``, with its times.
+    that a step may wait for. ``copies``: every piece of weights copied since ``take_copies`` was last called.
 
     ``budget_bytes`` of device memory are taken at the first load and hold everything (0: as much as loads turn out to
     need). While a placement stands no address changes; layers of one model lie at the same ones in every placement.
@@ -83,6 +83,12 @@ class Residency:
             self.arrival.cancel()
         self.placement = self.resident = self.kv = self.arrival = None
         self.gaps = Gaps()
+
+    def take_copies(self) -> list[Copy]:
+        """Pieces of weights that were copied since the last call, each with its times."""
+        taken = list(self.copies)
+        del self.copies[: len(taken)]
+        return taken
 
     def books(self) -> dict[str, int]:
         """Bytes and blocks really held on the device, work buffers apart."""
@@ -385,20 +391,18 @@ class Residency:
         return error
 
     def _fall_back(self, host: HostModel, action: Load, error: DeviceMemoryError) -> None:
-        """Take a smaller arena than was asked for, if it holds the weights and a block, and say so in ``error``."""
+        """Take a smaller arena than was asked for, and say so in ``error``: another load can be asked for then."""
         if not self.budget_bytes:
             return
-        depth = action.placement.depth
         hidden = host.info.hidden if self._keeps_hidden(host, action) else None
+        depth = action.placement.depth
         least = host.values(depth) + block_values(depth, host.kv_shape, hidden)
         wanted = self.budget_bytes // self.dtype.itemsize
         there = available_bytes(self.device)
         if there is not None:
             wanted = min(wanted, there // self.dtype.itemsize)
-        for share in _SHARES:
-            values = int(wanted * share)
-            if values < least:
-                return
+        shares = [int(wanted * share) for share in _SHARES]
+        for values in sorted({*shares, min(least, shares[0])}, reverse=True):
             try:
                 self.arena.grow(values, 0, 0)
             except RuntimeError as again:

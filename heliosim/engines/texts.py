@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from heliosim.engines.made_up import MadeUpPrompts
 from heliosim.errors import InputError
 from heliosim.types import Arrival, Request, RequestId
 
@@ -12,7 +13,8 @@ from heliosim.types import Arrival, Request, RequestId
 @dataclass(slots=True)
 class Text:
     """A request as the engine knows it. ``known``: prompt and generated ids; ``seed``: of its draws; ``logprob_sum``:
-    of the natural-log probabilities of its tokens.
+    of the natural-log probabilities of its tokens. ``replayed_tokens``: the length it has where exits are replayed,
+    whatever the model says; None: they are not.
     """
 
     request: Request
@@ -20,6 +22,7 @@ class Text:
     output_tokens: int | None
     seed: int = 0
     logprob_sum: float = 0.0
+    replayed_tokens: int | None = None
 
     @property
     def generated(self) -> list[int]:
@@ -28,11 +31,13 @@ class Text:
     @property
     def heeds_eos(self) -> bool:
         """Whether an end-of-sequence token ends it."""
-        return self.output_tokens is None
+        return self.output_tokens is None and self.replayed_tokens is None
 
     @property
     def most(self) -> int:
         """Tokens it may generate in all."""
+        if self.replayed_tokens is not None:
+            return self.replayed_tokens
         return self.request.max_tokens if self.output_tokens is None else self.output_tokens
 
     @property
@@ -43,8 +48,11 @@ class Text:
 
 @dataclass
 class Texts:
-    """Requests under way by number, and what those that ended said until somebody takes it."""
+    """Requests under way by number, and what those that ended said until somebody takes it. ``made_up``: prompts of
+    requests that come without text; None: those are refused.
+    """
 
+    made_up: MadeUpPrompts | None = None
     going: dict[RequestId, Text] = field(default_factory=dict)
     outputs: dict[RequestId, list[int]] = field(default_factory=dict)
 
@@ -52,6 +60,8 @@ class Texts:
         """Take a request's content. Raises InputError for one that this engine cannot serve."""
         request, content = arrival.request, arrival.content
         where = f"request {request.id}"
+        if content.prompt_ids is None and self.made_up is not None:
+            content = replace(content, prompt_ids=self.made_up.of(request))
         if content.prompt_ids is None:
             raise InputError(f"{where}: prompt_ids", None, "a live engine needs token ids", "Use a workload with text.")
         if not content.prompt_ids or len(content.prompt_ids) != request.prompt_tokens:

@@ -8,13 +8,16 @@ objectives, breaches or clocks.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
+from heliosim.behaviour import Behaviour
 from heliosim.engines.allocator import keep_freed_memory
+from heliosim.engines.made_up import MadeUpPrompts
 from heliosim.engines.models.host import HostModel
+from heliosim.engines.replayed import ReplayedExits
 from heliosim.engines.residency import Residency
 from heliosim.engines.running import Done, Runner
 from heliosim.engines.sampler import Sampler
@@ -41,8 +44,8 @@ class TorchEngine:
     ``sampling``: how tokens are taken from logits. ``mode``: ``plain`` (step by step), ``fast`` (``fast/``: strides on
     the device) or ``conditional`` (the same, exits decided on the device where rows stay together); ``attention``: the
     backend of the latter two by name.
-
-    ``clock``: what the steps of a stride are timed on; a driver sets its own.
+    ``replay``: a behaviour whose exits stand in for the models' own, with the run's ``seed``. Requests without text get
+    made-up prompts under a replay and of random weights.
     """
 
     def __init__(
@@ -60,6 +63,8 @@ class TorchEngine:
         sampling: Sampling = GREEDY,
         mode: str = "plain",
         attention: str = "auto",
+        replay: Behaviour | None = None,
+        seed: int = 0,
     ) -> None:
         self.device = _device(device)
         if self.device.type == "cpu":
@@ -80,8 +85,14 @@ class TorchEngine:
         self.residency = Residency(self.hosts, self.device, budget_bytes=budget_bytes, is_pinned=is_pinned)
         self.sampling = sampling
         self.texts = Texts()
-        self.mode, self.clock = mode, time.perf_counter
+        is_random = any(info.random is not None for info in infos.values())
+        if replay is not None or is_random:
+            self.texts.made_up = MadeUpPrompts(seed, self.vocab)
+        self.replay = None if replay is None else ReplayedExits(replay, self.specs, seed)
+        self.mode = mode
+        self.clock: Callable[[], float] = time.perf_counter
         self._runner = self._runner_of(mode, attention, record_ids)
+        self._runner.replay = self.replay
 
     def _runner_of(self, mode: str, attention: str, record_ids: bool) -> Runner:
         if mode not in MODES:
@@ -116,6 +127,8 @@ class TorchEngine:
         """Take the content of a request. One longer than the context window is the server's to refuse, not ours."""
         seed = 0 if self.sampling.is_greedy else self.sampling.request_seed(arrival.request.id)
         self.texts.accept(arrival, self.vocab, seed)
+        if self.replay is not None:
+            self.replay.accept(arrival)
 
     def perform(self, action: Run | Load) -> Outcome:
         """Do the action; ``Outcome.seconds`` is the wall time it took."""
@@ -128,24 +141,35 @@ class TorchEngine:
                 assert action.placement == self.placement, f"{action.placement} wanted, {self.placement} resident"
                 with self.residency.stepping(action):
                     done = self._runner.run(action)
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and (self.mode == "plain" or isinstance(action, Load)):
             torch.cuda.current_stream(self.device).synchronize()
         seconds = tick(time.perf_counter() - began)
         if done.stride is not None:
             seconds = sum(step.seconds for step in done.stride.steps)
         arrives_s, stalled_s = self.residency.arrives_s(action), self.residency.stalled_s(action)
         lost, sums = self.residency.lost_fetch(), done.logprob_sums
-        return Outcome(seconds, done.tokens, done.layers_run, None, done.stride, sums, None, arrives_s, stalled_s, lost)
+        return Outcome(
+            seconds, done.tokens, done.layers_run, None, done.stride, sums, done.agrees, arrives_s, stalled_s, lost
+        )
+
+    def keep_time(self, clock: Callable[[], float]) -> None:
+        """Time the steps of strides on a driver's clock, seconds."""
+        self.clock = clock
 
     def forget(self, request_id: RequestId) -> None:
         """Drop a request, with its KV and its ids."""
         self.texts.going.pop(request_id, None)
+        if self.replay is not None:
+            self.replay.forget(request_id)
         self.residency.release((request_id,))
 
     def reset(self) -> None:
         """Hold nothing: no weights, no KV, no requests, no outputs. The next run starts as on an empty device."""
         self.residency.clear()
+        self.residency.take_copies()
         self.texts.clear()
+        if self.replay is not None:
+            self.replay.clear()
         self._runner.work = 0
 
     # --- what it holds ----------------------------------------------------------------------------------------------

@@ -5,29 +5,42 @@ Knows nothing of torch, so sizes of a model can be asked for where only the simu
 
     {"schema_version": 1, "kind": "fixed", "exits": [2, 4, 6], "head_file": "exit_heads.safetensors"}
 
-``kind`` is "fixed" (a trained head for each exit but the last layer) or "anywhere" (``head_file`` null: the model's own
-norm and head serve every exit).
+``kind`` is "fixed" (a trained head for each exit but the last layer, see ``exit_heads.py``) or "anywhere"
+(``head_file`` null: the model's own norm and head serve every exit). A name ``random:ARCHITECTURE`` stands for random
+weights of that architecture (``random_weights.py``), of which there are no files.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 from heliosim.errors import InputError, UnknownNameError
+from heliosim.formats.exit_heads import ExitsKind, HeadShape, ascending, quarters, read_exits, require_head
+from heliosim.formats.random_weights import SCHEME as RANDOM_SCHEME
+from heliosim.formats.random_weights import RandomName, canonical, is_random, parse_name
+from heliosim.formats.weight_files import Part, Stored, read_header, read_object, read_tensors, require_part
 from heliosim.types import BLOCK_TOKENS, ModelSpec
 
+__all__ = [
+    "ITEM_BYTES",
+    "SHIPPED",
+    "CheckpointInfo",
+    "ExitsKind",
+    "HeadShape",
+    "Part",
+    "Rope",
+    "Stored",
+    "checkpoint_path",
+    "inspect_checkpoint",
+]
+
 Architecture = Literal["opt", "llama"]
-ExitsKind = Literal["fixed", "anywhere"]
-Shape = tuple[int, ...]
 T = TypeVar("T")
 
 SHIPPED = ("tiny-opt-s", "tiny-opt-l", "tiny-llama-s", "tiny-llama-l")
@@ -36,24 +49,9 @@ SHIPPED = ("tiny-opt-s", "tiny-opt-l", "tiny-llama-s", "tiny-llama-l")
 ITEM_BYTES: Mapping[str, int] = MappingProxyType({"float32": 4, "bfloat16": 2, "float16": 2})
 """Bytes of one value in the dtypes an engine can run in."""
 
-_STORED_DTYPES = {"F32", "F16", "BF16"}
 _ACTIVATIONS = ("relu", "gelu", "silu")
 _PREFIXES = {"opt": ("model.decoder.", "decoder.", ""), "llama": ("model.", "")}
-_MAX_HEADER_BYTES = 100_000_000
 _EXACT_FLOAT32_INTEGERS = 2**24
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One tensor an engine holds: the concatenation, along the first axis, of tensors of the checkpoint."""
-
-    name: str
-    shape: Shape
-    sources: tuple[str, ...]
-
-    @property
-    def elements(self) -> int:
-        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +67,12 @@ class Rope:
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """Where a tensor lies and what it looks like there."""
-
-    file: Path
-    shape: Shape
-    dtype: str
-
-
-@dataclass(frozen=True, slots=True)
 class CheckpointInfo:
-    """Facts of one checkpoint for one runtime dtype. ``spec`` is byte-exact for an engine that holds these parts."""
+    """Facts of one checkpoint for one runtime dtype. ``spec`` is byte-exact for an engine that holds these parts.
+
+    ``head_shapes``: what the trained heads hold, by exit. ``random``: of random weights, which no file holds;
+    ``folder`` is then their name.
+    """
 
     folder: Path
     architecture: Architecture
@@ -97,8 +90,9 @@ class CheckpointInfo:
     rope: Rope | None
     is_tied: bool
     eos_ids: tuple[int, ...]
-    head_widths: Mapping[int, int]
+    head_shapes: Mapping[int, HeadShape]
     head_file: Path | None
+    random: RandomName | None
     prefix: str = field(repr=False)
     tensors: Mapping[str, Stored] = field(repr=False)
 
@@ -113,11 +107,28 @@ class CheckpointInfo:
 
     def head_parts(self, exit_layer: int) -> tuple[Part, ...]:
         """The tensors of the trained head of an exit; none where the exit uses the model's own norm and head."""
-        width = self.head_widths.get(exit_layer)
-        return () if width is None else _head_parts(exit_layer, self.hidden, width)
+        shape = self.head_shapes.get(exit_layer)
+        return () if shape is None else _head_parts(self.architecture, exit_layer, self.hidden, shape)
+
+    def _drawn_from(self) -> tuple[object, ...]:
+        """Everything that random weights depend on, their dtype apart."""
+        assert self.random is not None
+        sizes = (self.hidden, self.heads, self.kv_heads, self.head_dim, self.ffn, self.vocab, self.positions)
+        heads = tuple((e, shape.width, shape.has_norm) for e, shape in sorted(self.head_shapes.items()))
+        return (self.architecture, self.spec.layers, sizes, self.is_tied, heads, self.random.seed, RANDOM_SCHEME)
+
+    @property
+    def tokenizer_file(self) -> Path | None:
+        """Its ``tokenizer.json``; None where there is none: random weights read and write ids alone."""
+        file = self.folder / "tokenizer.json"
+        return file if self.random is None and file.is_file() else None
 
     def weights_sha256(self) -> str:
-        """Hash of all weight files, in order of their names. Reads them whole: seconds for a large model."""
+        """Hash of all weight files, in order of their names: reads them whole, seconds for a large model. Of random
+        weights, hash of what they are drawn from.
+        """
+        if self.random is not None:
+            return hashlib.sha256(repr(self._drawn_from()).encode()).hexdigest()
         files = {stored.file for stored in self.tensors.values()}
         if self.head_file is not None:
             files.add(self.head_file)
@@ -140,8 +151,10 @@ def hidden_room(hidden: int, kv_width: int) -> int:
 
 
 def checkpoint_path(name_or_folder: str | Path) -> Path:
-    """The folder of a checkpoint given by a shipped name or by a path."""
+    """The folder of a checkpoint given by a shipped name or by a path; of random weights, their name."""
     text = str(name_or_folder)
+    if is_random(text):
+        return Path(canonical(text))
     if text in SHIPPED:
         folder = Path(__file__).resolve().parent.parent / "checkpoints" / text
         if not folder.is_dir():
@@ -163,128 +176,53 @@ def inspect_checkpoint(
     """
     if dtype not in ITEM_BYTES:
         raise UnknownNameError("dtype", dtype, ITEM_BYTES)
+    if is_random(folder):
+        return _inspect_random(folder, dtype, name, exits)
     if not folder.is_dir():
         raise InputError(str(folder), str(folder), "no such checkpoint folder", "Give a folder with config.json.")
-    config = _read_object(folder / "config.json", "Give a Hugging Face checkpoint folder.")
-    tensors = _read_tensors(folder)
-    read = _Config(folder / "config.json", config)
-    architecture = _architecture(read)
-    widths, layers, vocab, positions = _sizes(read, architecture)
-    is_tied = read.get("tie_word_embeddings", bool, architecture == "opt")
-    prefix = _prefix(folder, architecture, tensors)
-    base = _base_parts(architecture, prefix, widths.hidden, vocab, positions, is_tied)
-    for part in base:
-        _require(folder, part, tensors)
-    for layer in range(layers):
-        for part in _layer_parts(architecture, f"{prefix}layers.{layer}.", widths):
-            _require(folder, part, tensors)
-    kind, exit_layers, head_file = _read_exits(folder, architecture, layers, exits)
-    head_widths: dict[int, int] = {}
+    config = read_object(folder / "config.json", "Give a Hugging Face checkpoint folder.")
+    tensors = read_tensors(folder)
+    facts = _Facts(_Config(folder / "config.json", config))
+    prefix = _prefix(folder, facts.architecture, tensors)
+    for part in facts.base_parts(prefix):
+        require_part(folder, part, tensors)
+    for layer in range(facts.layers):
+        for part in _layer_parts(facts.architecture, f"{prefix}layers.{layer}.", facts.widths):
+            require_part(folder, part, tensors)
+    is_opt = facts.architecture == "opt"
+    kind, exit_layers, head_file = read_exits(folder, is_opt, facts.layers, exits)
+    shapes: dict[int, HeadShape] = {}
     if head_file is not None:
-        heads = _read_header(head_file)
-        for exit_layer in exit_layers:
-            if exit_layer < layers:
-                head_widths[exit_layer] = _require_head(head_file, exit_layer, widths.hidden, heads)
+        heads = read_header(head_file)
+        for e in exit_layers:
+            if e < facts.layers:
+                shapes[e] = require_head(head_file, e, facts.widths.hidden, heads, has_norm_bias=is_opt)
         tensors = {**heads, **tensors}
-    item = ITEM_BYTES[dtype]
-    layer_parts = _layer_parts(architecture, f"{prefix}layers.0.", widths)
-    spec = ModelSpec(
-        name=folder.resolve().name if name is None else name,
-        layers=layers,
-        exits=exit_layers,
-        kind=kind,
-        layer_bytes=item * sum(part.elements for part in layer_parts),
-        base_bytes=item * sum(part.elements for part in base),
-        kv_bytes_per_token_layer=item * 2 * widths.kv_heads * widths.head_dim,
-        hidden_bytes=item * hidden_room(widths.hidden, 2 * widths.kv_heads * widths.head_dim),
-        max_context=positions,
-        vocabulary=_vocabulary(folder, vocab),
-        exit_head_bytes={
-            exit_layer: item * sum(part.elements for part in _head_parts(exit_layer, widths.hidden, width))
-            for exit_layer, width in head_widths.items()
-        },
-    )
-    return CheckpointInfo(
-        folder=folder,
-        architecture=architecture,
-        dtype=dtype,
-        spec=spec,
-        hidden=widths.hidden,
-        heads=widths.heads,
-        kv_heads=widths.kv_heads,
-        head_dim=widths.head_dim,
-        ffn=widths.ffn,
-        vocab=vocab,
-        positions=positions,
-        activation=_activation(read, architecture),
-        norm_eps=1e-5 if architecture == "opt" else read.get("rms_norm_eps", float, 1e-6),
-        rope=_rope(read) if architecture == "llama" else None,
-        is_tied=is_tied,
-        eos_ids=_eos_ids(read, folder),
-        head_widths=head_widths,
-        head_file=head_file,
-        prefix=prefix,
-        tensors=tensors,
-    )
+    spec = facts.spec(folder.resolve().name if name is None else name, dtype, kind, exit_layers, shapes)
+    spec = replace(spec, vocabulary=_vocabulary(folder, facts.vocab))
+    info = facts.info(folder, dtype, spec, prefix, shapes, eos_ids=_eos_ids(facts.read, folder))
+    return replace(info, head_file=head_file, tensors=tensors)
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
+def _inspect_random(folder: Path, dtype: str, name: str | None, exits: Sequence[int] | None) -> CheckpointInfo:
+    """Facts of random weights. OPT exits have heads of their own, Llama ones use the model's."""
+    asked = parse_name(str(folder))
+    facts = _Facts(_Config(asked.config, read_object(asked.config, "Give a Hugging Face configuration file.")))
+    layers = quarters(facts.layers)
+    wanted = asked.exits if exits is None else exits
+    if wanted is not None:
+        layers = ascending(f"{folder}: exits" if exits is None else "exits", list(wanted), facts.layers)
+    kind: ExitsKind = "fixed" if facts.architecture == "opt" else "anywhere"
+    if asked.mlp and kind == "anywhere":
+        remedy = "Leave mlp out: a Llama model exits through its own norm and head."
+        raise InputError(f"{folder}: mlp", asked.mlp, "exits anywhere have no heads of their own", remedy)
+    shapes = {e: HeadShape(asked.mlp, has_norm=True) for e in layers if e < facts.layers and kind == "fixed"}
+    spec = facts.spec(asked.name if name is None else name, dtype, kind, layers, shapes)
+    info = facts.info(folder, dtype, spec, "", shapes, eos_ids=())
+    return replace(info, random=asked)
 
 
-def _read_object(file: Path, remedy: str) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(str(file), file.name, "no such file", remedy) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(str(file), str(error), "is not JSON", "Repair the file.") from None
-    if not isinstance(value, dict):
-        raise InputError(str(file), value, "must hold a JSON object", "Repair the file.")
-    return value
-
-
-def _read_header(file: Path) -> dict[str, Stored]:
-    """The tensors of one safetensors file: 8 bytes of length, then JSON."""
-    remedy = "Save the file again with safetensors."
-    try:
-        with file.open("rb") as stream:
-            head = stream.read(8)
-            length = struct.unpack("<Q", head)[0] if len(head) == 8 else _MAX_HEADER_BYTES
-            if length >= _MAX_HEADER_BYTES:
-                raise InputError(str(file), length, "is not a safetensors file", remedy)
-            header = json.loads(stream.read(length))
-            size = stream.seek(0, 2) - 8 - length
-    except FileNotFoundError:
-        raise InputError(str(file), file.name, "no such file", "Complete the checkpoint folder.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(str(file), str(error), "has a broken safetensors header", remedy) from None
-    tensors: dict[str, Stored] = {}
-    try:
-        for name, entry in header.items():
-            if name != "__metadata__":
-                tensors[name] = Stored(file, tuple(int(n) for n in entry["shape"]), str(entry["dtype"]))
-                if int(entry["data_offsets"][1]) > size:
-                    raise InputError(str(file), size, f"is cut short before the end of {name}", "Copy it again.")
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
-        raise InputError(str(file), repr(error), "has a broken safetensors header", remedy) from None
-    return tensors
-
-
-def _read_tensors(folder: Path) -> dict[str, Stored]:
-    """All tensors of a checkpoint, from the one weight file or from the shards its index names."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file() or not index.is_file():
-        if not single.is_file():
-            remedy = "Save the weights as model.safetensors (other weight formats are not read)."
-            raise InputError(str(folder), single.name, "no safetensors weights", remedy)
-        return _read_header(single)
-    weight_map = _read_object(index, "").get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(f"{index}: weight_map", weight_map, "must name a file for each tensor", "Repair the file.")
-    tensors: dict[str, Stored] = {}
-    for shard in sorted({str(shard) for shard in weight_map.values()}):
-        tensors |= _read_header(folder / shard)
-    return tensors
+# --- config.json ------------------------------------------------------------------------------------------------------
 
 
 class _Config:
@@ -417,16 +355,6 @@ def _layer_parts(architecture: Architecture, prefix: str, w: _Widths) -> tuple[P
     )
 
 
-def _head_parts(exit_layer: int, hidden: int, width: int) -> tuple[Part, ...]:
-    prefix = f"exits.{exit_layer}."
-    return (
-        Part("up_weight", (width, hidden), (f"{prefix}fc1.weight",)),
-        Part("up_bias", (width,), (f"{prefix}fc1.bias",)),
-        Part("down_weight", (hidden, width), (f"{prefix}fc2.weight",)),
-        Part("down_bias", (hidden,), (f"{prefix}fc2.bias",)),
-    )
-
-
 def _prefix(folder: Path, architecture: Architecture, tensors: Mapping[str, Stored]) -> str:
     """What tensor names begin with: it differs between whole models and bare decoders."""
     for prefix in _PREFIXES[architecture]:
@@ -436,91 +364,83 @@ def _prefix(folder: Path, architecture: Architecture, tensors: Mapping[str, Stor
     raise InputError(str(folder), wanted, "missing tensor", "Check that weights and config.json belong together.")
 
 
-def _require(folder: Path, part: Part, tensors: Mapping[str, Stored]) -> None:
-    """Raise unless the sources of a part exist and stack to its shape."""
-    remedy = "Check that weights and config.json belong together."
-    rows = 0
-    for source in part.sources:
-        stored = tensors.get(source)
-        if stored is None:
-            raise InputError(str(folder), source, "missing tensor", remedy)
-        if stored.dtype not in _STORED_DTYPES:
-            problem = f"{source} has an unsupported dtype"
-            raise InputError(str(stored.file), stored.dtype, problem, "Save as float32, float16 or bfloat16.")
-        if len(stored.shape) != len(part.shape) or stored.shape[1:] != part.shape[1:]:
-            raise InputError(str(stored.file), stored.shape, f"{source} has not the shape config.json says", remedy)
-        rows += stored.shape[0]
-    if rows != part.shape[0]:
-        problem = f"{' + '.join(part.sources)} should have {part.shape[0]} rows"
-        raise InputError(str(folder), rows, problem, remedy)
+class _Facts:
+    """What a configuration says, checked."""
+
+    def __init__(self, read: _Config) -> None:
+        self.read = read
+        self.architecture = _architecture(read)
+        self.widths, self.layers, self.vocab, self.positions = _sizes(read, self.architecture)
+        self.is_tied = read.get("tie_word_embeddings", bool, self.architecture == "opt")
+
+    def base_parts(self, prefix: str) -> tuple[Part, ...]:
+        return _base_parts(self.architecture, prefix, self.widths.hidden, self.vocab, self.positions, self.is_tied)
+
+    def spec(
+        self, name: str, dtype: str, kind: ExitsKind, exits: tuple[int, ...], shapes: Mapping[int, HeadShape]
+    ) -> ModelSpec:
+        """Byte-exact sizes in a runtime dtype."""
+        item, w = ITEM_BYTES[dtype], self.widths
+
+        def size(parts: Sequence[Part]) -> int:
+            return item * sum(part.elements for part in parts)
+
+        return ModelSpec(
+            name=name,
+            layers=self.layers,
+            exits=exits,
+            kind=kind,
+            layer_bytes=size(_layer_parts(self.architecture, "", w)),
+            base_bytes=size(self.base_parts("")),
+            kv_bytes_per_token_layer=item * 2 * w.kv_heads * w.head_dim,
+            hidden_bytes=item * hidden_room(w.hidden, 2 * w.kv_heads * w.head_dim),
+            max_context=self.positions,
+            vocabulary=f"size:{self.vocab}",
+            exit_head_bytes={e: size(_head_parts(self.architecture, e, w.hidden, s)) for e, s in shapes.items()},
+        )
+
+    def info(
+        self,
+        folder: Path,
+        dtype: str,
+        spec: ModelSpec,
+        prefix: str,
+        shapes: Mapping[int, HeadShape],
+        *,
+        eos_ids: tuple[int, ...],
+    ) -> CheckpointInfo:
+        """The facts of a checkpoint without files."""
+        read, w, is_opt = self.read, self.widths, self.architecture == "opt"
+        return CheckpointInfo(
+            folder=folder,
+            architecture=self.architecture,
+            dtype=dtype,
+            spec=spec,
+            hidden=w.hidden,
+            heads=w.heads,
+            kv_heads=w.kv_heads,
+            head_dim=w.head_dim,
+            ffn=w.ffn,
+            vocab=self.vocab,
+            positions=self.positions,
+            activation=_activation(read, self.architecture),
+            norm_eps=1e-5 if is_opt else read.get("rms_norm_eps", float, 1e-6),
+            rope=None if is_opt else _rope(read),
+            is_tied=self.is_tied,
+            eos_ids=eos_ids,
+            head_shapes=shapes,
+            head_file=None,
+            random=None,
+            prefix=prefix,
+            tensors={},
+        )
 
 
-# --- exits and the rest of the config --------------------------------------------------------------------------------
+def _head_parts(architecture: Architecture, exit_layer: int, hidden: int, shape: HeadShape) -> tuple[Part, ...]:
+    return shape.parts(exit_layer, hidden, has_norm_bias=architecture == "opt")
 
 
-def _read_exits(
-    folder: Path, architecture: Architecture, layers: int, override: Sequence[int] | None
-) -> tuple[ExitsKind, tuple[int, ...], Path | None]:
-    """(kind, ascending exit layers ending with the last layer, file with trained heads)."""
-    file = folder / "exits.json"
-    if not file.is_file():
-        if override is not None:
-            # no trained heads to be had, so any exit reuses the model's own norm and head
-            kind: ExitsKind = "fixed" if set(override) <= {layers} else "anywhere"
-            return kind, _ascending("exits", list(override), layers), None
-        if architecture == "opt":
-            return "fixed", (layers,), None
-        step = max(1, layers // 4)
-        return "anywhere", _ascending("exits", list(range(step, layers + 1, step)), layers), None
-    values = _read_object(file, "")
-    if values.get("schema_version") != 1:
-        raise InputError(f"{file}: schema_version", values.get("schema_version"), "must be 1", "Rewrite the file.")
-    unknown = set(values) - {"schema_version", "kind", "exits", "head_file"}
-    if unknown:
-        raise InputError(f"{file}: {min(unknown)}", values[min(unknown)], "unknown field", "Remove it.")
-    declared = values.get("kind")
-    if declared not in ("fixed", "anywhere"):
-        raise InputError(f"{file}: kind", declared, "must be 'fixed' or 'anywhere'", "Choose one.")
-    exits = _ascending(f"{file}: exits", values.get("exits"), layers)
-    if override is not None:
-        exits = _ascending("exits", list(override), layers)
-    head = values.get("head_file")
-    if head is not None and not isinstance(head, str):
-        raise InputError(f"{file}: head_file", head, "must be a file name or null", "Repair the field.")
-    if declared == "anywhere" and head is not None:
-        raise InputError(f"{file}: head_file", head, "exits anywhere use the model's own head", "Set it to null.")
-    if declared == "fixed" and head is None and exits != (layers,):
-        remedy = "Name the file with the trained heads, or use kind 'anywhere'."
-        raise InputError(f"{file}: head_file", None, "fixed exits need trained heads", remedy)
-    if head is None:
-        return declared, exits, None
-    if not (folder / head).is_file():
-        raise InputError(f"{file}: head_file", head, "no such file", "Complete the checkpoint folder.")
-    return declared, exits, folder / head
-
-
-def _ascending(where: str, exits: object, layers: int) -> tuple[int, ...]:
-    """Check exit layers; the last layer is always one and is added if absent."""
-    remedy = f"Give layer numbers from 1 to {layers}, ascending."
-    if not isinstance(exits, list) or not exits:
-        raise InputError(where, exits, "must be a list of layers", remedy)
-    for exit_layer in exits:
-        if not isinstance(exit_layer, int) or isinstance(exit_layer, bool) or not 1 <= exit_layer <= layers:
-            raise InputError(where, exit_layer, f"is no layer of a model with {layers}", remedy)
-    if any(a >= b for a, b in pairwise(exits)):
-        raise InputError(where, exits, "must be ascending", remedy)
-    return tuple(exits) if exits[-1] == layers else (*exits, layers)
-
-
-def _require_head(file: Path, exit_layer: int, hidden: int, heads: Mapping[str, Stored]) -> int:
-    """Check that a trained head is there; returns its inner width."""
-    name = f"exits.{exit_layer}.fc1.weight"
-    stored = heads.get(name)
-    if stored is None or len(stored.shape) != 2:
-        raise InputError(str(file), name, f"no trained head for exit {exit_layer}", "Train it, or remove the exit.")
-    for part in _head_parts(exit_layer, hidden, stored.shape[0]):
-        _require(file, part, heads)
-    return stored.shape[0]
+# --- the rest of the config --------------------------------------------------------------------------------
 
 
 def _activation(read: _Config, architecture: Architecture) -> str:
@@ -556,7 +476,7 @@ def _rope(read: _Config) -> Rope:
 def _eos_ids(read: _Config, folder: Path) -> tuple[int, ...]:
     """Ids that end a text; generation_config.json has the last word, as in transformers."""
     file = folder / "generation_config.json"
-    generation = _read_object(file, "") if file.is_file() else {}
+    generation = read_object(file, "") if file.is_file() else {}
     value = generation.get("eos_token_id", read.values.get("eos_token_id"))
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(i, int) for i in ids):
@@ -569,7 +489,7 @@ def _vocabulary(folder: Path, vocab: int) -> str:
     digest = hashlib.sha256()
     file = folder / "tokenizer.json"
     if file.is_file():
-        content = _read_object(file, "")
+        content = read_object(file, "")
         # settings of truncation, padding and templates may differ between models that share ids
         kept = [content.get("model"), content.get("added_tokens")]
         digest.update(json.dumps(kept, sort_keys=True, ensure_ascii=True).encode())

@@ -185,7 +185,8 @@ class MemoryFacts(Strict):
 
 
 class ModelFacts(Strict):
-    """One model: identity, sizes in bytes, costs by clock.
+    """One model: identity, sizes in bytes, costs by clock. ``weights``: those of a checkpoint, or ``random`` ones drawn
+    with ``weights_seed``, whose texts and exits mean nothing.
 
     Sizes are those of one rank, the fullest, where ``tensor_parallel`` GPUs share each layer.
     """
@@ -193,6 +194,8 @@ class ModelFacts(Strict):
     architecture: Literal["opt", "llama"]
     checkpoint: str
     weights_sha256: str
+    weights: Literal["checkpoint", "random"] = "checkpoint"
+    weights_seed: int | None = Field(default=None, ge=0)
     dtype: str
     tensor_parallel: int = Field(default=1, ge=1)
     layers: int
@@ -425,6 +428,11 @@ class Profile:
         return self.facts.kind == "measured"
 
     @property
+    def random_models(self) -> tuple[str, ...]:
+        """Models whose weights are random: their times and sizes are real, what they say is not."""
+        return tuple(name for name, m in self.facts.models.items() if m.weights == "random")
+
+    @property
     def origin(self) -> str:
         """What is said of it wherever it shows."""
         return ORIGINS[self.facts.kind]
@@ -489,6 +497,12 @@ class Profile:
         vars(changed).update(behaviour=self.behaviour, _noise=self._noise)
         return changed
 
+    def with_behaviour(self, behaviour: Behaviour, facts: BehaviourFacts) -> Profile:
+        """This profile with other exits and texts; its folder, and so its hash, stay."""
+        changed = Profile(self.folder, self.facts.model_copy(update={"behaviour": facts, "premises": []}))
+        vars(changed).update(behaviour=behaviour, _noise=self._noise)
+        return changed
+
     @property
     def has_behaviour(self) -> bool:
         """Whether it knows exits; without, only time can be simulated."""
@@ -498,6 +512,8 @@ class Profile:
         """Raise InputError if it knows no exits."""
         if not self.has_behaviour:
             remedy = "Serve vanilla or at a fixed depth, or compose the profile again with --behaviour."
+            if self.random_models:
+                remedy = "Its weights are random. Serve vanilla or at a fixed depth, or give exits with --replay-exits."
             raise InputError(f"{self.folder}: behaviour", "none", "the profile knows no exits", remedy)
 
     @cached_property

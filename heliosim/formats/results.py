@@ -9,7 +9,7 @@ filter of the metrics; nothing is erased here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -77,9 +77,10 @@ class RunInfo(Strict):
     ``wall``. ``profile_kind``: whether the profile was ``measured``, ``derived`` from published figures or ``composed``
     of shapes and a device's efficiency curves.
     ``quality_unknown``: exit methods of a simulated run that the profile has no texts of; its figures of quality would
-    be those of other methods, and are not given. ``deployed``: what serves, by group of a fleet (``replica`` without
-    one); empty in folders of older versions. ``behaviour``: ``replay`` of recorded texts, or the kind of fitted
-    model that a simulated run's exits were drawn from.
+    be those of other methods, and are not given. ``replayed_exits``: where the exits of a run come from that are
+    neither its models' nor its profile's own. ``deployed``: what serves, by group of a fleet (``replica`` without
+    one); empty in folders of older versions. ``behaviour``: ``replay`` of recorded texts, or the kind of fitted model
+    that a simulated run's exits were drawn from.
     """
 
     schema_version: Literal[2] = 2
@@ -91,6 +92,7 @@ class RunInfo(Strict):
     profile_hash: str
     profile_kind: ProfileKind = "measured"
     quality_unknown: str = ""
+    replayed_exits: str = ""
     versions: dict[str, str]
     deployed: dict[str, Deployed] = Field(default_factory=dict)
     behaviour: Literal["replay", "iid", "markov", "markov-request"] = "replay"
@@ -101,7 +103,20 @@ class RunInfo(Strict):
         content: dict[str, Any] = handler(self)
         if content.get("behaviour") == "replay":
             del content["behaviour"]
+        if not content.get("replayed_exits"):
+            content.pop("replayed_exits", None)
         return content
+
+
+def replay_caution(runs: Iterable[RunInfo]) -> str:
+    """What must be said of runs whose exits were replayed, as a sentence; nothing of others."""
+    named = sorted({run.replayed_exits for run in runs if run.replayed_exits})
+    if not named:
+        return ""
+    return (
+        f"Exits replayed from {', '.join(named)}: confidences, breaches, output lengths and quality are those of that "
+        "record, not what the served weights said."
+    )
 
 
 class RunFile(RunInfo):

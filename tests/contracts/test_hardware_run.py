@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from heliosim_calibrate.hardware.memory import (  # noqa: E402
 from heliosim_calibrate.hardware.run import HardwareRun, Measured, Setting, Target, all_cells  # noqa: E402
 
 from heliosim.engines.torch import TorchEngine  # noqa: E402
-from heliosim.formats.checkpoint import checkpoint_path  # noqa: E402
+from heliosim.formats.checkpoint import checkpoint_path, inspect_checkpoint  # noqa: E402
 
 NAMES = ("tiny-opt-s", "tiny-llama-s")
 EXTENT = Extent(4, 64, 64, False, repeats=3, cell_s=0.01)
@@ -47,7 +48,8 @@ def setting(**more: Any) -> Setting:
 
 
 def target(engine: Any, name: str) -> Target:
-    return Target(engine[name].specs[name], engine[name].hosts[name], checkpoint_path(name) / "tokenizer.json")
+    info = inspect_checkpoint(checkpoint_path(name), "float32")
+    return Target(engine[name].specs[name], engine[name].hosts[name], info.tokenizer_file)
 
 
 def run(
@@ -263,3 +265,24 @@ def test_passes_of_the_fast_engine_run_the_same_layers(engine: Any, name: str, s
         with torch.inference_mode():
             outs.append(bench.through(shape, 0, bench.layers)())
     torch.testing.assert_close(outs[1], outs[0], rtol=1e-4, atol=1e-4)
+
+
+def test_random_weights_have_every_cell_but_those_of_files_and_text(tmp_path: Path) -> None:
+    config = tmp_path / "small.json"
+    fields = {
+        "model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 600, "max_position_embeddings": 128,
+        "tie_word_embeddings": True, "rms_norm_eps": 1e-5, "hidden_act": "silu",
+    }  # fmt: skip
+    config.write_text(json.dumps(fields))
+    made = TorchEngine({"small": f"random:{config}@exits=1"}, threads=1)
+    journal = Journal(tmp_path / "p", {})
+    targets = [Target(made.specs["small"], made.hosts["small"], None)]
+    measured = HardwareRun(targets, made, setting(budgets=[400_000]), journal, lambda _w, _s: None).go()
+    journal.remove()
+    why = {r.cell.kind: r.reason for r in measured.rows if not r.is_measured}
+    assert why["ingress"] == why["detokenise"] == "the checkpoint has no tokenizer.json"
+    assert why["layer_load"] == "random weights lie on no disk"
+    assert of_kind(measured.rows, "layer_load")
+    assert of_kind(measured.rows, "decode_layer")
+    assert of_kind(measured.rows, "largest_batch")

@@ -174,41 +174,52 @@ SCRIPTS = {
 }
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("in_flight", ["boundary", "reprefill", "extend"])
-def test_tokens_are_those_of_transformers_behind_every_change(
-    engine: TorchEngine,
-    folders: dict[str, Path],
-    reference: Callable[..., Any],
-    script: str,
-    way: str,
-    in_flight: InFlight,
+def check_changes(
+    engine: TorchEngine, folders: dict[str, Path], reference: Callable[..., Any], script: str, way: str, how: InFlight
 ) -> None:
+    """Run a script live; every token is transformers', the books balance, every placement was there."""
     # who runs at the boundary ends first, four at a time
-    asked = arrivals([9, 30, 17, 4, 21, 12, 6, 8, 14, 11] * (2 if in_flight == "boundary" else 1), 10)
+    asked = arrivals([9, 30, 17, 4, 21, 12, 6, 8, 14, 11] * (2 if how == "boundary" else 1), 10)
 
     def say(placement: Placement, text: list[int]) -> Any:
-        if placement.model == "opt":
-            full = placement.depth == 6
-            if not full:
-                return adapted_logits(reference("opt"), folders["opt"], text, placement.depth)
-        depth = None if placement.depth == engine.specs[placement.model].layers else placement.depth
+        layers = engine.specs[placement.model].layers
+        if placement.model == "opt" and placement.depth < layers:
+            return adapted_logits(reference("opt"), folders["opt"], text, placement.depth)
         with torch.inference_mode():
-            return reference(placement.model, depth)(torch.tensor([text])).logits[0]
+            cut = None if placement.depth == layers else placement.depth
+            return reference(placement.model, cut)(torch.tensor([text])).logits[0]
 
+    loading = WAYS[way]
     live = serve(
         engine,
-        Scripted(SCRIPTS[script], in_flight, 3),
+        Scripted(SCRIPTS[script], how, 3),
         asked,
-        loading=WAYS[way],
-        on_action=lambda server: check_books(engine, server, is_pipelined=WAYS[way].is_pipelined),
+        loading=loading,
+        on_action=lambda server: check_books(engine, server, is_pipelined=loading.is_pipelined),
     )
     check_tokens(live, asked, say)
     reached = [load.placement for load in live.loads if load.part in ("whole", "finish")]
     assert len(set(reached)) == len(set(SCRIPTS[script]))
-    if WAYS[way].overlaps:
+    if loading.overlaps:
         assert any(load.part == "begin" for load in live.loads)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("how", ["boundary", "reprefill", "extend"])
+def test_tokens_are_those_of_transformers_behind_every_change(
+    engine: TorchEngine, folders: dict[str, Path], reference: Callable[..., Any], script: str, way: str, how: InFlight
+) -> None:
+    check_changes(engine, folders, reference, script, way, how)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(("way", "how"), [("blocking", "extend"), ("overlapped", "boundary"), ("both", "reprefill")])
+def test_prepared_steps_follow_every_change(
+    folders: dict[str, Path], reference: Callable[..., Any], script: str, way: str, how: InFlight
+) -> None:
+    """The fast engine's steps know addresses: they must be those of what is resident now."""
+    check_changes(TorchEngine(folders, mode="fast"), folders, reference, script, way, how)
 
 
 def test_extending_where_the_new_block_has_no_room_for_states(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from heliosim.behaviour_order import breach_table
+from heliosim.behaviour_rows import verdict_lines
 from heliosim.behaviour_source import Opened, open_behaviour
 from heliosim.behaviour_summary import ALL_TASKS, BehaviourSummary, summarise_behaviour
 from heliosim.charts import DARK, Style
@@ -22,7 +25,7 @@ def opened() -> Opened:
 
 @pytest.fixture(scope="module")
 def summary(opened: Opened) -> BehaviourSummary:
-    return summarise_behaviour(opened.tokens, 0.8, models=MODELS, fits=True, draws=20)
+    return summarise_behaviour(opened.tokens, 0.8, models=MODELS, fits=True)
 
 
 def test_exit_shares_fill_every_bar(summary: BehaviourSummary) -> None:
@@ -98,3 +101,10 @@ def test_one_source_and_one_task_can_be_asked_for(opened: Opened) -> None:
     assert {s.source for s in found.models.values()} == {"tiny-opt-s:threshold"}
     assert found.tasks == ["qa"]
     assert found.models["tiny-opt-s"].fits is None
+
+
+def test_the_page_says_what_the_check_says(summary: BehaviourSummary) -> None:
+    """Verdicts in docs/measured-behaviour.md are those of the shipped profile, computed."""
+    page = (Path(__file__).parents[2] / "docs" / "measured-behaviour.md").read_text(encoding="utf-8")
+    for line in verdict_lines(summary):
+        assert line in " ".join(page.split())

@@ -11,9 +11,11 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from heliosim_calibrate import behaviour_stage
+from heliosim_calibrate.behaviour import _parts
 from heliosim_calibrate.behaviour_alone import measure_table
 from heliosim_calibrate.behaviour_stage import BehaviourPlan, parts_folder
 from heliosim_calibrate.plan import every_method
+from heliosim_calibrate.prompts import Prompt
 
 from heliosim.behaviour import REFERENCE
 from heliosim.behaviour_quality import quality_table
@@ -154,6 +156,12 @@ def test_parts_of_another_measurement_are_not_taken(tmp_path: Path, monkeypatch:
     (parts_folder(out) / "mine.txt").write_text("x")
     with pytest.raises(InputError, match="in the way"):
         measure_table(other, PAIR[:1], out, device="cpu", max_context=96, overwrite=True)
+
+
+def test_parts_are_bounded_by_prompts_and_by_tokens() -> None:
+    prompts = [Prompt(str(k), "t", (1,)) for k in range(5)]
+    assert [len(p) for p in _parts(prompts, 2, [1] * 5)] == [2, 2, 1]
+    assert [len(p) for p in _parts(prompts, 9, [30_000, 2_000, 2_000, 90_000, 1])] == [2, 1, 1, 1]
 
 
 def test_every_exit_method_is_a_policy() -> None:

@@ -214,6 +214,7 @@ def test_a_system_has_one_colour_whatever_stands_beside_it() -> None:
         for n in ("vanilla a", "early exit a", "HELIOS")
     ] == alone
     assert len(set(together.values())) == 6
+    assert together["HELIOS"] == alone[2]
     many = charts.system_colours(f"system {i}" for i in range(20))
     assert len(many) == 20
 

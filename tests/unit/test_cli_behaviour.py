@@ -223,3 +223,22 @@ def test_compose_takes_a_measured_or_drawn_table(cli: Cli) -> None:
     made = open_profile("p")
     assert made.behaviour.sources == {"any"}
     assert any("exits are those of the table b (synthetic)" in line for line in made.facts.derivation.synthetic)  # type: ignore[union-attr]
+
+
+def test_show_of_a_profile_and_a_report_of_what_was_drawn(cli: Cli) -> None:
+    code, out, _ = cli("behaviour", "show", "llama2-h100-80gb")
+    assert code == 0
+    assert out.splitlines()[0].startswith("llama2-h100-80gb · derived, not measured")
+    cli("behaviour", "synthesize", "opt-pair", "-o", "b", "--models", "opt-1.3b")
+    assert cli("behaviour", "report", "b", "-o", "b.html")[0] == 0
+    page = Path("b.html").read_text(encoding="utf-8")
+    assert "synthetic: drawn from published and assumed figures" in page
+    assert "Two models" not in page.split("</script>")[-1], "there is one"
+
+
+def test_tables_of_two_models_and_of_confidence(cli: Cli) -> None:
+    code, out, _ = cli("behaviour", "stats", "tiny-opt-cpu", "--tables", "confidence,joint,complement")
+    assert code == 0
+    joined = " ".join(out.split())
+    for word in ("0.9 to 1.0", "tiny-opt-l@4", "tiny-opt-s@6", "helped anyway", "depth correlation"):
+        assert word in joined

@@ -13,10 +13,7 @@ from heliosim.comparing import (
     cell_interval,
     cell_scenario,
     is_overloaded,
-    plain_study,
     run_study,
-    study_of,
-    study_table,
 )
 from heliosim.errors import InputError
 from heliosim.executors import open_executor
@@ -24,6 +21,7 @@ from heliosim.metrics import summarise
 from heliosim.runs import run_simulated
 from heliosim.scenario import Scenario
 from heliosim.streams import replication_seed
+from heliosim.study_tables import plain_study, study_of, study_table
 from tests.studies import NOTHING, cell
 from tests.unit.test_what_if import scenario
 
@@ -94,7 +92,7 @@ def test_it_survives_as_plain_data_and_as_a_table(study) -> None:  # type: ignor
 
 
 def test_caption_says_what_it_rests_on(study) -> None:  # type: ignore[no-untyped-def]
-    for word in ("20 requests per run", "first 10 % left out", "2 replications", "seed 3", "simulated"):
+    for word in ("20 requests per server and run", "first 10 % left out", "2 replications", "seed 3", "simulated"):
         assert word in study.caption
 
 

@@ -30,7 +30,7 @@ def test_distribution_at_the_rate_in_focus_pools_replications() -> None:
     assert own["value_ms"].tolist() == [1, 2, 2, 3, 3, 4]
     assert own["share"].iloc[-1] == 1.0
     assert set(own["requests"]) == {100}
-    assert charts.cdf_alt(data, "ttft", 2.5).count("50 % within 2.50 ms") == 2
+    assert charts.cdf_alt(data, "ttft", 2.5).count("50 % within 2.5 ms") == 2
 
 
 def test_ghost_is_drawn_behind_and_marked() -> None:
@@ -161,7 +161,7 @@ def test_axes_name_their_units(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_caption_says_sample_replications_and_seed(name: str) -> None:
     caption = FIGURES["light"][name].layout.title.subtitle.text
-    for word in ("50 requests per run", "2 replications", "seed 7", "profile derived, not measured"):
+    for word in ("50 requests per server and run", "2 replications", "seed 7", "profile derived, not measured"):
         assert word in caption
 
 
@@ -212,7 +212,7 @@ def test_far_differences_become_arrows() -> None:
 def test_captions_wrap_between_their_parts() -> None:
     assert wrapped("a · b", 20) == "a · b"
     assert wrapped("some words · more words", 12) == "some words<br>more words"
-    assert wrapped("") == ""
+    assert wrapped("", 9) == ""
 
 
 @pytest.mark.parametrize(

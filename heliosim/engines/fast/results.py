@@ -18,6 +18,7 @@ from heliosim.engines.fast.state import OUT, BatchState
 class StepResult(NamedTuple):
     """Of the rows of a step, [rows]: ids of tokens, exit layers, whether the row had not ended before, natural logs of
     the highest probability and of the token's own; ``breaches``: so far in the stride; ``layers``: deepest that ran.
+    ``confidences``, ``agrees``: of rows that had not ended, in order, where exits are replayed.
     """
 
     ids: npt.NDArray[np.int64]
@@ -27,6 +28,8 @@ class StepResult(NamedTuple):
     logprobs: npt.NDArray[np.float64]
     breaches: int
     layers: int
+    confidences: npt.NDArray[np.float64] | None = None
+    agrees: npt.NDArray[np.bool_] | None = None
 
 
 class Results:

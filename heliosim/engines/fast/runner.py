@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,13 +21,14 @@ from heliosim.engines.fast.conditional import ConditionalStep, why_not
 from heliosim.engines.fast.graphs import Graphs, Ready
 from heliosim.engines.fast.lines import Layout
 from heliosim.engines.fast.passes import DecodePass, MixedPass
-from heliosim.engines.fast.results import Results
+from heliosim.engines.fast.results import Results, StepResult
 from heliosim.engines.fast.segments import CapturedWalk, SegmentStep
 from heliosim.engines.fast.state import BatchState, bucket_of, buckets_up_to
 from heliosim.engines.fast.steps import CheckedStep, FixedStep, Home
 from heliosim.engines.fast.stride import Told
 from heliosim.engines.models.host import Resident
 from heliosim.engines.models.walk import Gaps
+from heliosim.engines.replayed import ReplayedExits
 from heliosim.engines.residency import Residency
 from heliosim.engines.running import Done, Runner, is_decoding
 from heliosim.engines.sampler import Sampler
@@ -118,7 +120,7 @@ class FastRunner(Runner):
             return None  # chunks that decode: rows may stop, and are no decode rows of the state
         if batcher.runs_all:
             return "checked"
-        if self.is_conditional and rule.batching in ("wait-for-deepest", "eager"):
+        if self.is_conditional and self.replay is None and rule.batching in ("wait-for-deepest", "eager"):
             return "conditional"
         return "segments"
 
@@ -178,6 +180,7 @@ class FastRunner(Runner):
     # --- strides ----------------------------------------------------------------------------------------------------
 
     def _stride(self, action: Run, form: Form, most: int) -> Done:
+        self._follow_replay(action)
         home, layout = self.home(), Layout(action, self.texts.going, most)
         if len(layout.lines) > self.state.most:
             self._make_room(max(len(layout.lines), 2 * self.state.most))
@@ -206,10 +209,40 @@ class FastRunner(Runner):
                 continue
             emitting = layout.emitting_at(len(told.steps))
             result = self.results.read(emitting)
+            if self.replay is not None and emitting:
+                result = self._replayed(self.replay, action, layout, result, told)
             now = self.clock()
             is_over = told.add(result if emitting else None, now - mark, home.resident.depth)
             mark = now
         self.results.skip()
+
+    def _follow_replay(self, action: Run) -> None:
+        """Give the texts of a stride the lengths that are on record, before it is laid out."""
+        if self.replay is None:
+            return
+        batch = action.batch
+        begin = [c.request for chunks in (batch.chunks, *action.program) for c in chunks if c.emits]
+        self.replay.follow(action.placement, action.exits, [*batch.decoding, *begin], self.texts.going)
+
+    def _replayed(
+        self, replay: ReplayedExits, action: Run, layout: Layout, result: StepResult, told: Told
+    ) -> StepResult:
+        """A step's results with exits and confidences on record in place of the device's."""
+        alive = np.flatnonzero(result.was_alive)
+        requests = [layout.lines[i].request for i in alive.tolist()]
+        step = replay.step(action.placement, action.exits, requests, self.texts.going)
+        left = step.leaving()
+        said = step.said(left)
+        exit_layers, logprobs = result.exit_layers.copy(), result.logprobs.copy()
+        exit_layers[alive], logprobs[alive] = left, said.logprobs
+        confidences = np.array(said.confidences, dtype=np.float64)
+        return result._replace(
+            exit_layers=exit_layers,
+            logprobs=logprobs,
+            breaches=told.low_before + int((confidences < told.watched).sum()),
+            confidences=confidences,
+            agrees=np.array(said.agrees, dtype=np.bool_),
+        )
 
     def _launch(self, k: int, form: Form, rule: ExitRule, layout: Layout, home: Home) -> None:
         """Put a step, and the way of its results, into the device's queue."""
@@ -244,6 +277,9 @@ class FastRunner(Runner):
         done = len(told.steps)
         ended = {request for _, request, _ in told.ended}
         self.residency.release(list(ended))
+        if self.replay is not None:
+            for request in ended:
+                self.replay.forget(request)
         for line in layout.lines:
             if line.request in ended:
                 continue
@@ -275,6 +311,7 @@ class FastRunner(Runner):
 
     def _walk(self, action: Run) -> Done:
         """A step of decode rows that part ways at exits."""
+        self._follow_replay(action)
         home, batch = self.home(), action.batch
         layout = Layout(action, self.texts.going, 1)
         if len(layout.lines) > self.state.most:
@@ -285,6 +322,8 @@ class FastRunner(Runner):
         rows, ids = self._rows(batch, home.kv)
         draws = None if self.sampler.is_greedy else self._seeds(batch)
         walk = CapturedWalk(self, home, Gaps(), action.exits, batch, rows, ids, draws)
+        if self.replay is not None:
+            walk.replayed = self.replay.step(action.placement, action.exits, batch.emitting, self.texts.going)
         left, layers_run = walk.go()
         self.work += walk.work
-        return self._settle(batch, left, layers_run)
+        return self._settle(batch, left, layers_run, walk.replayed)

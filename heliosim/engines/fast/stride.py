@@ -31,7 +31,7 @@ class SaidTokens:
 @dataclass
 class Told:
     """What was read of a stride so far. ``ended``: (step, request, sum of log-probabilities); ``low_before``: breaches
-    the device had counted behind the last step read.
+    the device had counted behind the last step read. ``agrees``: of the tokens of steps, where exits are replayed.
     """
 
     run: Run
@@ -41,6 +41,7 @@ class Told:
     steps: list[StrideStep] = field(default_factory=list)
     ended: list[tuple[int, RequestId, float]] = field(default_factory=list)
     low_before: int = 0
+    agrees: list[npt.NDArray[np.bool_]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._requests: list[list[RequestId]] = []
@@ -83,6 +84,9 @@ class Told:
             requests.append(line.request)
             lasts.append(is_last)
             confidences.append(math.exp(tops[i]))
+        if result.confidences is not None and result.agrees is not None:
+            confidences = result.confidences.tolist()
+            self.agrees.append(result.agrees)
         self._requests.append(requests)
         self._lasts = lasts
         self._confidences.append(confidences)
@@ -104,6 +108,11 @@ class Told:
         if result is not None and self._trips(result):
             return True
         return run.within_s is not None and self._spent >= run.within_s
+
+    @property
+    def watched(self) -> float:
+        """Confidence below which a token is a breach to the guard; 0 without one."""
+        return 0.0 if self._watch is None else self._watch.threshold
 
     def _trips(self, result: StepResult) -> bool:
         """Whether the guard wants to be asked behind the last step."""
@@ -128,7 +137,9 @@ class Told:
             np.concatenate(self._logprobs or [np.zeros(0)]),
             np.concatenate(self._ids or [_NO_IDS]) if record_ids else None,
         )
-        return Done(Tokens(), self.steps[-1].layers_run, Stride(self.steps, self.ended, None, tokens))
+        stride = Stride(self.steps, self.ended, None, tokens)
+        agrees = np.concatenate(self.agrees) if self.agrees else None
+        return Done(Tokens(), self.steps[-1].layers_run, stride, None, None if agrees is None else lambda: agrees)
 
     def _as_tokens(self, record_ids: bool) -> Tokens:
         if not self._requests:
@@ -140,4 +151,5 @@ class Told:
             logprobs=tuple(self._logprobs[0].tolist()),
             lasts=tuple(self._lasts),
             ids=tuple(self._ids[0].tolist()) if record_ids else None,
+            agrees=tuple(self.agrees[0].tolist()) if self.agrees else None,
         )

@@ -20,6 +20,7 @@ from heliosim.engines.models.incoming import Awaited, Incoming, Piece, Slots
 from heliosim.engines.models.llama import Llama
 from heliosim.engines.models.opt import Opt
 from heliosim.engines.models.paged import KVShape
+from heliosim.engines.models.random_parts import random_part
 from heliosim.engines.models.ring import Ring
 from heliosim.errors import InputError
 from heliosim.formats.checkpoint import CheckpointInfo, Part
@@ -53,7 +54,7 @@ class HostModel:
         self.dtype = DTYPES[info.dtype]
         self.family: Opt | Llama = Opt(info) if info.architecture == "opt" else Llama(info)
         self.kv_shape = KVShape(info.heads, info.kv_heads, info.head_dim)
-        self.heads = tuple(info.head_widths)
+        self.heads = tuple(info.head_shapes)
         self.held = info.spec.layers if held is None else held
         self._is_pinned = is_pinned
         self._shapes = {piece: self._shapes_of(piece) for piece in self.pieces(info.spec.layers)}
@@ -146,7 +147,7 @@ class HostModel:
     def _fill(self, piece: Piece, flat: Flat, reader: Reader) -> None:
         """Read a piece into ``flat``."""
         for part, view in zip(self._parts(piece), flat.views().values(), strict=True):
-            stored = [reader.tensor(source) for source in part.sources]
+            stored = list(reader.tensors(piece, part))
             arranged = self.family.arrange(part.name, stored[0] if len(stored) == 1 else torch.cat(stored))
             view.copy_(arranged.t() if piece[0] != "base" and arranged.ndim == 2 else arranged)
 
@@ -170,9 +171,8 @@ class HostModel:
         """Embeddings may be larger than any buffer; they lie as they are stored, so any part of them will do."""
         first, reader = 0, ring.reader(self.info)
         for part in self.info.base_parts():
-            for source in part.sources:
-                stored = reader.tensor(source).view(-1)
-                for values in stored.split(ring.values):
+            for stored in reader.tensors(("base", 0), part):
+                for values in stored.view(-1).split(ring.values):
                     buffer = ring.buffer(len(values), self.dtype)
                     buffer.copy_(values)
                     yield first, buffer
@@ -284,14 +284,18 @@ class Resident:
     def logits(self, h: Tensor, depth: int) -> Tensor:
         """Next-token logits [n, vocabulary] from hidden states [n, d] behind ``depth`` layers."""
         head = self.heads.get(depth)
+        normed_by = self.base
         if head is not None:
-            inner = torch.nn.functional.gelu(torch.addmm(head["up_bias"], h, head["up_weight"]))
-            h = torch.addmm(h, inner, head["down_weight"]).add_(head["down_bias"])
-        return torch.mm(self.family.normed(self.base, h), self._unembed)
+            if "up_weight" in head:
+                inner = torch.nn.functional.gelu(torch.addmm(head["up_bias"], h, head["up_weight"]))
+                h = torch.addmm(h, inner, head["down_weight"]).add_(head["down_bias"])
+            if "norm_weight" in head:
+                normed_by = head
+        return torch.mm(self.family.normed(normed_by, h), self._unembed)
 
 
 class Reader:
-    """Opens each weight file once."""
+    """Opens each weight file once, or draws random weights."""
 
     def __init__(self, info: CheckpointInfo) -> None:
         self.info = info
@@ -302,6 +306,13 @@ class Reader:
 
     def __exit__(self, *_: object) -> None:
         self._open.clear()
+
+    def tensors(self, piece: Piece, part: Part) -> Iterator[Tensor]:
+        """What a part of a piece is put together from, one behind the other, as the checkpoint has it."""
+        if self.info.random is not None:
+            yield random_part(self.info, f"{piece[0]} {piece[1]}", part)
+        else:
+            yield from (self.tensor(source) for source in part.sources)
 
     def tensor(self, name: str) -> Tensor:
         file = self.info.tensors[name].file

@@ -72,7 +72,7 @@ def _score_pass(resident: Resident, sequences: Sequence[Sequence[int]], layers: 
     filled = [ids for ids in inputs if ids]
     columns = np.zeros((5, len(layers), len(targets)), dtype=np.float64)
     if filled:
-        for depth, h, order in _states(resident, filled, frozenset(layers)):
+        for depth, h, order in states(resident, filled, frozenset(layers)):
             wanted = torch.tensor(targets, device=h.device)
             for i, layer in enumerate(layers):
                 if layer == depth:
@@ -81,9 +81,7 @@ def _score_pass(resident: Resident, sequences: Sequence[Sequence[int]], layers: 
     return [_sequence_score(layers, columns[:, :, a:b]) for a, b in pairwise(bounds)]
 
 
-def _states(
-    resident: Resident, inputs: Sequence[list[int]], wanted: frozenset[int]
-) -> list[tuple[int, Tensor, Tensor]]:
+def states(resident: Resident, inputs: Sequence[list[int]], wanted: frozenset[int]) -> list[tuple[int, Tensor, Tensor]]:
     """(depth, hidden states [T, d], index that brings tokens into the order of ``inputs``) for each wanted depth."""
     rows, blocks = [], 0
     for ids in inputs:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from heliosim.engines.models.host import Resident
 from heliosim.engines.models.paged import PagedKV, Pass, Row, slots_of
+from heliosim.engines.replayed import ReplayStep
 from heliosim.engines.sampler import Sampler
 from heliosim.errors import InputError
 from heliosim.exits.batching import AtExit, exit_batcher
@@ -122,9 +123,12 @@ class Walk:
         may_stop: bool,
         sampler: Sampler | None = None,
         seeds: Sequence[int] | None = None,
+        replayed: ReplayStep | None = None,
     ) -> None:
-        """``sampler``, ``seeds``: of the emitting rows, where tokens are drawn; None: the likeliest are taken."""
-        self.sampler, self.seeds = sampler, seeds
+        """``sampler``, ``seeds``: of the emitting rows, where tokens are drawn; None: the likeliest are taken.
+        ``replayed``: says who is confident, in place of the model.
+        """
+        self.sampler, self.seeds, self.replayed = sampler, seeds, replayed
         self.resident, self.kv, self.gaps, self.rule = resident, kv, gaps, rule
         self.requests, self.rows, self.ids, self.emits, self.may_stop = requests, rows, ids, emits, may_stop
         self.batcher, self.method = exit_batcher(rule.batching), skipped_kv(rule.skipped_kv)
@@ -268,11 +272,16 @@ class Walk:
             return []
         self._asked_at, self._answers = layer, {}
         for k, answer in zip(asked, self._said(h, layer, run, [emitting[k] for k in asked]), strict=True):
-            if threshold is None or math.exp(answer[0]) >= threshold:
+            if threshold is None or self._is_confident(emitting[k], layer, answer[0], threshold):
                 self._leave(emitting[k], layer, answer)
             else:
                 self._answers[emitting[k]] = answer
         return list(self._answers)
+
+    def _is_confident(self, row: int, layer: int, top: float, threshold: float) -> bool:
+        if self.replayed is not None:
+            return self.replayed.is_confident(self._place[row], layer)
+        return math.exp(top) >= threshold
 
     def _said(self, h: Tensor, layer: int, run: Pass, rows: Sequence[int]) -> Iterable[tuple[float, float, int]]:
         """What ``rows`` of those that walk and emit say behind ``layer``: highest log-probability, log-probability and
