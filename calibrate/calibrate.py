@@ -40,6 +40,7 @@ from .device import device_facts, resolve_device, version_facts
 from .energy import energy_facts, find_meter, idle_watts
 from .exit_costs import MethodSample, fit_methods, measure_methods
 from .fit import fit_loads, fit_steps
+from .hardware.facts import energy_facts as with_windows
 from .hardware.facts import hardware_facts, memory_facts, with_hardware
 from .hardware.journal import Journal
 from .hardware.report import write_calibration_report
@@ -205,6 +206,7 @@ def _calibrate(
             costs = {name: m.step[clocks[0]].cost() for name, m in models.items()}
             hardware = hardware_facts(measured, specs, costs, mode=mode, clock=clocks[0], budget_s=budget_s)
             models = {name: with_hardware(m, hardware, memory.get(name)) for name, m in models.items()}
+            energy = with_windows(energy, hardware)
         facts = ProfileFile(
             schema_version=SCHEMA_VERSION,
             kind="measured",

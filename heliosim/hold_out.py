@@ -11,13 +11,13 @@ BAR = 0.05
 Verdict = Literal["met", "within noise", "missed", "not scored"]
 
 
-def verdict(holdout: HoldOut) -> Verdict:
+def verdict(holdout: HoldOut, bar: float = BAR) -> Verdict:
     """``within noise``: above the bar, but not above what the cells' own visits differ by (upper end of that floor's
     95 % interval), which a perfect prediction would show too.
     """
     if not holdout.cells:
         return "not scored"
-    if holdout.median_abs_error <= BAR:
+    if holdout.median_abs_error <= bar:
         return "met"
     floor = holdout.repeat_error_high if holdout.repeat_error_high is not None else holdout.repeat_error
     return "within noise" if floor is not None and holdout.median_abs_error <= floor else "missed"

@@ -25,7 +25,7 @@ from heliosim.formats.hardware_facts import (
     Quantity,
     RegionScore,
 )
-from heliosim.formats.profile import LoadFit, MemoryFacts, ModelFacts
+from heliosim.formats.profile import Energy, LoadFit, MemoryFacts, ModelFacts, ModelPower
 from heliosim.types import BLOCK_TOKENS, ModelSpec, blocks_for
 
 from .cell import Row, of_kind
@@ -152,6 +152,26 @@ def memory_facts(measured: Measured, specs: Mapping[str, ModelSpec]) -> dict[str
             sources=dict.fromkeys(("activation_bytes_per_token", "workspace_bytes", "graph_bytes"), "measured"),
         )
     return found
+
+
+def energy_facts(energy: Energy, facts: HardwareFacts) -> Energy:
+    """What the meter said, with the power of single phases where windows of them were measured."""
+    powers = {name: {w.phase: w.mean_w for w in model.energy} for name, model in facts.models.items()}
+    known = {name: watts for name, watts in powers.items() if "decode" in watts}
+    if not known or energy.source == "unavailable":
+        return energy
+    idle = energy.idle_w if facts.idle_w is None else round(facts.idle_w.value, 3)
+    loads = [watts["load"] for watts in known.values() if "load" in watts]
+    models = {
+        name: ModelPower(decode_w=round(watts["decode"], 3), prefill_w=_rounded(watts.get("prefill")))
+        for name, watts in known.items()
+    }
+    load_w = round(float(np.mean(loads)), 3) if loads else None
+    return energy.model_copy(update={"idle_w": idle, "load_w": load_w, "models": models})
+
+
+def _rounded(watts: float | None) -> float | None:
+    return None if watts is None else round(watts, 3)
 
 
 def with_hardware(model: ModelFacts, facts: HardwareFacts, memory: MemoryFacts | None) -> ModelFacts:

@@ -9,7 +9,7 @@ import pytest
 from heliosim_calibrate.hardware import grid
 from heliosim_calibrate.hardware.cell import Cell, Row, absent
 from heliosim_calibrate.hardware.device_file import device_of, write_device
-from heliosim_calibrate.hardware.facts import hardware_facts, load_facts, step_shape
+from heliosim_calibrate.hardware.facts import energy_facts, hardware_facts, load_facts, step_shape
 from heliosim_calibrate.hardware.kernels import kernel_cells
 from heliosim_calibrate.hardware.report import as_markdown, sections_of, write_calibration_report
 from heliosim_calibrate.hardware.run import Measured, missing
@@ -35,7 +35,7 @@ from heliosim.charts.calibration import (
 from heliosim.errors import InputError
 from heliosim.formats.files import sha256_of
 from heliosim.formats.hardware_facts import HardwareFacts
-from heliosim.formats.profile import HoldOut, Profile, load_profile, write_profile
+from heliosim.formats.profile import Energy, HoldOut, ModelPower, Profile, load_profile, write_profile
 from heliosim.hardware.device import open_device
 from heliosim.hardware.kernels import Kernels
 from heliosim.hardware_view import show_hardware
@@ -140,6 +140,21 @@ def test_loads_learn_of_other_sources_and_of_decoding_beside_them(profile: Profi
     fit = load_facts(profile.model("small").load["cpu"], hardware)
     assert fit.seconds_per_byte == {"pageable": 1 / 10e9, "disk": 1 / 2e9}
     assert fit.step_slowdown == 1.2
+
+
+def test_windows_of_energy_give_the_power_of_each_phase(profile: Profile) -> None:
+    rows = rows_of()
+    window = {"call_s": 0.01, "window_s": 5.0, "calls": 500}
+    for phase, watts in (("decode", 300.0), ("prefill", 400.0), ("load", 150.0)):
+        cell = Cell.of("small", "energy", phase=phase)
+        rows.append(Row(cell, "J", (2.0,) * 3, facts={**window, "mean_w": watts}))
+    rows.append(Row(Cell.of("small", "energy", phase="idle"), "W", (90.0, 100.0, 110.0)))
+    measured = Energy(source="nvml", idle_w=95.0, joules_per_step_second=200.0)
+    energy = energy_facts(measured, facts_of(rows))
+    assert (energy.idle_w, energy.load_w) == (100.0, 150.0)
+    assert energy.models["small"] == ModelPower(decode_w=300.0, prefill_w=400.0)
+    assert energy_facts(measured, facts_of(rows_of())) == measured
+    assert energy_facts(Energy(source="unavailable", reason="no counter"), facts_of(rows)).source == "unavailable"
 
 
 def test_a_layer_cell_is_one_layer_of_this_step() -> None:
