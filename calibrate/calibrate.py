@@ -115,6 +115,11 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
     """
     device = resolve_device(request.device)
     mode = mode_of(request.hardware, device)
+    if request.tensor_parallel > 1:
+        if request.hardware not in ("auto", "off"):
+            problem = "cells of single parts are those of one GPU"
+            raise InputError("--hardware", request.hardware, problem, "Leave it out, or calibrate one GPU.")
+        mode = "off"
     budget_s = budget_of(request.budget_s, device, len(request.models))
     require_free(request.out, PROFILE_FOLDER, overwrite=request.overwrite)
     journal = Journal(request.out, settings_of(request, device, mode, request.out))
