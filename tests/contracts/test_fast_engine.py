@@ -15,7 +15,6 @@ transformers = pytest.importorskip("transformers")
 import numpy as np  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes  # noqa: E402
 
-from heliosim.engines.replay import ReplayEngine  # noqa: E402
 from heliosim.engines.torch import TorchEngine  # noqa: E402
 from heliosim.errors import DeviceMemoryError, InputError, UnknownNameError  # noqa: E402
 from heliosim.recorder import TableRecorder  # noqa: E402
@@ -266,14 +265,6 @@ def test_strides_with_little_memory(folders: dict[str, Path], blocks: int) -> No
     strided = Steps(fast(folders, lag=1, pads=True), "llama", NONE, 64, blocks=blocks)
     strided.same_as(single)
     assert blocks > 9 or any(row[3] for row in single.requests), "nobody gave way"
-
-
-def test_a_stride_can_be_replayed(folders: dict[str, Path]) -> None:
-    engine = fast(folders, lag=1)
-    live = Steps(engine, "opt", NONE, 16)
-    replay = ReplayEngine(live.log, max_stride=16)
-    for action, outcome in live.log:
-        assert replay.perform(action) is outcome
 
 
 def decoding(engine: TorchEngine, name: str, depth: int = 3) -> tuple[Hand, Callable[..., Run]]:
