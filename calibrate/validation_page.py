@@ -7,6 +7,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from heliosim.formats.profile import HoldOut
+from heliosim.hold_out import verdict
+
+VERDICTS = {
+    "met": "met",
+    "within noise": "above it, within measured noise",
+    "missed": "**missed**",
+    "not scored": "not scored",
+}
 LABELS = {
     "output_throughput": "throughput, tok/s",
     "mean_tpot_ms": "mean TPOT, ms",
@@ -92,11 +101,13 @@ def _verdict(e: Mapping[str, Any]) -> str:
         )
     for model, fits in e["profile"]["fits"].items():
         h = fits[e["clock"]]["holdout"]
-        verdict = "met" if h["median_abs_error"] <= e["step_bar"] else "**missed**"
+        said = verdict(HoldOut(**h), e["step_bar"])
         floor = f", noise floor {percent(h['repeat_error'], False)}" if h["repeat_error"] is not None else ""
+        high = h.get("repeat_error_high")
+        floor += "" if high is None else f" (at most {percent(high, False)}, 95 %)"
         error = percent(h["median_abs_error"], False)
         lines.append(
-            f"- **Held-out step times, {model}**: median error {error}{floor} (bar {e['step_bar']:.0%}: {verdict})."
+            f"- **Held-out step times, {model}**: median error {error}{floor} (bar {e['step_bar']:.0%}: {VERDICTS[said]})."
         )
     for kind in ("drawn", "replayed"):
         bar = 100 * e["exit_bars"][kind]
