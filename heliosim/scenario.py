@@ -337,8 +337,8 @@ class Scenario(Strict):
     step-time noise of the profile from its k-th random place. ``fleet``: replicas behind a router; None: one server.
     ``changes``: what becomes different during the run, in order of time. ``behaviour``: whether requests meet the exits
     of recorded texts (``replay``), or of texts drawn from a model fitted to them (``iid``, ``markov``,
-    ``markov-request``; simulated runs only). ``sampling``: how a live engine takes tokens;
-    a simulation's behaviour is that of its profile, whatever stands there. ``live``: how a live run executes.
+    ``markov-request``; simulated runs only). ``sampling``: how a live engine takes tokens; a simulation's behaviour is
+    that of its profile, whatever stands there. ``live``: how a live run executes.
     """
 
     schema_version: Literal[1] = 1

@@ -68,7 +68,7 @@ class Sampler:
         if self.sampling.top_k is not None and self.sampling.top_k < scores.shape[-1]:
             ranked, order = torch.topk(scores, self.sampling.top_k, -1)
         else:
-            ranked, order = scores.sort(-1, descending=True, stable=True)
+            ranked, order = scores.sort(dim=-1, descending=True, stable=True)
         shares = torch.softmax(ranked, -1)
         before = shares.cumsum(-1) - shares  # of likelier tokens
         kept = torch.where(before < self.sampling.top_p, shares, 0.0)

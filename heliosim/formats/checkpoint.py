@@ -457,6 +457,9 @@ def _rope(read: _Config) -> Rope:
     scaling = _Config(read.file, read.get(key, dict, {}))
     theta = scaling.get("rope_theta", float, read.get("rope_theta", float, 10000.0))
     kind = scaling.get("rope_type", str, scaling.get("type", str, "default"))
+    for values in (scaling, read):
+        if values.get("partial_rotary_factor", float, 1.0) != 1.0:
+            raise values.error("partial_rotary_factor", "rotates a part of each head", "Supported: 1, all of it.")
     if kind == "default":
         return Rope(theta)
     if kind == "linear":

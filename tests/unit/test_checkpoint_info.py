@@ -315,6 +315,9 @@ def test_unusable_opt(tmp_path: Path, config: dict[str, Any], problem: str) -> N
         ({"num_key_value_heads": 3}, "num_key_value_heads: must divide"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2}}, "rope_scaling: unsupported rope type"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 2}}, "low_freq_factor: is missing"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2}}, "rope_parameters: unsupported rope type"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: rotates a part"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.25}}, "partial_rotary_factor: rotates a part"),
         ({"eos_token_id": "end"}, "eos_token_id"),
     ],
 )

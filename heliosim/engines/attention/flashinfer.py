@@ -63,7 +63,7 @@ class FlashInferRows(HostPlanned):
             use_cuda_graph=True,
             use_tensor_cores=kv.shape.heads // kv.shape.kv_heads >= 4,
             paged_kv_indptr_buffer=torch.zeros(rows + 1, **made),
-            paged_kv_indices_buffer=torch.zeros(max(rows * width, kv.total_blocks), **made),
+            paged_kv_indices_buffer=torch.zeros(rows * width, **made),
             paged_kv_last_page_len_buffer=torch.zeros(rows, **made),
         )
 

@@ -52,7 +52,7 @@ class FlexRows:
         rows, width = paged.tables.shape
         device = kv.device
         self.step = kv.block_rows // BLOCK_TOKENS
-        self.blocks = (kv.total_blocks - 1) * self.step + 1
+        self.blocks = (kv.layers[0].blocks.shape[0] - 1) * self.step + 1
         self.first = torch.zeros(self.blocks, device=device, dtype=torch.int32)
         self.owner = torch.zeros(self.blocks, device=device, dtype=torch.int64)
         self.lengths = torch.zeros(rows, device=device, dtype=torch.int32)

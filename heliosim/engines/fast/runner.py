@@ -26,6 +26,7 @@ from heliosim.engines.fast.segments import CapturedWalk, SegmentStep
 from heliosim.engines.fast.state import BatchState, bucket_of, buckets_up_to
 from heliosim.engines.fast.steps import CheckedStep, FixedStep, Home
 from heliosim.engines.fast.stride import Told
+from heliosim.engines.models.arena import is_out_of_memory
 from heliosim.engines.models.host import Resident
 from heliosim.engines.models.walk import Gaps
 from heliosim.engines.replayed import ReplayedExits
@@ -193,7 +194,11 @@ class FastRunner(Runner):
             threshold = action.guard.watch().threshold
         self.state.upload(rows, layout.decoding_at(0), threshold)
         told = Told(action, layout, self.texts, home.resident.host.info.eos_ids)
-        self._go(action, form, layout, told, home)
+        try:
+            self._go(action, form, layout, told, home)
+        except BaseException:
+            self._settle_blocks(layout, told, home)
+            raise
         self._settle_blocks(layout, told, home)
         return told.done(record_ids=self.record_ids, is_stride=len(told.steps) > 1)
 
@@ -203,8 +208,15 @@ class FastRunner(Runner):
         launched, is_over = 0, False
         while not is_over:
             if launched < layout.steps:
-                self._launch(launched, form, action.exits, layout, home)
-                launched += 1
+                try:
+                    self._launch(launched, form, action.exits, layout, home)
+                    launched += 1
+                except RuntimeError as error:
+                    if not launched or not is_out_of_memory(error):
+                        raise
+                    layout.steps = launched  # the stride ends in front of it, and it is tried again as the first of one
+                    if len(told.steps) == launched:
+                        break
             if launched - len(told.steps) <= self.lag and launched < layout.steps:
                 continue
             emitting = layout.emitting_at(len(told.steps))
@@ -285,7 +297,7 @@ class FastRunner(Runner):
                 continue
             if line.since < done:
                 home.kv.trim(line.request, len(line.text.known) - 1)
-            elif line.since < layout.steps:
+            else:
                 home.kv.trim(line.request, line.position + 1)
 
     def segment_buffers(self, home: Home) -> tuple[Tensor, Tensor]:

@@ -65,7 +65,8 @@ class BatchState:
             fields[:, k] = (row.id, row.position, row.left, 1, row.heeds_eos, row.seed)
             tables[k, : len(row.table)] = row.table
             tables[k, len(row.table) :] = row.table[0]  # read and hidden, so it must be a block of KV
-        self.fields[:, :n].copy_(self._fields[:, :n], non_blocking=True)
+        # whole, because a copy of some columns would go through memory that is not pinned
+        self.fields.copy_(self._fields, non_blocking=True)
         self.tables[:n].copy_(self._tables[:n], non_blocking=True)
         self.threshold.fill_(threshold)
         self.breaches.zero_()
