@@ -191,6 +191,12 @@ def _show(setting: Setting, now: Tried, key: str) -> None:
     _say_change(before, changed)
     limits = {"ttft": setting.question.ttft_ms, "tpot": setting.question.tpot_ms}
     table = differences(now, before) if before is not None and _can_pair(now, before) else None
+    if now.replicated.is_saturated:
+        st.warning(
+            "Overloaded: waiting grows without end, so there is no typical latency. Lower the rate, or make answers "
+            "cheaper (depth, threshold, lengths).",
+            icon=":material/hourglass_top:",
+        )
     _tiles(now, limits, table)
     theme = charts.DARK if parts.is_dark() else charts.LIGHT
     colour = charts.system_colours([setting.question.system], theme)[setting.question.system]

@@ -12,9 +12,9 @@ from streamlit.testing.v1 import AppTest
 from tests.app.helpers import open_page
 from tests.studies import study
 
-FEW = {"models": "tiny-opt", "device": "CPU", "rate": "5", "prompt": "30", "output": "16", "batch": "16", "step_tokens": "256",
-       "study_requests": "50",
-       "study_reps": "2", "compared": "early exit tiny-opt-l,vanilla tiny-opt-l", "replicas": "1"}  # fmt: skip
+FEW = {"models": "tiny-opt", "device": "CPU", "rate": "5", "prompt": "30", "output": "16", "batch": "16",
+       "step_tokens": "256", "study_requests": "50", "study_reps": "2", "replicas": "1",
+       "compared": "early exit tiny-opt-l,vanilla tiny-opt-l"}  # fmt: skip
 
 
 def said(app: AppTest) -> str:
