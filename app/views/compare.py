@@ -36,7 +36,7 @@ VIEWS = {
     "fleets": "Fleets",
 }
 register(
-    Input("compared", "several", "Systems", [], help="None chosen: all but the ablations."),
+    Input("compared", "several", "Systems (none chosen: all but the ablations of HELIOS)", []),
     Input("baseline", "choice", "Compare with", "", help="What the others' gains are measured against."),
     Input("focus", "number", "Rate per server (requests/s)", 0.0, low=0.0, high=500.0, step=0.5,
           digits="%g", help="0: one that every system should keep up with."),

@@ -116,7 +116,9 @@ def _slide(key: str) -> Any:
         if st.session_state.get(state.NEW) or key not in st.session_state:
             st.session_state[key] = kind(now)
         least = min(kind(low), kind(now))
-        state.kept()[key] = st.slider(one.label, least, kind(high), step=kind(step), key=key, help=one.help)
+        state.kept()[key] = st.slider(
+            one.label, least, kind(high), step=kind(step), format=one.digits, key=key, help=one.help
+        )
         return st.container()
 
 
