@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from heliosim_calibrate.calibrate import Request, calibrate
 
 from heliosim.errors import InputError
 from heliosim.formats.profile import Profile
+from heliosim.hold_out import sentence, verdict
 
 from .book import Book
 from .shapes import STAND_IN_NOTE, checkpoint_of, drop_engine, dtype_of, shapes_of
@@ -71,12 +71,9 @@ def _calibrated(book: Book, models: Sequence[str], sizes: tuple[int, int, int]) 
         "tokens_per_text": 24 if is_quick else 48,
         "seed": book.options.seed,
         "overwrite": True,
+        "hardware": "quick" if is_quick else "auto",
+        "budget_s": max(5.0, 0.8 * book.left_s),
     }
-    known = {f.name for f in fields(Request)}
-    if "budget_s" in known:
-        values["budget_s"] = max(5.0, 0.8 * book.left_s)
-    if "hardware" in known and is_quick:
-        values["hardware"] = "off" if book.left_s < 20 else "quick"
     last = [""]
 
     def progress(what: str, share: float) -> None:
@@ -85,7 +82,7 @@ def _calibrated(book: Book, models: Sequence[str], sizes: tuple[int, int, int]) 
             last[0] = stage
             print(f"  {share:4.0%} {what}", flush=True)
 
-    return calibrate(Request(**{k: v for k, v in values.items() if k in known}), progress)
+    return calibrate(Request(**values), progress)
 
 
 def profile_folder(book: Book) -> Path:
@@ -94,14 +91,15 @@ def profile_folder(book: Book) -> Path:
 
 
 def _errors(book: Book, profile: Profile, models: Sequence[str]) -> None:
-    """Median held-out error of each model. Within the noise of single steps is a pass, too, and said."""
+    """Median held-out error of each model. Within the measured noise is a pass, too, and said."""
     clock = profile.clock()
     for name in models:
         fit = profile.model(name).step[clock]
-        error, floor = fit.holdout.median_abs_error, fit.holdout.repeat_error
-        is_good = None
-        note = f"{clock} clock; noise floor {100 * floor:.1f} %" if floor is not None else f"{clock} clock"
-        if book.options.is_gpu:
-            is_good = error <= 0.05 or (floor is not None and error <= floor)
-        book.put(f"{name}.holdout", error, note=note, passes=is_good)
+        said = verdict(fit.holdout)
+        if said == "not scored":
+            book.cannot(f"{name}.holdout", sentence(fit.holdout))
+            continue
+        passes = said in ("met", "within noise") if book.options.is_gpu else None
+        note = f"{clock} clock; {sentence(fit.holdout)}"
+        book.put(f"{name}.holdout", fit.holdout.median_abs_error, note=note, passes=passes)
         book.row(model=name, clock=clock, holdout=fit.holdout.model_dump(mode="json"))

@@ -170,8 +170,9 @@ def _pack(work: Path, out: Path) -> None:
                 made.write(json.dumps({"group": file.parent.name, **json.loads(line)}) + "\n")
     with zipfile.ZipFile(out / "profiles.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted((work / "profiles").rglob("*")):
-            if file.is_file() and not file.is_symlink():
-                archive.write(file, str(file.relative_to(work / "profiles")))
+            name = str(file.relative_to(work / "profiles"))
+            if file.is_file() and ".partial/" not in name:
+                archive.write(file, name)
     log = work / "log.txt"
     with gzip.open(out / "log.txt.gz", "wb") as packed:
         if log.exists():

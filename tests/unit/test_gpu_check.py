@@ -9,16 +9,18 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from heliosim_calibrate.gpu_check import report
 from heliosim_calibrate.gpu_check.__main__ import missing
 from heliosim_calibrate.gpu_check.book import Book, read_book
+from heliosim_calibrate.gpu_check.child import run_group
 from heliosim_calibrate.gpu_check.command import run
 from heliosim_calibrate.gpu_check.figures import Asked, Bar, Figure, Got
 from heliosim_calibrate.gpu_check.gputests import read_results
-from heliosim_calibrate.gpu_check.plan import PAIR, Group, Measure, Options, groups
+from heliosim_calibrate.gpu_check.plan import METRICS, PAIR, SYSTEMS, Group, Measure, Options, groups
 from heliosim_calibrate.gpu_check.runner import Runner
 
 from heliosim.errors import InputError, UnknownNameError
@@ -297,3 +299,39 @@ def test_decode_steps_are_timed_on_a_stand_in(tmp_path: Path, mode: str) -> None
     assert engine.books()["kv_used_blocks"] == 0
     spec = engine.specs[shape.model]
     assert weight_bytes(engine, shape.model, 24) == 24 * spec.layer_bytes + 512 * 64 * 4
+
+
+def really(tmp_path: Path, part: str, names: list[str]) -> dict[str, Figure]:
+    """Figures of measures of a group, run here within short budgets."""
+    pytest.importorskip("torch")
+    options = Options(device="cpu", is_quick=True, parts=(part,))
+    whole = groups(options)[0]
+    group = replace(whole, measures=tuple(replace(m, seconds=4.0) for m in whole.measures))
+    tmp_path.mkdir(exist_ok=True)
+    run_group(group, names, options, tmp_path)
+    found = [o for o in report.outcomes(options, tmp_path) if o.measure.name in names]
+    assert [(o.state, o.error) for o in found] == [("done", "")] * len(names)
+    return {f.asked.key: f for o in found for f in o.figures}
+
+
+def test_depth_and_loads_are_measured_on_stand_ins(tmp_path: Path) -> None:
+    found = really(tmp_path, "llama3-8b", ["linearity", "loading"])
+    assert found["llama3-8b.linearity"].got.value is not None
+    load = found["llama3-8b.load"].got
+    assert load.value is not None
+    assert 0 < load.value < 100
+    assert any("stand-ins" in o.notes[0] for o in report.outcomes(PART, tmp_path) if o.notes)
+    rows = (tmp_path / "llama3-8b" / "loading.rows.jsonl").read_text(encoding="utf-8").splitlines()
+    assert {json.loads(row)["kind"] for row in rows} == {"load", "slowdown"}
+
+
+@pytest.mark.slow
+def test_live_is_held_against_simulated_on_stand_ins(tmp_path: Path) -> None:
+    """A profile is made, exits are replayed, and every metric of every system gets a figure."""
+    found = really(tmp_path, "opt-pair", ["calibrate", "fidelity"])
+    for system in SYSTEMS:
+        for metric in METRICS:
+            got = found[f"{system}.0.6.{metric}"].got
+            assert got.value is not None
+            assert abs(got.value) < 1, "predictions are of the right size"
+    assert found["vanilla.0.6.step"].got.low is not None
