@@ -12,6 +12,7 @@ demo: install
 	$(BIN)/heliosim demo
 
 test: install lint
+	scripts/browser
 	$(BIN)/python -m pytest
 	scripts/wheel_test $(BIN)/python $(WHEELS)
 

@@ -43,7 +43,12 @@ def main(first: str = VIEWS[0].path) -> None:
     import streamlit as st
     from heliosim_app import inputs, parts, state
 
-    st.set_page_config(page_title="HelioSim", page_icon=str(Path(__file__).parent / "icon.svg"), layout="wide")
+    st.set_page_config(
+        page_title="HelioSim",
+        page_icon=str(Path(__file__).parent / "icon.svg"),
+        layout="wide",
+        initial_sidebar_state=210,
+    )
     inputs.register_all()
     st.html(parts.STYLE)
     modules = {view.path: import_module(f"heliosim_app.views.{view.module}") for view in VIEWS}

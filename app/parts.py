@@ -28,7 +28,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "derived": ("orange", CAUTIONS["derived"]),
     "composed": ("orange", CAUTIONS["composed"]),
     "synthetic exits": ("orange", "Exits are drawn from a specification, not from text that a model wrote."),
-    "replayed": ("blue", "Exits are played back from a recording; steps really ran."),
+    "replayed": ("blue", "Exits are played back from a recording, not what the served models said."),
     "simulated": ("blue", "A simulation: nothing ran on a device."),
     "live": ("green", "A live run: steps really ran on this device."),
 }
@@ -95,7 +95,7 @@ STYLE = """<style>
 .hs-misses {background: #D55E0026; color: light-dark(#a34700, #ff9a52);}
 .hs-undecided {background: #E69F0026; color: light-dark(#7d5700, #f4c152);}
 .hs-sentence {font-size: 1.45rem; line-height: 1.4; font-weight: 500; margin: .25rem 0 .5rem;}
-[data-testid="stMainBlockContainer"] {max-width: 78rem;}
+[data-testid="stMainBlockContainer"] {max-width: 78rem; padding-top: 3.25rem;}
 [class*="st-key-hs-pair"] [data-testid="stHorizontalBlock"] {flex-wrap: wrap;}
 [class*="st-key-hs-pair"] [data-testid="stColumn"] {min-width: min(30rem, 100%);}
 </style>"""

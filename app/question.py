@@ -167,7 +167,7 @@ class Question:
         content = {
             "slo": {"limits": self.limits()},
             "max_count": 16,
-            "replications": {"least": 4, "most": 8},
+            "replications": {"least": 6, "most": 10},
             **content,
         }
         return PlanFile.model_validate({**content, "candidates": made})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from heliosim_app.parts import Tile, tile
 from heliosim_app.question import MODELS, Question, slug, systems
 
 from heliosim.plan_words import number, words_of
+from heliosim.prices import Price
 from heliosim.stats import Interval
 
 Answer = Mapping[str, Any]
@@ -77,7 +79,9 @@ def fewer_sentence(answer: Answer) -> str:
     said = f"{text[0].upper()}{text[1:]}"
     if fewer is None:
         return f"{said}."
-    return f"{said}. {fewer['verdict'].capitalize()} after {fewer['replications']} runs: {fewer['reason']}."
+    runs = f"{fewer['replications']} runs"
+    reason = fewer["reason"].removeprefix("saturated, ")
+    return f"{said} ({runs})." if reason in said else f"{said}: {reason} ({runs})."
 
 
 def runner_up(question: Question, answer: Answer, currency: str) -> str:
@@ -217,5 +221,8 @@ def candidate_rows(question: Question, answer: Answer, currency: str) -> list[di
 
 def notes_of(answer: Answer) -> Sequence[str]:
     """What must be said beside the answer; the kind of profile stands in badges already."""
-    kept = [note for note in answer["notes"] if "not measured" not in note]
-    return [note.replace("bring your own with --prices", "edit them on the page Plan") for note in kept]
+    kept = [note for note in answer["notes"] if "not measured" not in note and "prices older" not in note]
+    used = [answer["winner"]["price"]] if answer["winner"] else [one["price"] for one in answer["candidates"]]
+    today = datetime.datetime.now(tz=datetime.UTC).date()
+    old = sorted({f"{p['gpu']}: {p['date']}" for p in used if p["source"] != UNPRICED and Price(**p).is_stale(today)})
+    return [*kept, *([f"prices older than half a year ({', '.join(old)}); edit them on the page Plan"] if old else [])]

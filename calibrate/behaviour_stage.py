@@ -42,6 +42,10 @@ class BehaviourPlan:
     def coder(self, infos: Mapping[str, CheckpointInfo], max_context: int) -> Coder:
         """How the models' shared vocabulary reads text."""
         first = next(iter(infos.values()))
+        drawn = [name for name, info in infos.items() if info.random is not None]
+        if drawn:
+            remedy = "Name models with trained weights."
+            raise InputError("--models", drawn[0], "random weights say nothing: they have no behaviour", remedy)
         eos = dict.fromkeys(t for info in infos.values() for t in info.eos_ids)
         return Coder(first.folder / "tokenizer.json", list(eos), max_context)
 

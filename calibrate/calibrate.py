@@ -30,6 +30,7 @@ from heliosim.formats.profile import (
 )
 from heliosim.memory_model import STEP_TOKENS
 from heliosim.premises import measure_premises
+from heliosim.runs import engine_mode
 from heliosim.streams import stream
 from heliosim.types import ModelSpec, blocks_for
 
@@ -58,7 +59,7 @@ class Request:
     """What to calibrate; of random weights no behaviour is recorded. ``pool_bytes``: memory for weights and KV while
     measuring; None: enough for the largest batch asked for. ``exit_methods``: exit methods, each
     ``batching+skipped_kv``, whose texts to record as well. ``prompts_file``, ``closed_loop_prompts``: see
-    ``BehaviourPlan``.
+    ``BehaviourPlan``. ``tensor_parallel``: GPUs that share each layer.
 
     ``hardware``: ``full``, ``quick`` or ``off``, cells of single parts to measure beside the steps; ``auto``: full on a
     GPU, quick on a CPU. ``budget_s``: seconds for steps and cells together. ``device_out``: device file to write,
@@ -70,6 +71,7 @@ class Request:
     device: str = "auto"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     threads: int = 1
+    tensor_parallel: int = 1
     max_batch: int = 32
     max_context: int = 256
     token_budget: int = 256
@@ -113,6 +115,11 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
     """
     device = resolve_device(request.device)
     mode = mode_of(request.hardware, device)
+    if request.tensor_parallel > 1:
+        if request.hardware not in ("auto", "off"):
+            problem = "cells of single parts are those of one GPU"
+            raise InputError("--hardware", request.hardware, problem, "Leave it out, or calibrate one GPU.")
+        mode = "off"
     budget_s = budget_of(request.budget_s, device, len(request.models))
     require_free(request.out, PROFILE_FOLDER, overwrite=request.overwrite)
     journal = Journal(request.out, settings_of(request, device, mode, request.out))
@@ -132,10 +139,11 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
 def _calibrate(
     request: Request, device: str, mode: Mode, budget_s: float | None, journal: Journal, progress: Progress
 ) -> Profile:
+    from heliosim.engines.parallel.cutting import rank_infos
     from heliosim.engines.torch import TorchEngine
 
     with new_folder(request.out, PROFILE_FOLDER, overwrite=request.overwrite) as folder:
-        infos = _inspect(request)
+        infos = rank_infos(_inspect(request), 0, request.tensor_parallel)
         specs = {name: info.spec for name, info in infos.items()}
         has_behaviour = all(info.random is None for info in infos.values())
         engine = TorchEngine(
@@ -143,7 +151,8 @@ def _calibrate(
             device=device,
             dtype=request.dtype,
             threads=request.threads,
-            mode="fast" if device.startswith("cuda") else "plain",  # as live runs choose
+            mode=engine_mode("auto", device),
+            tensor_parallel=request.tensor_parallel,
         )
         clocks: tuple[ClockName, ...] = ("wall",) if device.startswith("cuda") else ("cpu", "wall")
         max_context = min(request.max_context, *(s.max_context for s in specs.values()))
@@ -192,6 +201,7 @@ def _calibrate(
                 parts,
                 lambda what, share: progress(f"behaviour {what}", 0.6 + 0.36 * share),
             )
+        engine.close()
         _write_steps(steps, folder / "steps.parquet")
         progress("fit", 0.98)
         models = {
@@ -373,6 +383,7 @@ def _facts(
         weights="checkpoint" if info.random is None else "random",
         weights_seed=None if info.random is None else info.random.seed,
         dtype=info.dtype,
+        tensor_parallel=getattr(info, "ranks", 1),
         layers=spec.layers,
         exits=spec.exits,
         exit_kind=spec.kind,

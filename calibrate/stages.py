@@ -283,6 +283,7 @@ def settings_of(request: Request, device: str, mode: Mode, path: Path) -> dict[s
         "threshold": request.threshold,
         "seed": request.seed,
         "hardware": mode,
+        "tensor_parallel": request.tensor_parallel,
         "kernels": mode == "full" or request.device_out is not None,
         "budgets_bytes": list(request.budgets_bytes),
         "tasks": list(request.tasks),

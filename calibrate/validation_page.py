@@ -81,7 +81,7 @@ then each scenario is simulated, and only then run live. Loads are shares of eac
 (`saturated`). Errors are signed: (predicted − measured mean) / measured mean. {where}
 
 What is composed for GPUs that are not here ([hardware.md](hardware.md)) is held against published runs on a page of its own:
-[validation-composed.md](validation-composed.md)."""
+[validation-composed.md](validation-composed.md). What a GPU machine would measure, in one command: [gpu-check.md](gpu-check.md)."""
 
 
 def _verdict(e: Mapping[str, Any]) -> str:

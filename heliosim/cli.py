@@ -113,6 +113,9 @@ def calibrate(
     device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the engine.")] = 1,
+    tensor_parallel: Annotated[
+        int, typer.Option(min=1, help="GPUs of this machine that share each layer (CPU: processes).")
+    ] = 1,
     max_batch: Annotated[int, typer.Option(min=1, help="Largest batch to measure.")] = 32,
     max_context: Annotated[int, typer.Option(min=64, help="Longest context to measure, tokens.")] = 256,
     token_budget: Annotated[int, typer.Option(min=16, help="Largest tokens per step to measure.")] = 256,
@@ -190,6 +193,7 @@ def calibrate(
         device=device,
         dtype=dtype,
         threads=threads,
+        tensor_parallel=tensor_parallel,
         max_batch=max_batch,
         max_context=max_context,
         token_budget=token_budget,
@@ -240,6 +244,10 @@ def run(
     live: Annotated[bool, typer.Option("--live", help="Execute on the real engine instead of simulating.")] = False,
     clock: Annotated[Optional[str], typer.Option(help="cpu or wall; default: the scenario's.")] = None,  # noqa: UP045
     device: Annotated[Optional[str], typer.Option(help="With --live: auto, cpu, cuda or cuda:N.")] = None,  # noqa: UP045
+    tensor_parallel: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="With --live: GPUs of this machine that share each layer; default: as in the profile."),
+    ] = None,
     seed: Annotated[Optional[int], typer.Option(min=0, help="Seed instead of the scenario's.")] = None,  # noqa: UP045
     replay_exits: Annotated[
         Optional[str],  # noqa: UP045
@@ -287,6 +295,9 @@ def run(
         asked.require_single("--replications 1")
     if device is not None and not live:
         raise InputError("--device", device, "a simulation runs on no device", "Add --live, or leave it out.")
+    if tensor_parallel is not None and not live:
+        remedy = "Add --live, or leave it out (the profile says on how many GPUs a simulated model runs)."
+        raise InputError("--tensor-parallel", tensor_parallel, "a simulation runs on no device", remedy)
     for option, given in (("--engine", engine), ("--max-stride", max_stride)):
         if given is not None and not live:
             raise InputError(option, given, "a simulation does not look at it", "Add --live, or leave it out.")
@@ -305,10 +316,18 @@ def run(
         from heliosim.replays import open_replay
 
         replay = open_replay(replay_exits)
+    ran_on = ""
     with about(scenario), progress_bar("Live" if live else "Simulating") as progress:
         on_progress = run_progress(progress, last_arrival(loaded))
         if live:
-            results = run_live(loaded, device=device or "auto", replay=replay, on_progress=on_progress).results
+            ran = run_live(
+                loaded,
+                device=device or "auto",
+                replay=replay,
+                on_progress=on_progress,
+                tensor_parallel=tensor_parallel,
+            )
+            results, ran_on = ran.results, ran.engine
         else:
             results = run_simulated(loaded, replay=replay, on_progress=on_progress)
     replicated = None
@@ -329,6 +348,8 @@ def run(
         from heliosim.fleet_view import print_fleet
 
         print_fleet(results, loaded.fleet)
+    if ran_on:
+        typer.echo(f"Run on the {ran_on}.")
     if not (live or loaded.sampling.is_greedy):
         typer.echo("The profile's behaviour stands for whatever the scenario's sampling says; only a live run draws.")
     typer.echo(f"Run written to {target}")

@@ -22,7 +22,7 @@ LIGHT: Mapping[str, str] = {
     "linkColor": "#005B8E",
 }
 DARK: Mapping[str, str] = {
-    "primaryColor": "#56B4E9",
+    "primaryColor": "#2A85C7",
     "backgroundColor": "#12161A",
     "secondaryBackgroundColor": "#1B2126",
     "textColor": "#E8ECEF",

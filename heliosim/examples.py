@@ -73,8 +73,8 @@ def scenario_for(
 
 
 def drawn_workload(profile: Profile, requests_per_task: int = 60, rate_per_s: float = 20.0) -> WorkloadSpec:
-    """Tasks of the profile in consecutive blocks, lengths drawn, Poisson arrivals; needs no text, so it cannot run
-    live.
+    """Tasks of the profile in consecutive blocks, lengths drawn, Poisson arrivals; needs no text, so it runs live with
+    random weights or replayed exits alone. One task without a name where the profile knows none.
     """
     tasks = [
         {
@@ -83,7 +83,7 @@ def drawn_workload(profile: Profile, requests_per_task: int = 60, rate_per_s: fl
             "prompt_tokens": {"kind": "uniform", "low": 30, "high": 90},
             "output_tokens": {"kind": "uniform", "low": 16, "high": 48},
         }
-        for task in sorted(profile.facts.behaviour.tasks)[:4]
+        for task in sorted(profile.facts.behaviour.tasks)[:4] or [""]
     ]
     return WorkloadSpec.model_validate(
         {"arrivals": {"kind": "poisson", "rate_per_s": rate_per_s}, "tasks": tasks, "order": "blocks"}
@@ -117,7 +117,7 @@ def _text_workload(profile: Profile, folder: Path, final: Path, requests_per_tas
     from heliosim.formats.trace import save_trace
     from heliosim.synth import TextTask, text_trace
 
-    if not profile.is_measured:
+    if not profile.is_measured or profile.random_models:
         return None
     tokenizer = checkpoint_path(next(iter(profile.facts.models.values())).checkpoint) / "tokenizer.json"
     if find_spec("tokenizers") is None or not tokenizer.is_file():

@@ -67,20 +67,20 @@ def _examples() -> None:
 
 def _inputs() -> None:
     with st.container(border=True):
-        first = st.columns(4)
+        first = st.columns(4, vertical_alignment="bottom")
         state.draw("load", on=first[0], on_change=asked.take_lengths)
         state.draw("rate", on=first[1])
         state.draw("ttft", on=first[2], help="0: no limit.")
         state.draw("tpot", on=first[3], help="0: no limit.")
-        second = st.columns(3)
+        second = st.columns(3, vertical_alignment="bottom")
         models = state.draw("models", on=second[0])
         device = state.draw("device", on=second[1], options=devices(models))
         asked.draw_system(models, device, on=second[2])
         with st.expander("Lengths, batching, memory, prices, seed"):
-            third = st.columns(4)
+            third = st.columns(4, vertical_alignment="bottom")
             for key, on in zip(("prompt", "output", "requests", "seed"), third, strict=True):
                 state.draw(key, on=on)
-            fourth = st.columns(4)
+            fourth = st.columns(4, vertical_alignment="bottom")
             for key, on in zip(("batch", "step_tokens", "memory"), fourth, strict=False):
                 state.draw(key, on=on)
             state.draw("provider", on=fourth[3], options=providers())

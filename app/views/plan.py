@@ -81,10 +81,10 @@ def _ask(plan: PlanFile, table: PriceTable) -> None:
 
 def _inputs() -> Question:
     with st.container(border=True):
-        first = st.columns(4)
+        first = st.columns(4, vertical_alignment="bottom")
         for key, on in zip(("load", "rate", "ttft", "tpot"), first, strict=True):
             state.draw(key, on=on, on_change=asked.take_lengths if key == "load" else None)
-        second = st.columns([2, 1, 1])
+        second = st.columns([2, 1, 1], vertical_alignment="bottom")
         state.draw("models", on=second[0])
         state.draw("requests", on=second[1])
         state.draw("seed", on=second[2])

@@ -148,7 +148,13 @@ def depth_quality_figure(
     fig.update_xaxes(title_text="mean exit depth (% of layers)", rangemode="tozero")
     fig.update_yaxes(title_text="tokens (%)", row=1, col=1)
     fig.update_yaxes(title_text="perplexity", row=1, col=2)
-    return finish(fig, "Quality against depth", style.caption, height=460, theme=style.theme)
+    return finish(
+        fig,
+        "Quality against depth",
+        style.noted("perplexity: lines, an exit's own; marks, the full model's").caption,
+        height=460,
+        theme=style.theme,
+    )
 
 
 def joint_figure(joint: pd.DataFrame, style: Style) -> go.Figure:

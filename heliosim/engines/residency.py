@@ -26,8 +26,8 @@ from heliosim.types import Failure, Load, Placement, RequestId, Run, tick
 _EXTEND_TOKENS = 2048
 """Tokens run through new layers at once; bounds the activations of an ``extend``."""
 
-_SHARES = (0.9, 0.75, 0.5, 0.25, 0.1, 0.03)
-"""Of the memory asked for, or there: what is tried where a device does not give it."""
+_LEAST_SHARE = 100
+"""Where a device does not give what was asked for, less is tried, down to this part of it."""
 
 
 class Residency:
@@ -181,7 +181,7 @@ class Residency:
         except DeviceMemoryError as error:
             if not error.is_intact:
                 self.clear()
-                self._fall_back(host, action, error)
+                self._fall_back(error)
             raise
         except (AssertionError, InputError):
             self.clear()
@@ -390,27 +390,34 @@ class Residency:
         error.is_intact = is_intact
         return error
 
-    def _fall_back(self, host: HostModel, action: Load, error: DeviceMemoryError) -> None:
+    def _fall_back(self, error: DeviceMemoryError) -> None:
         """Take a smaller arena than was asked for, and say so in ``error``: another load can be asked for then."""
         if not self.budget_bytes:
             return
-        hidden = host.info.hidden if self._keeps_hidden(host, action) else None
-        depth = action.placement.depth
-        least = host.values(depth) + block_values(depth, host.kv_shape, hidden)
         wanted = self.budget_bytes // self.dtype.itemsize
         there = available_bytes(self.device)
         if there is not None:
             wanted = min(wanted, there // self.dtype.itemsize)
-        shares = [int(wanted * share) for share in _SHARES]
-        for values in sorted({*shares, min(least, shares[0])}, reverse=True):
-            try:
-                self.arena.grow(values, 0, 0)
-            except RuntimeError as again:
-                if not is_out_of_memory(again):
-                    raise
-                continue
-            self.budget_bytes = error.available_bytes = values * self.dtype.itemsize
-            return
+        high = wanted
+        while not self._can_have(low := int(0.9 * high)):
+            high = low
+            if high < wanted // _LEAST_SHARE:
+                return
+        for _ in range(5):
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._can_have(middle) else (low, middle)
+        if self._can_have(low):
+            self.budget_bytes = error.available_bytes = low * self.dtype.itemsize
+
+    def _can_have(self, values: int) -> bool:
+        """Have an arena of ``values`` values, or none."""
+        try:
+            self.arena.grow(values, 0, 0)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        return True
 
     def _scratch(self) -> Tensor:
         """Room for a block of any placement, made once."""

@@ -110,6 +110,11 @@ class MemoryPool:
         self.weights_bytes = self.reserved_bytes = 0
         self.total_blocks = self.total_bytes // self.block_bytes if self.block_bytes else 0
 
+    def vacate(self) -> None:
+        """Give up the weights and the blocks with them, as before the first were placed."""
+        self.clear()
+        self.block_bytes = self.total_blocks = 0
+
     def holds(self, request: RequestId) -> int:
         """Blocks a request holds."""
         return self._held.get(request, 0)

@@ -416,7 +416,7 @@ class Server:
         if self.fetch is not None:
             self._abandon(now)
         self._evicted += self.batcher.preempt(self.pool)
-        self.pool.clear()
+        self.pool.vacate()
         self.placement = self._directive = self._given_up = self._arriving = None
         self._is_resized = self._must_load = False
         self._settings.clear()

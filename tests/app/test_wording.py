@@ -111,7 +111,15 @@ def test_a_stand_in_price_is_never_shown() -> None:
 
 
 def test_notes_leave_out_what_badges_say_and_speak_of_this_page() -> None:
-    assert wording.notes_of(answer()) == ["prices older; edit them on the page Plan"]
+    old = answer()
+    old["winner"]["price"]["date"] = "2020-01"
+    assert wording.notes_of(old) == ["prices older than half a year (H200-141GB: 2020-01); edit them on the page Plan"]
+    assert wording.notes_of(repriced(answer(), None)) == []
+
+
+def test_one_fewer_is_a_sentence_with_what_it_rests_on() -> None:
+    said = wording.fewer_sentence(answer())
+    assert said == "2 would miss the p99 TTFT limit by 95 ± 40 ms: p99 TTFT 595 (6 runs)."
 
 
 def test_sensitivity_says_what_another_load_needs() -> None:

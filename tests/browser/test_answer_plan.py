@@ -14,7 +14,7 @@ import pytest
 
 from tests.browser.driving import SENTENCE, Driver
 
-FAST = "/answer?requests=100&rate=5"
+FAST = "/?requests=100&rate=5"
 """A question that is searched within seconds."""
 
 
@@ -48,7 +48,7 @@ def test_inputs_change_the_answer_and_the_link_restores_it(drive: Driver) -> Non
 
 
 def test_a_link_that_says_nonsense_is_answered_in_words(drive: Driver) -> None:
-    drive.open("/answer?rate=fast&colour=red")
+    drive.open("/?rate=fast&colour=red")
     said = drive.page.get_by_role("alert").all_inner_texts()
     assert any("rate=fast" in text and "is no number" in text for text in said)
     assert any("colour=red" in text for text in said)
@@ -73,7 +73,7 @@ def test_downloads_of_an_answer_open(drive: Driver, tmp_path: Path) -> None:
 
 
 def test_pages_carry_the_question(drive: Driver) -> None:
-    drive.open("/answer?rate=5&requests=100&seed=3")
+    drive.open("/?rate=5&requests=100&seed=3")
     drive.go("Plan")
     drive.page.get_by_role("heading", name="Which fleet is cheapest?").wait_for()
     drive.settle()
@@ -103,7 +103,7 @@ def test_a_search_can_be_cancelled(drive: Driver) -> None:
     assert drive.page.get_by_role("button", name="Try again").is_visible()
 
 
-@pytest.mark.parametrize("path", ["answer", "plan", "runs"])
+@pytest.mark.parametrize("path", ["", "plan", "runs"])
 def test_charts_and_tables_have_words(drive: Driver, path: str) -> None:
     drive.open(f"/{path}", "h1")
     for chart in drive.page.get_by_test_id("stPlotlyChart").all():

@@ -190,3 +190,14 @@ def test_random_weights_serve_without_a_replay_too(served: Profile) -> None:
     assert set(live.results.tokens["agrees"].to_pylist()) == {None}
     again = run_live(scenario(served, CONTROLLERS["vanilla"]), served)
     assert again.outputs == live.outputs
+
+
+def test_examples_over_random_weights_run(served: Profile, recorded: Profile, tmp_path: Path) -> None:
+    from heliosim.examples import write_examples
+    from heliosim.scenario import load_scenario
+
+    written = {p.stem: load_scenario(p) for p in write_examples(tmp_path / "example", served.folder)}
+    counts = run_simulated(written["vanilla-small"]).counts
+    assert counts["finished"] > 40, "few are longer than these models' context"
+    replay = open_replay(str(recorded.folder))
+    assert run_simulated(written["helios"], replay=replay).counts["finished"] == counts["finished"]

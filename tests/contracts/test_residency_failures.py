@@ -174,8 +174,8 @@ def test_a_device_with_less_memory_than_said_serves_in_what_there_is(folders: di
     live = serve(engine, Scripted([("opt", 6)], "boundary"), ASKED, on_action=lambda server: server.pool.check())
     assert set(live.outputs) == set(range(len(ASKED)))
     assert live.events.count("failed") == live.events.count("changed") == 1
-    assert live.server.pool.total_bytes == BUDGET // 2
-    assert engine.residency.arena.nbytes <= BUDGET // 2 + 4096
+    assert 0.97 * BUDGET // 2 <= live.server.pool.total_bytes <= BUDGET // 2 + 4096
+    assert live.server.pool.total_bytes <= engine.residency.arena.nbytes <= BUDGET // 2 + 4096
     assert [load.part for load in live.loads] == ["whole", "whole"]
     assert live.loads[1].kv_blocks < live.loads[0].kv_blocks
     same_again(live, engine, Scripted([("opt", 6)], "boundary"), Loading())

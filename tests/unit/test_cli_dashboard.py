@@ -45,7 +45,6 @@ def test_every_setting_is_known_to_streamlit() -> None:
 
 def test_colours_are_those_of_figures() -> None:
     assert cli_dashboard.LIGHT["primaryColor"] in charts.SYSTEM_PALETTE
-    assert cli_dashboard.DARK["primaryColor"] in charts.SYSTEM_PALETTE
 
 
 def test_a_port_in_use_is_refused() -> None:

@@ -204,22 +204,30 @@ def test_random_weights_calibrate_to_times_and_bytes_without_behaviour(
     pytest.importorskip("torch")
     from heliosim_calibrate.calibrate import Request, calibrate
 
+    from heliosim.engines.torch import TorchEngine
     from heliosim.profile_view import check_profile, show_profile
     from heliosim.runs import run_live
     from tests.profiles import scenario, workload
 
-    configs["llama"].write_text(json.dumps({**LLAMA, "num_hidden_layers": 4}))
-    name = f"random:{configs['llama']}@exits=2,seed=5"
+    configs["llama"].write_text(json.dumps({**LLAMA, "num_hidden_layers": 2}))
+    name = f"random:{configs['llama']}@exits=1,seed=5"
     asked = Request(
-        models=[name], out=tmp_path / "profile", max_batch=1, max_context=64, token_budget=32, rounds=1, device="cpu"
+        models=[name],
+        out=tmp_path / "profile",
+        max_batch=1,
+        max_context=64,
+        token_budget=32,
+        rounds=1,
+        device="cpu",
+        hardware="off",
     )
     profile = calibrate(asked)
     assert profile.random_models == ("small-llama",)
     facts = profile.model("small-llama")
-    assert (facts.checkpoint, facts.weights_seed, facts.exits) == (name, 5, (2, 4))
+    assert (facts.checkpoint, facts.weights_seed, facts.exits) == (name, 5, (1, 2))
     assert not profile.has_behaviour
     assert profile.facts.premises == []
-    assert {p.name for p in profile.folder.iterdir()} == {"profile.json", "steps.parquet"}
+    assert not {p.name for p in profile.folder.iterdir()} & {"behaviour.parquet", "behaviour.html"}
     check_profile(profile)
     problems = [line for line in capsys.readouterr().out.splitlines() if line.startswith("problem")]
     assert all("step times miss" in line for line in problems), "few steps on a busy machine may fit badly"
@@ -233,6 +241,8 @@ def test_random_weights_calibrate_to_times_and_bytes_without_behaviour(
     helios = scenario(profile, **served, controller={"kind": "helios"})
     with pytest.raises(InputError, match="Its weights are random"):
         run_live(helios, profile)
+    with pytest.raises(InputError, match="lie on no disk"):
+        TorchEngine({"small-llama": name}, host_bytes=1000)
 
 
 def test_texts_of_random_weights_are_refused_before_anything_is_measured(tmp_path: Path) -> None:
