@@ -24,6 +24,7 @@ class Plan:
     steps_s: Seconds
     lines: Sequence[Line]
     budget_s: Seconds | None
+    has_behaviour: bool = True
 
     @property
     def cells_s(self) -> Seconds:
@@ -47,8 +48,11 @@ def plan_of(request: Request, like: str | None) -> Plan:
     extent, cells = cells_of(request, infos, mode if mode != "off" else "quick", context, _budgets(request, infos))
     estimators = estimators_of(request, infos, extent, "cuda" if like else device, like)
     lines = by_group(estimated(cells, estimators)) if mode != "off" else []
+    has_behaviour = all(info.random is None for info in infos.values())
     count, seconds = _steps(request, infos, estimators, context)
-    return Plan(like or device, mode, count, seconds, lines, budget_of(request.budget_s, device, len(infos)))
+    return Plan(
+        like or device, mode, count, seconds, lines, budget_of(request.budget_s, device, len(infos)), has_behaviour
+    )
 
 
 def _budgets(request: Request, infos: Mapping[str, CheckpointInfo]) -> list[int]:
@@ -76,8 +80,8 @@ def show_plan(request: Request, likes: Sequence[str]) -> None:
 
     out = console()
     for plan in [plan_of(request, like) for like in (likes or [None])]:  # type: ignore[list-item]
-        what = f"{', '.join(request.models)} in {request.dtype}"
-        table = Table(title=f"{what} on {plan.where}: hardware cells {plan.mode}", title_justify="left", box=None)
+        out.print(f"[bold]{', '.join(request.models)}[/] in {request.dtype} on {plan.where}, cells {plan.mode}")
+        table = Table(box=None)
         table.add_column("what")
         table.add_column("cells", justify="right")
         table.add_column("about", justify="right")
@@ -87,13 +91,14 @@ def show_plan(request: Request, likes: Sequence[str]) -> None:
         cells = plan.points + sum(line.cells for line in plan.lines)
         table.add_row("all, if no region ends early", f"{cells:,}", _time(plan.steps_s + plan.cells_s))
         out.print(table)
+        more = ", and behaviour on top" if plan.has_behaviour else "; random weights have no behaviour"
         if plan.budget_s is not None:
             out.print(
                 f"Budget {_time(plan.budget_s)}: at most {STEPS_SHARE:.0%} of it for steps, whose situations are each "
-                f"visited once at least; with it about {_time(plan.total_s)}, and behaviour on top."
+                f"visited once at least; with it about {_time(plan.total_s)}{more}."
             )
         else:
-            out.print(f"No budget: about {_time(plan.total_s)}, and behaviour on top.")
+            out.print(f"No budget: about {_time(plan.total_s)}{more}.")
         how = "a composed profile of the device" if plan.where not in ("cpu",) else "nominal speeds of a CPU thread"
         out.print(f"[dim]Times are estimated from {how}, not measured.[/]\n")
 

@@ -46,6 +46,24 @@ def show_verdicts(profile: Profile) -> None:
     console().print()
 
 
+def hardware_problems(profile: Profile) -> list[str]:
+    """What the cells of a profile found that cannot be true of it, as sentences."""
+    hardware, found = profile.facts.hardware, []
+    for name, model in ({} if hardware is None else hardware.models).items():
+        if name not in profile.facts.models:
+            found.append(f"hardware cells of {name}, of which the profile knows nothing else")
+        for b in model.largest_batch:
+            if b.rows > b.formula_rows or (b.limit == "arena budget" and b.rows != b.formula_rows):
+                where = f"{name}@{b.depth}, {b.context_tokens} tokens in {b.budget_bytes} B"
+                found.append(f"{where}: {b.rows} rows were allocated, the byte model says {b.formula_rows}")
+        for k in model.kv_blocks:
+            if k.engine_blocks != k.pool_blocks:
+                found.append(
+                    f"{name}@{k.depth}: the engine holds {k.engine_blocks} KV blocks, the pool {k.pool_blocks}"
+                )
+    return found
+
+
 def _parts(hardware: HardwareFacts) -> tuple[list[Column], list[list[str]]]:
     columns = [
         Column("model", is_name=True), Column("layer,\ndecode\n1 row"), Column("layer\nerror"),

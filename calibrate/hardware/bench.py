@@ -167,15 +167,17 @@ class Bench:
         if decoding:
             now = [RowNow(0, row.start, 8, 0, 0, row.table) for row in decoding]
             state.upload(now, len(now), 0.8)
-        if chunks:
-            ids = [[0] * row.count for row in chunks]
-            mixed = MixedPass(state, shape.decode, width, chunks, ids, [True] * len(chunks), self.kv, attention)
-            mixed.begin()
-            return mixed
-        run = DecodePass(state, shape.decode, width, self.kv, attention)
-        run.plan([row.table for row in decoding], [row.start + 1 for row in decoding])
-        run.begin()
-        return run
+        run = DecodePass(state, shape.decode, width, self.kv, attention) if decoding else None
+        if run is not None:
+            run.plan([row.table for row in decoding], [row.start + 1 for row in decoding])
+        if not chunks:
+            assert run is not None
+            run.begin()
+            return run
+        ids = [[0] * row.count for row in chunks]
+        mixed = MixedPass(state, run, len(decoding), chunks, ids, [True] * len(chunks), self.kv, attention)
+        mixed.begin()
+        return mixed
 
     def through(self, shape: Shape, first: int, last: int, run: Any = None, resident: Resident | None = None) -> Call:
         """A call that runs layers ``first`` (from 0) up to ``last`` of ``resident`` (the bench's own) over a prepared

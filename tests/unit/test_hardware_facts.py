@@ -38,7 +38,7 @@ from heliosim.formats.hardware_facts import HardwareFacts
 from heliosim.formats.profile import Energy, HoldOut, ModelPower, Profile, load_profile, write_profile
 from heliosim.hardware.device import open_device
 from heliosim.hardware.kernels import Kernels
-from heliosim.hardware_view import show_hardware
+from heliosim.hardware_view import hardware_problems, show_hardware
 from heliosim.hold_out import sentence, verdict
 from tests.profiles import MODELS, write_synthetic_profile
 from tests.unit.test_hardware_cells import FULL, timed
@@ -172,6 +172,21 @@ def test_kinds_without_a_value_give_their_reason_and_others_none() -> None:
     skipped = Cell.of("m", "energy", phase="idle")
     assert missing(Measured(rows=[some, other], skipped=[skipped])) == {"energy": "the budget had no time for it"}
     assert missing(Measured(rows=[some])) == {"graph": "too large"}
+
+
+def test_a_check_finds_batches_that_the_byte_model_forbids(profile: Profile) -> None:
+    assert hardware_problems(profile) == []
+    rows = rows_of()
+    cell = Cell.of("small", "largest_batch", depth=2, context=64, budget_bytes=1000)
+    rows.append(Row(cell, "rows", (8.0,), facts={"formula_rows": 7, "limit": "out of memory"}))
+    rows.append(
+        Row(Cell.of("small", "kv_blocks", depth=2, budget_bytes=1000), "blocks", (4.0,), facts={"pool_blocks": 3})
+    )
+    wrong = replace(profile, facts=profile.facts.model_copy(update={"hardware": facts_of(rows)}))
+    assert [p.split(":")[1].strip() for p in hardware_problems(wrong)] == [
+        "8 rows were allocated, the byte model says 7",
+        "the engine holds 4 KV blocks, the pool 3",
+    ]
 
 
 # --- what is said of a fit -------------------------------------------------------------------------------------------
