@@ -316,16 +316,18 @@ def run(
         from heliosim.replays import open_replay
 
         replay = open_replay(replay_exits)
+    ran_on = ""
     with about(scenario), progress_bar("Live" if live else "Simulating") as progress:
         on_progress = run_progress(progress, last_arrival(loaded))
         if live:
-            results = run_live(
+            ran = run_live(
                 loaded,
                 device=device or "auto",
                 replay=replay,
                 on_progress=on_progress,
                 tensor_parallel=tensor_parallel,
-            ).results
+            )
+            results, ran_on = ran.results, ran.engine
         else:
             results = run_simulated(loaded, replay=replay, on_progress=on_progress)
     replicated = None
@@ -346,6 +348,8 @@ def run(
         from heliosim.fleet_view import print_fleet
 
         print_fleet(results, loaded.fleet)
+    if ran_on:
+        typer.echo(f"Run on the {ran_on}.")
     if not (live or loaded.sampling.is_greedy):
         typer.echo("The profile's behaviour stands for whatever the scenario's sampling says; only a live run draws.")
     typer.echo(f"Run written to {target}")

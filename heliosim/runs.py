@@ -35,11 +35,14 @@ ANY_STRIDE = 2**30
 
 @dataclass(frozen=True)
 class LiveRun:
-    """A live run: its results, its log of actions with outcomes, and the ids each request generated."""
+    """A live run: its results, its log of actions with outcomes, the ids each request generated, and in words what it
+    ran on.
+    """
 
     results: RunResults
     log: Log
     outputs: Mapping[int, Sequence[int]]
+    engine: str = ""
 
 
 def sim_engine(
@@ -312,7 +315,9 @@ def _run_on(
     results = _results(scenario, profile, recorder, scenario.clock, host, replay=replay)
     if score_agreement and replay is None and not profile.random_models:
         results = with_agreement(results, engine, contents(scenario.workload, scenario.seed), outputs)
-    return LiveRun(results, done.log, outputs)
+    stride = server.max_stride
+    ran_on = engine.describe() + (f", strides of up to {stride} steps" if stride > 1 else "")
+    return LiveRun(results, done.log, outputs, ran_on)
 
 
 def refuse_live_fleet(scenario: Scenario) -> None:

@@ -136,6 +136,15 @@ class TorchEngine:
             clock=lambda: self.clock(),
         )
 
+    def describe(self) -> str:
+        """What steps run on, in words: the engine, and the attention that was chosen, with what it was preferred to."""
+        choices = getattr(self._runner, "choices", None)
+        if choices is None:
+            return f"{self.mode} engine"
+        choice = next(iter(choices.values()))
+        others = "; ".join(f"{name}: {reason}" for name, reason in choice.passed_over)
+        return f"{self.mode} engine, attention {choice.attention.name}" + (f" ({others})" if others else "")
+
     @property
     def default_stride(self) -> int:
         """Steps of a stride at most, unless somebody says otherwise."""
