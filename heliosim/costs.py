@@ -269,6 +269,9 @@ def load_seconds(coefficients: Mapping[str, float], terms: tuple[float, ...]) ->
     return sum(coefficients[name] * value for name, value in zip(LOAD_TERMS, terms, strict=True))
 
 
+STEP_SLOWDOWN = "step_slowdown"
+"""Key of a step's time beside a transfer over its time alone, where a profile knows it."""
+
 DISK_BYTE = "disk_byte"
 """Key of the seconds per byte that comes from disk, beside ``LOAD_TERMS`` where a run's host memory is bounded."""
 
