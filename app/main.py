@@ -25,6 +25,7 @@ VIEWS = (
     View("answer", "Answer", ":material/question_answer:", "answer"),
     View("what_if", "What if", ":material/tune:", "what-if"),
     View("compare", "Compare", ":material/compare_arrows:", "compare"),
+    View("timeline", "Timeline", ":material/timeline:", "timeline"),
     View("plan", "Plan", ":material/savings:", "plan"),
     View("runs", "Runs", ":material/folder_open:", "runs"),
 )  # in the order of the navigation; the first one opens
