@@ -13,10 +13,10 @@ from heliosim.errors import UnknownNameError
 from heliosim.scenario import Scenario
 
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "HELIOS, no greedy depth": {"use_greedy_depth": False},
-    "HELIOS, no deeper loads": {"use_load": False},
-    "HELIOS, no switch": {"use_switch": False},
-    "HELIOS, no reassessment": {"use_reassess": False},
+    "HELIOS without greedy depth": {"use_greedy_depth": False},
+    "HELIOS without deeper loads": {"use_load": False},
+    "HELIOS without switching": {"use_switch": False},
+    "HELIOS without reassessment": {"use_reassess": False},
 }
 """HELIOS with one mechanism turned off."""
 
@@ -75,7 +75,7 @@ class Comparison:
 
 
 def _file_name(system: str) -> str:
-    return system.replace(",", "").replace(" ", "-")
+    return system.replace(" ", "-")
 
 
 def focus_system(names: Sequence[str], baseline: str) -> str:

@@ -28,7 +28,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "derived": ("orange", CAUTIONS["derived"]),
     "composed": ("orange", CAUTIONS["composed"]),
     "synthetic exits": ("orange", "Exits are drawn from a specification, not from text that a model wrote."),
-    "replayed": ("blue", "Exits are played back from a recording; steps really ran."),
+    "replayed": ("blue", "Exits are played back from a recording, not what the served models said."),
     "simulated": ("blue", "A simulation: nothing ran on a device."),
     "live": ("green", "A live run: steps really ran on this device."),
 }

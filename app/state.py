@@ -164,7 +164,7 @@ def _drawn(where: Any, one: Input, named: dict[str, Any], options: tuple[str, ..
         case "choice":
             return where.selectbox(options=options, format_func=lambda o: one.names.get(o, o), **named)
         case "several":
-            return where.multiselect(options=options, format_func=lambda o: one.names.get(o, o), **named)
+            return where.multiselect(options=options, format_func=lambda o: one.names.get(o, o), wrap=True, **named)
         case "toggle":
             return where.toggle(**named)
         case "text":

@@ -188,7 +188,7 @@ def sensitivity_rows(answer: Answer, currency: str) -> list[dict[str, str]]:
         price = "–" if count is None or not is_priced(winner) else f"{count * each:,.2f}"
         rows.append(
             {
-                "Load": f"{100 * (one['load'] - 1):+.0f} %".replace("-", "−"),
+                "Load": f"{100 * (one['load'] - 1):+.0f}\u00a0%".replace("-", "−"),
                 "Replicas needed": "none known" if count is None else str(count),
                 f"{currency}/h": price,
                 f"With {winner['count']} replica{'s' if winner['count'] > 1 else ''}": one["same_count"]["verdict"],

@@ -149,8 +149,6 @@ def table_of(
     """One row per generated token: identity, then for every ``model@exit`` confidence, margin, entropy (nats), log
     probability of the emitted token, top-1 id, and whether that is the last layer's top-1.
     """
-    from heliosim.engines.models.score import score
-
     columns: Columns = {k: [] for k in ("sequence", "task", "source", "prompt_tokens", "position", "end", "token_id")}
     for prompt, output in zip(prompts, outputs, strict=True):
         n = len(output)
@@ -164,7 +162,7 @@ def table_of(
         columns["token_id"] += list(output)
     texts = [[*p.ids, *o] for p, o in zip(prompts, outputs, strict=True)]
     for spec in specs.values():
-        scored = score(engine.hosts[spec.name], texts, spec.exits, engine.device)
+        scored = engine.score(spec.name, texts, spec.exits)
         for prompt, output, seen in zip(prompts, outputs, scored, strict=True):
             window = slice(len(prompt.ids) - 1, len(prompt.ids) - 1 + len(output))
             final = seen.ids[-1, window]

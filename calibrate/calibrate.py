@@ -11,7 +11,8 @@ from typing import Any, Literal
 from heliosim.behaviour_report import write_behaviour_report
 from heliosim.errors import InputError
 from heliosim.formats.checkpoint import SHIPPED, CheckpointInfo, checkpoint_path, inspect_checkpoint
-from heliosim.formats.files import new_folder, sha256_of
+from heliosim.formats.files import new_folder, require_free, sha256_of
+from heliosim.formats.hardware_facts import HardwareFacts
 from heliosim.formats.profile import (
     NO_BEHAVIOUR,
     PROFILE_FOLDER,
@@ -20,13 +21,16 @@ from heliosim.formats.profile import (
     CostFit,
     LargestBatch,
     LoadFit,
+    MemoryFacts,
     ModelFacts,
     Profile,
     ProfileFile,
     load_profile,
     write_profile,
 )
+from heliosim.memory_model import STEP_TOKENS
 from heliosim.premises import measure_premises
+from heliosim.runs import engine_mode
 from heliosim.streams import stream
 from heliosim.types import ModelSpec, blocks_for
 
@@ -37,8 +41,14 @@ from .device import device_facts, resolve_device, version_facts
 from .energy import energy_facts, find_meter, idle_watts
 from .exit_costs import MethodSample, fit_methods, measure_methods
 from .fit import fit_loads, fit_steps
-from .measure import LoadSample, StepSample, measure_loads, measure_steps
-from .plan import points
+from .hardware.facts import energy_facts as with_windows
+from .hardware.facts import hardware_facts, memory_facts, with_hardware
+from .hardware.journal import Journal
+from .hardware.report import write_calibration_report
+from .hardware.run import Measured
+from .hardware.table import TABLE, write_rows
+from .measure import LoadSample, StepSample, measure_loads
+from .stages import Mode, budget_of, kept_loads, measure_all_steps, measure_cells, mode_of, settings_of
 
 Progress = Callable[[str, float], None]
 """Called with what is going on and the share of the whole that is done."""
@@ -49,7 +59,11 @@ class Request:
     """What to calibrate; of random weights no behaviour is recorded. ``pool_bytes``: memory for weights and KV while
     measuring; None: enough for the largest batch asked for. ``exit_methods``: exit methods, each
     ``batching+skipped_kv``, whose texts to record as well. ``prompts_file``, ``closed_loop_prompts``: see
-    ``BehaviourPlan``.
+    ``BehaviourPlan``. ``tensor_parallel``: GPUs that share each layer.
+
+    ``hardware``: ``full``, ``quick`` or ``off``, cells of single parts to measure beside the steps; ``auto``: full on a
+    GPU, quick on a CPU. ``budget_s``: seconds for steps and cells together. ``device_out``: device file to write,
+    with what one GPU cannot show taken from ``device_base``.
     """
 
     models: Sequence[str]
@@ -57,6 +71,7 @@ class Request:
     device: str = "auto"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     threads: int = 1
+    tensor_parallel: int = 1
     max_batch: int = 32
     max_context: int = 256
     token_budget: int = 256
@@ -71,6 +86,10 @@ class Request:
     budgets_bytes: Sequence[int] = ()
     seed: int = 0
     overwrite: bool = False
+    hardware: str = "auto"
+    budget_s: float | None = None
+    device_out: Path | None = None
+    device_base: str | None = None
 
     @property
     def behaviour(self) -> BehaviourPlan:
@@ -91,20 +110,49 @@ class Request:
 def calibrate(request: Request, progress: Progress = lambda _what, _share: None) -> Profile:
     """Measure everything, write the profile folder in one piece, and return it loaded.
 
-    Raises InputError for checkpoints that cannot be used together; leaves nothing behind when interrupted.
+    Raises InputError for checkpoints that cannot be used together. What was measured in the serving loop and cell by
+    cell is kept in ``OUT.partial`` until the profile is there: the same request goes on from it.
     """
+    device = resolve_device(request.device)
+    mode = mode_of(request.hardware, device)
+    if request.tensor_parallel > 1:
+        if request.hardware not in ("auto", "off"):
+            problem = "cells of single parts are those of one GPU"
+            raise InputError("--hardware", request.hardware, problem, "Leave it out, or calibrate one GPU.")
+        mode = "off"
+    budget_s = budget_of(request.budget_s, device, len(request.models))
+    require_free(request.out, PROFILE_FOLDER, overwrite=request.overwrite)
+    journal = Journal(request.out, settings_of(request, device, mode, request.out))
+    try:
+        profile = _calibrate(request, device, mode, budget_s, journal, progress)
+    except BaseException:
+        journal.close()
+        raise
+    journal.remove()
+    if request.device_out is not None:
+        from .hardware.device_file import write_device
+
+        write_device(profile, request.device_out, request.device_base, overwrite=request.overwrite)
+    return profile
+
+
+def _calibrate(
+    request: Request, device: str, mode: Mode, budget_s: float | None, journal: Journal, progress: Progress
+) -> Profile:
+    from heliosim.engines.parallel.cutting import rank_infos
     from heliosim.engines.torch import TorchEngine
 
     with new_folder(request.out, PROFILE_FOLDER, overwrite=request.overwrite) as folder:
-        infos = _inspect(request)
+        infos = rank_infos(_inspect(request), 0, request.tensor_parallel)
         specs = {name: info.spec for name, info in infos.items()}
         has_behaviour = all(info.random is None for info in infos.values())
-        device = resolve_device(request.device)
         engine = TorchEngine(
             {name: info.folder for name, info in infos.items()},
             device=device,
             dtype=request.dtype,
             threads=request.threads,
+            mode=engine_mode("auto", device),
+            tensor_parallel=request.tensor_parallel,
         )
         clocks: tuple[ClockName, ...] = ("wall",) if device.startswith("cuda") else ("cpu", "wall")
         max_context = min(request.max_context, *(s.max_context for s in specs.values()))
@@ -118,12 +166,27 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
         progress("idle power", 0.0)
         idle = idle_watts(meter, 2.0) if meter else None
         joules, started = (meter.read_j() if meter else 0.0), time.perf_counter()
-        steps = _measure_steps(request, engine, specs, text, max_context, progress)
-        busy_j, busy_s = (meter.read_j() - joules if meter else 0.0), time.perf_counter() - started
-        energy = energy_facts(meter, reason, idle, busy_j, busy_s)
+        steps = measure_all_steps(
+            request, engine, specs, text, _pools(request, specs, max_context), max_context, journal, budget_s,
+            lambda what, share: progress(what, 0.45 * share),
+        )  # fmt: skip
+        spent_s = time.perf_counter() - started
+        busy_j = meter.read_j() - joules if meter else 0.0
+        energy = energy_facts(meter, reason, idle, busy_j, spent_s)
         methods = _measure_methods(request, engine, specs, text, max_context, progress)
-        loads = _measure_loads(request, engine, specs, progress)
-        batches = {n: _largest_batches(engine, s, _budgets(request, specs), max_context) for n, s in specs.items()}
+        loads = kept_loads(journal, lambda: _measure_loads(request, engine, specs, progress))
+        measured: Measured | None = None
+        if mode != "off":
+            measured = measure_cells(
+                request, engine, infos, text, _texts(request), journal, mode=mode, max_context=max_context,
+                budgets=_budgets(request, specs), budget_s=None if budget_s is None else max(0.0, budget_s - spent_s),
+                meter=meter, no_meter=reason, progress=lambda what, share: progress(what, 0.5 + 0.1 * share),
+            )  # fmt: skip
+        memory = memory_facts(measured, specs) if device.startswith("cuda") and measured is not None else {}
+        batches = {
+            n: _largest_batches(engine, s, _budgets(request, specs), max_context, memory.get(n))
+            for n, s in specs.items()
+        }
 
         parts, behaviour = parts_folder(request.out), NO_BEHAVIOUR
         if coder is not None and prompts is not None:
@@ -138,12 +201,22 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
                 parts,
                 lambda what, share: progress(f"behaviour {what}", 0.6 + 0.36 * share),
             )
+        engine.close()
         _write_steps(steps, folder / "steps.parquet")
         progress("fit", 0.98)
         models = {
             name: _facts(name, info, specs[name], steps, methods, loads, batches[name], clocks)
             for name, info in infos.items()
         }
+        tables = ["behaviour.parquet", "steps.parquet"]
+        hardware: HardwareFacts | None = None
+        if measured is not None and mode != "off":
+            write_rows(measured.rows, folder / TABLE)
+            tables.append(TABLE)
+            costs = {name: m.step[clocks[0]].cost() for name, m in models.items()}
+            hardware = hardware_facts(measured, specs, costs, mode=mode, clock=clocks[0], budget_s=budget_s)
+            models = {name: with_hardware(m, hardware, memory.get(name)) for name, m in models.items()}
+            energy = with_windows(energy, hardware)
         facts = ProfileFile(
             schema_version=SCHEMA_VERSION,
             kind="measured",
@@ -154,6 +227,7 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
             energy=energy,
             behaviour=behaviour,
             files={path.name: sha256_of(path) for path in sorted(folder.glob("*.parquet"))},
+            hardware=hardware,
         )
         write_profile(folder, facts)
         if has_behaviour:
@@ -161,6 +235,7 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
             write_profile(folder, facts.model_copy(update={"premises": [p.row() for p in premises]}))
             progress("behaviour report", 0.99)
             write_behaviour_report(load_profile(folder), folder / "behaviour.html", name=request.out.name)
+        write_calibration_report(load_profile(folder), folder)
     Parts.remove_at(parts)
     progress("done", 1.0)
     return load_profile(request.out)
@@ -192,36 +267,19 @@ def _at_least(text: list[int], tokens: int) -> list[int]:
     return text * -(-tokens // len(text)) if len(text) < tokens else text
 
 
-def _measure_steps(
-    request: Request,
-    engine: Any,
-    specs: Mapping[str, ModelSpec],
-    text: list[int],
-    max_context: int,
-    progress: Progress,
-) -> list[StepSample]:
-    """All points of all models in one shuffled order: what else happens on the machine meets all models alike."""
+def _texts(request: Request) -> list[str]:
+    """Plain text of the built-in tasks, to tokenise."""
+    from itertools import islice
+
+    from heliosim.tasks import documents
+
+    return [d.prompt for d in islice(documents("chat", "calibration", request.seed), 8)]
+
+
+def _pools(request: Request, specs: Mapping[str, ModelSpec], max_context: int) -> dict[str, int]:
+    """Bytes of a server's pool that holds the largest batch asked for."""
     rows, blocks = request.max_batch + 1, blocks_for(max_context) + 1
-    pools = {n: s.weights_bytes(s.layers) + rows * blocks * s.block_bytes(s.layers) for n, s in specs.items()}
-    todo = [
-        (spec, point)
-        for spec in specs.values()
-        for point in points(
-            spec,
-            request.threshold,
-            request.max_batch,
-            request.token_budget,
-            max_context,
-            request.rounds,
-            request.seed,
-        )
-    ]
-    samples: list[StepSample] = []
-    for i, k in enumerate(stream(request.seed, "calibrate", "order").permutation(len(todo))):
-        spec, point = todo[int(k)]
-        samples += measure_steps(engine, spec, point, text, pools[spec.name], visit=i)
-        progress(f"steps of {spec.name}, {point.mode.name}, batch {point.rows}", 0.5 * i / len(todo))
-    return samples
+    return {n: s.weights_bytes(s.layers) + rows * blocks * s.block_bytes(s.layers) for n, s in specs.items()}
 
 
 def _measure_methods(
@@ -234,10 +292,9 @@ def _measure_methods(
 ) -> list[MethodSample]:
     """Steps whose rows part ways, and steps that copy KV."""
     progress("exit methods", 0.49)
-    rows, blocks = request.max_batch + 1, blocks_for(max_context) + 1
     samples: list[MethodSample] = []
     for spec in specs.values():
-        pool = spec.weights_bytes(spec.layers) + rows * blocks * spec.block_bytes(spec.layers)
+        pool = _pools(request, specs, max_context)[spec.name]
         samples += measure_methods(engine, spec, request.threshold, request.max_batch, text, pool, request.rounds)
     return samples
 
@@ -257,14 +314,20 @@ def _budgets(request: Request, specs: Mapping[str, ModelSpec]) -> list[int]:
     return [2 * largest, 4 * largest]
 
 
-def _largest_batches(engine: Any, spec: ModelSpec, budgets: Sequence[int], context: int) -> list[LargestBatch]:
-    """Allocate weights and KV for each depth and count the rows that the blocks the engine then holds can carry."""
+def _largest_batches(
+    engine: Any, spec: ModelSpec, budgets: Sequence[int], context: int, memory: MemoryFacts | None
+) -> list[LargestBatch]:
+    """Allocate weights and KV for each depth and count the rows that the blocks the engine then holds can carry, beside
+    what steps need (``memory``), if that is known.
+    """
     from heliosim.types import Load, Placement
 
     found = []
+    m = memory or MemoryFacts()
+    fixed = m.workspace_bytes + m.graph_bytes + m.activation_bytes_per_token * STEP_TOKENS
     for budget in budgets:
         for depth in spec.exits:
-            free = budget - spec.weights_bytes(depth)
+            free = budget - spec.weights_bytes(depth) - fixed
             blocks = free // spec.block_bytes(depth)
             rows = 0
             if blocks >= 1:
@@ -320,6 +383,7 @@ def _facts(
         weights="checkpoint" if info.random is None else "random",
         weights_seed=None if info.random is None else info.random.seed,
         dtype=info.dtype,
+        tensor_parallel=getattr(info, "ranks", 1),
         layers=spec.layers,
         exits=spec.exits,
         exit_kind=spec.kind,

@@ -211,13 +211,13 @@ def predicted_seconds(profile: Profile, spec: ModelSpec, log: Log) -> float:
 def _judged(
     engine: Any, asked: Asked, rule: ExitRule, prompts: Sequence[Prompt], done: _Served, full: _Served, seconds: float
 ) -> Trial:
-    from heliosim.engines.models.score import score
-
-    host, spec = engine.hosts[asked.model], engine.specs[asked.model]
+    spec = engine.specs[asked.model]
     tokens = sum(map(len, done.outputs))
     texts = [[*p.ids, *o] for p, o in zip(prompts, done.outputs, strict=True)]
     agreeing, logprob = 0, 0.0
-    for prompt, output, seen in zip(prompts, done.outputs, score(host, texts, (spec.layers,)), strict=True):
+    for prompt, output, seen in zip(
+        prompts, done.outputs, engine.score(asked.model, texts, (spec.layers,)), strict=True
+    ):
         window = slice(len(prompt.ids) - 1, len(prompt.ids) - 1 + len(output))
         agreeing += int((seen.ids[0, window] == output).sum())
         logprob += float(seen.logprobs[0, window].sum(dtype=float))
@@ -232,7 +232,7 @@ def _judged(
         same_prefix=fmean(_prefix(a, b) for a, b in zip(done.outputs, full.outputs, strict=True)),
         perplexity=math.exp(-logprob / tokens),
         mean_tokens=tokens / len(prompts),
-        right=_right(asked, prompts, done.outputs, host.info.eos_ids),
+        right=_right(asked, prompts, done.outputs, engine.hosts[asked.model].info.eos_ids),
     )
 
 

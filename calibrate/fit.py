@@ -17,11 +17,14 @@ import numpy.typing as npt
 from heliosim.costs import LOAD_TERMS, TERMS, StepShape
 from heliosim.fitting import Cell, by_cell, design_of, is_usual, relative_nnls, step_cell, unbiased
 from heliosim.formats.profile import ClockName, CostFit, HoldOut, LoadFit, Profile, shape_columns
+from heliosim.streams import stream
 
 from .measure import LoadSample, StepSample
 
 Array = npt.NDArray[np.float64]
 HOLD_OUT_SHARE = 5  # one cell in five
+FLOOR_CELLS = 5
+"""Cells that a noise floor's interval needs."""
 CELL_STEPS = 20  # steps a cell needs to be scored: single steps of shared machines say little
 
 
@@ -115,8 +118,16 @@ def _score(
         p90_abs_error=float(np.percentile(absolute, 90)),
         mean_signed_error=float(np.mean(errors)) if errors else 0.0,
         repeat_error=float(np.median(repeats)) if repeats else None,
+        repeat_error_high=_upper(repeats) if len(repeats) >= FLOOR_CELLS else None,
         by_region={r: float(np.median(e)) for r, e in sorted(regions.items())},
     )
+
+
+def _upper(repeats: Sequence[float], draws: int = 400) -> float:
+    """Upper end of the 95 % interval of a median, its cells drawn again."""
+    rng = stream(0, "calibrate", "noise floor")
+    drawn = np.median(rng.choice(np.asarray(repeats), (draws, len(repeats))), axis=1)
+    return float(np.percentile(drawn, 97.5))
 
 
 def fit_loads(samples: Sequence[LoadSample], clock: str) -> LoadFit:

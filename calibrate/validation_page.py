@@ -7,6 +7,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from heliosim.formats.profile import HoldOut
+from heliosim.hold_out import verdict
+
+VERDICTS = {
+    "met": "met",
+    "within noise": "above it, within measured noise",
+    "missed": "**missed**",
+    "not scored": "not scored",
+}
 LABELS = {
     "output_throughput": "throughput, tok/s",
     "mean_tpot_ms": "mean TPOT, ms",
@@ -72,7 +81,7 @@ then each scenario is simulated, and only then run live. Loads are shares of eac
 (`saturated`). Errors are signed: (predicted − measured mean) / measured mean. {where}
 
 What is composed for GPUs that are not here ([hardware.md](hardware.md)) is held against published runs on a page of its own:
-[validation-composed.md](validation-composed.md)."""
+[validation-composed.md](validation-composed.md). What a GPU machine would measure, in one command: [gpu-check.md](gpu-check.md)."""
 
 
 def _verdict(e: Mapping[str, Any]) -> str:
@@ -92,11 +101,13 @@ def _verdict(e: Mapping[str, Any]) -> str:
         )
     for model, fits in e["profile"]["fits"].items():
         h = fits[e["clock"]]["holdout"]
-        verdict = "met" if h["median_abs_error"] <= e["step_bar"] else "**missed**"
+        said = verdict(HoldOut(**h), e["step_bar"])
         floor = f", noise floor {percent(h['repeat_error'], False)}" if h["repeat_error"] is not None else ""
+        high = h.get("repeat_error_high")
+        floor += "" if high is None else f" (at most {percent(high, False)}, 95 %)"
         error = percent(h["median_abs_error"], False)
         lines.append(
-            f"- **Held-out step times, {model}**: median error {error}{floor} (bar {e['step_bar']:.0%}: {verdict})."
+            f"- **Held-out step times, {model}**: median error {error}{floor} (bar {e['step_bar']:.0%}: {VERDICTS[said]})."
         )
     for kind in ("drawn", "replayed"):
         bar = 100 * e["exit_bars"][kind]

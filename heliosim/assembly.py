@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 
-from heliosim.costs import DISK_BYTE
+from heliosim.costs import DISK_BYTE, STEP_SLOWDOWN
 from heliosim.errors import InputError
 from heliosim.exits.pricing import break_even
 from heliosim.formats.profile import Profile
@@ -58,6 +58,7 @@ def build_server(
     batcher = build_batcher(scenario, needs.cap)
     pool = MemoryPool(scenario.memory.budget_bytes - needs.fixed)
     loading = loading_of(scenario.memory, models)
+    loading.slows_steps = loading.overlaps and any(slowdowns(scenario, profile).values())
     less = partial(less_memory, scenario, profile)
     return Server(controller, batcher, pool, models, recorder, max_stride, loading, changes, less)
 
@@ -112,8 +113,17 @@ def load_costs(scenario: Scenario, profile: Profile) -> dict[str, Mapping[str, f
             costs["weights_byte"] = profile.seconds_per_byte(name, scenario.clock, memory.host)
         if memory.host_bytes is not None:
             costs[DISK_BYTE] = profile.seconds_per_byte(name, scenario.clock, "disk")
+        slowdown = slowdowns(scenario, profile)[name]
+        if slowdown is not None:
+            costs[STEP_SLOWDOWN] = slowdown
         found[name] = costs
     return found
+
+
+def slowdowns(scenario: Scenario, profile: Profile) -> dict[str, float | None]:
+    """By model, a step's time beside a transfer over its time alone; None: the profile does not know."""
+    fits = {name: profile.facts.models[name].load.get(scenario.clock) for name in scenario.models}
+    return {name: None if fit is None else fit.step_slowdown for name, fit in fits.items()}
 
 
 def build_batcher(scenario: Scenario, cap: int | None = None) -> ContinuousBatcher:

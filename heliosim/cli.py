@@ -40,6 +40,7 @@ profile_app.command("compose")(cli_profile.compose)
 profile_app.command("diff")(cli_profile.diff)
 profile_app.command("memory")(cli_profile.memory)
 profile_app.command("import")(cli_profile.import_tables)
+profile_app.command("device")(cli_profile.device_file)
 app.command()(sweep)
 app.command()(tune)
 app.command()(export_trace)
@@ -52,6 +53,7 @@ calibrate_app.command("tune-exits")(tune_exits)
 app.add_typer(calibrate_app, name="calibrate")
 
 GO_ON = (
+    ["calibrate"],
     ["reproduce"],
     ["sweep"],
     ["tune"],
@@ -113,6 +115,9 @@ def calibrate(
     device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the engine.")] = 1,
+    tensor_parallel: Annotated[
+        int, typer.Option(min=1, help="GPUs of this machine that share each layer (CPU: processes).")
+    ] = 1,
     max_batch: Annotated[int, typer.Option(min=1, help="Largest batch to measure.")] = 32,
     max_context: Annotated[int, typer.Option(min=64, help="Longest context to measure, tokens.")] = 256,
     token_budget: Annotated[int, typer.Option(min=16, help="Largest tokens per step to measure.")] = 256,
@@ -135,10 +140,35 @@ def calibrate(
         str,
         typer.Option(help="Further exit methods to record texts of: batching+skipped_kv, separated by commas, or all."),
     ] = "",
+    hardware: Annotated[
+        str, typer.Option(help="Cells of single parts beside the steps: full, quick, off; auto: full on a GPU.")
+    ] = "auto",
+    budget: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=1.0, help="Seconds for steps and cells together; default: no end, on a GPU 540 a model."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what would be measured and how long it takes.")
+    ] = False,
+    dry_device: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="With --dry-run: shipped GPUs to estimate for, separated by commas; default: this machine."),
+    ] = None,
+    device_out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Device file to write as well, to compose other models for this device."),
+    ] = None,
+    device_base: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="With --device-out: device that stands in for what one GPU cannot show (all-reduce, ...)."),
+    ] = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Measure models on this machine, inside the real serving loop, and write a profile."""
+    """Measure models on this machine, inside the real serving loop, and write a profile.
+
+    What was measured is kept in OUT.partial until the profile is there; the same command goes on from it.
+    """
     if (command := context.invoked_subcommand) is not None:
         refuse_options(context, given_options(context), f"is no option of {command}", f"Put it behind {command}.")
         return
@@ -165,6 +195,7 @@ def calibrate(
         device=device,
         dtype=dtype,
         threads=threads,
+        tensor_parallel=tensor_parallel,
         max_batch=max_batch,
         max_context=max_context,
         token_budget=token_budget,
@@ -176,10 +207,30 @@ def calibrate(
         exit_methods=[m.strip() for m in exit_methods.split(",") if m.strip()],
         seed=seed,
         overwrite=overwrite,
+        hardware=hardware,
+        budget_s=budget,
+        device_out=device_out,
+        device_base=device_base,
     )
+    for option, value, needs, has in (
+        ("--dry-device", dry_device, "--dry-run", dry_run),
+        ("--device-base", device_base, "--device-out", device_out is not None),
+    ):
+        if value is not None and not has:
+            raise InputError(option, value, f"has no effect without {needs}", f"Leave it out, or add {needs}.")
+    if dry_run:
+        from heliosim_calibrate.dry_run import show_plan
+
+        show_plan(request, [d.strip() for d in dry_device.split(",")] if dry_device else [])
+        return
     with progress_bar("Calibrating") as progress:
         profile = measure(request, progress)
     show_profile(profile)
+    if device_out is not None:
+        typer.echo(
+            f"\nDevice file written to {device_out}. Compose with: heliosim profile compose --device {device_out}"
+        )
+    typer.echo(f"\nReport: {out}/calibration.html")
     following = f"heliosim example --profile {out} --out example"
     if profile.random_models:
         following = "heliosim run SCENARIO --live --replay-exits PROFILE"
@@ -195,6 +246,10 @@ def run(
     live: Annotated[bool, typer.Option("--live", help="Execute on the real engine instead of simulating.")] = False,
     clock: Annotated[Optional[str], typer.Option(help="cpu or wall; default: the scenario's.")] = None,  # noqa: UP045
     device: Annotated[Optional[str], typer.Option(help="With --live: auto, cpu, cuda or cuda:N.")] = None,  # noqa: UP045
+    tensor_parallel: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="With --live: GPUs of this machine that share each layer; default: as in the profile."),
+    ] = None,
     seed: Annotated[Optional[int], typer.Option(min=0, help="Seed instead of the scenario's.")] = None,  # noqa: UP045
     replay_exits: Annotated[
         Optional[str],  # noqa: UP045
@@ -242,6 +297,9 @@ def run(
         asked.require_single("--replications 1")
     if device is not None and not live:
         raise InputError("--device", device, "a simulation runs on no device", "Add --live, or leave it out.")
+    if tensor_parallel is not None and not live:
+        remedy = "Add --live, or leave it out (the profile says on how many GPUs a simulated model runs)."
+        raise InputError("--tensor-parallel", tensor_parallel, "a simulation runs on no device", remedy)
     for option, given in (("--engine", engine), ("--max-stride", max_stride)):
         if given is not None and not live:
             raise InputError(option, given, "a simulation does not look at it", "Add --live, or leave it out.")
@@ -260,10 +318,18 @@ def run(
         from heliosim.replays import open_replay
 
         replay = open_replay(replay_exits)
+    ran_on = ""
     with about(scenario), progress_bar("Live" if live else "Simulating") as progress:
         on_progress = run_progress(progress, last_arrival(loaded))
         if live:
-            results = run_live(loaded, device=device or "auto", replay=replay, on_progress=on_progress).results
+            ran = run_live(
+                loaded,
+                device=device or "auto",
+                replay=replay,
+                on_progress=on_progress,
+                tensor_parallel=tensor_parallel,
+            )
+            results, ran_on = ran.results, ran.engine
         else:
             results = run_simulated(loaded, replay=replay, on_progress=on_progress)
     replicated = None
@@ -284,6 +350,8 @@ def run(
         from heliosim.fleet_view import print_fleet
 
         print_fleet(results, loaded.fleet)
+    if ran_on:
+        typer.echo(f"Run on the {ran_on}.")
     if not (live or loaded.sampling.is_greedy):
         typer.echo("The profile's behaviour stands for whatever the scenario's sampling says; only a live run draws.")
     typer.echo(f"Run written to {target}")

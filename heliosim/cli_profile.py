@@ -199,6 +199,29 @@ def _tables(
     return read_vidur(folder, times, reduced), [path for path in read if path.is_file()]
 
 
+def device_file(
+    profile: Annotated[str, typer.Argument(help="Profile folder, calibrated with --hardware full or --device-out.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Device file to write (JSON).")],
+    base: Annotated[
+        str | None,
+        typer.Option(help="Device that stands in for what one GPU cannot show. Default: the shipped one most like it."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+) -> None:
+    """Write a device file of the machine a profile was measured on: other models can then be composed for it."""
+    from heliosim_calibrate.hardware.device_file import write_device
+
+    from heliosim.profile_view import open_profile
+
+    device = write_device(open_profile(profile), out, base, overwrite=overwrite)
+    for part, origin in device.origins().items():
+        said = f"{origin.source}{f' ({origin.derivation})' if origin.derivation else ''}"
+        typer.echo(f"  {part}: {said}")
+    typer.echo(
+        f"\nDevice file of {device.name} written to {out}. Compose with: heliosim profile compose --device {out}"
+    )
+
+
 def diff(
     a: Annotated[str, typer.Argument(help="Profile folder, or the name of a shipped one.")],
     b: Annotated[str, typer.Argument(help="The one to compare with it.")],

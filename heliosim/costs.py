@@ -34,6 +34,7 @@ TERMS: tuple[str, ...] = (
     "layer_decode_many",  # per layer when there is more than one decode row: padding and mask
     "layer_decode_row",  # per layer and decode row
     "layer_decode_kv",  # per layer and KV token gathered (padded to the longest row)
+    "layer_decode_many_kv",  # the same once more when there is more than one decode row: masked attention is slower
     "layer_prefill_row",  # per layer and prefill chunk: attention launch
     "layer_prefill_kv",  # per layer and token-context product of a chunk
     "check",  # per exit check or final head: launches
@@ -45,8 +46,10 @@ TERMS: tuple[str, ...] = (
     "layer_mixed_context",  # the same once more where the step also reads a prompt: kernels that do both are slower
     "layer_decode_context",  # per layer and KV token that decode rows really hold (not padded)
 )
-LATER_TERMS: frozenset[str] = frozenset({"layer_mixed_context", "layer_decode_context"})
-"""Terms that profiles of schema 1 do not have; there they cost nothing."""
+HELD_TERMS: frozenset[str] = frozenset({"layer_mixed_context", "layer_decode_context"})
+"""Terms of what rows really hold, which an engine that pads KV does not cost."""
+LATER_TERMS: frozenset[str] = HELD_TERMS | {"layer_decode_many_kv"}
+"""Terms that earlier profiles do not have; there they cost nothing."""
 
 FEW_TOKENS = 16
 """Up to here a token more costs a matrix product something else than beyond."""
@@ -88,6 +91,7 @@ class StepShape(NamedTuple):
             layers * (self.decode_rows > 1),
             layers * self.decode_rows,
             layers * self.gathered,
+            layers * self.gathered * (self.decode_rows > 1),
             layers * self.prefill_rows,
             layers * self.prefill_products,
             self.checks,
@@ -211,8 +215,9 @@ class StepCost:
         ) = shape  # fmt: skip
         (
             step, row, token, layer, layer_many, layer_token, layer_token_more, per_gathered, layer_decode,
-            layer_decode_many, layer_decode_row, layer_decode_kv, layer_prefill_row, layer_prefill_kv, check, check_row,
-            fill_layer, fill_layer_token, start, end, per_mixed_context, per_context,
+            layer_decode_many, layer_decode_row, layer_decode_kv, layer_decode_many_kv, layer_prefill_row,
+            layer_prefill_kv, check, check_row, fill_layer, fill_layer_token, start, end, per_mixed_context,
+            per_context,
         ) = self.coefficients  # fmt: skip
         if tokens > FEW_TOKENS:
             in_layer = layer + layer_many + layer_token * FEW_TOKENS + layer_token_more * (tokens - FEW_TOKENS)
@@ -223,7 +228,7 @@ class StepCost:
         if decode_rows:
             in_layer += layer_decode + layer_decode_row * decode_rows + layer_decode_kv * gathered
             if decode_rows > 1:
-                in_layer += layer_decode_many
+                in_layer += layer_decode_many + layer_decode_many_kv * gathered
         if prefill_rows:
             in_layer += layer_prefill_row * prefill_rows + layer_prefill_kv * products
             if per_mixed_context:
@@ -263,6 +268,9 @@ def load_terms(load: Load, spec: ModelSpec, resident: int, kv_bytes: int) -> tup
 def load_seconds(coefficients: Mapping[str, float], terms: tuple[float, ...]) -> Seconds:
     return sum(coefficients[name] * value for name, value in zip(LOAD_TERMS, terms, strict=True))
 
+
+STEP_SLOWDOWN = "step_slowdown"
+"""Key of a step's time beside a transfer over its time alone, where a profile knows it."""
 
 DISK_BYTE = "disk_byte"
 """Key of the seconds per byte that comes from disk, beside ``LOAD_TERMS`` where a run's host memory is bounded."""

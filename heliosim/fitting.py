@@ -8,12 +8,12 @@ equal the total measured. It knows neither models nor files.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from heliosim.costs import LATER_TERMS, TERMS, StepShape
+from heliosim.costs import HELD_TERMS, TERMS, StepShape
 
 Array = npt.NDArray[np.float64]
 Cell = tuple[object, ...]
@@ -22,12 +22,13 @@ UNUSUAL = 4.0
 """Steps that take this many times their cell's median were interrupted by something else."""
 
 
-def design_of(shapes: Sequence[StepShape]) -> Array:
+def design_of(shapes: Sequence[StepShape], known: Collection[str] = TERMS) -> Array:
     """Terms of steps measured on an engine that pads the KV of decode rows to the longest: [n, terms]. What the rows
-    really hold explains nothing there that ``layer_decode_kv`` does not, so its columns are left out (0).
+    really hold explains nothing there that ``layer_decode_kv`` does not, so its columns are left out (0), and so are
+    terms that are not ``known``.
     """
     x = np.array([shape.terms() for shape in shapes], dtype=float).reshape(-1, len(TERMS))
-    x[:, [TERMS.index(name) for name in LATER_TERMS]] = 0.0
+    x[:, [k for k, name in enumerate(TERMS) if name in HELD_TERMS or name not in known]] = 0.0
     return x
 
 

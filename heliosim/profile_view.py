@@ -10,6 +10,7 @@ from pathlib import Path
 from heliosim.errors import UnknownNameError
 from heliosim.fitted import Column, print_fitted
 from heliosim.formats.profile import ModelFacts, Profile, load_profile
+from heliosim.hardware_view import hardware_problems, show_hardware, show_verdicts
 from heliosim.memory_model import STEP_TOKENS, largest_batch, needs_of
 from heliosim.tables import counted
 
@@ -63,6 +64,8 @@ def show_profile(profile: Profile, *, sources: bool = False) -> None:
         "composed": "terms against the operator times they were made of (no error of an engine's steps)",
     }
     print_fitted(out, f"Step times: fit and {scored[facts.kind]}", *_fits(facts.models))
+    show_verdicts(profile)
+    show_hardware(profile)
     show_premises(profile)
 
 
@@ -239,6 +242,7 @@ def check_profile(profile: Profile) -> int:
     out.print("schema and digests: ok")
     for name, facts in profile.facts.models.items():
         problems += _check_model(name, facts)
+    problems += hardware_problems(profile)
     rows = _behaviour_rows(profile)
     if rows != profile.facts.behaviour.rows:
         problems.append(f"behaviour: {rows} rows in the table, {profile.facts.behaviour.rows} in profile.json")

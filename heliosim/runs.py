@@ -35,11 +35,14 @@ ANY_STRIDE = 2**30
 
 @dataclass(frozen=True)
 class LiveRun:
-    """A live run: its results, its log of actions with outcomes, and the ids each request generated."""
+    """A live run: its results, its log of actions with outcomes, the ids each request generated, and in words what it
+    ran on.
+    """
 
     results: RunResults
     log: Log
     outputs: Mapping[int, Sequence[int]]
+    engine: str = ""
 
 
 def sim_engine(
@@ -200,9 +203,11 @@ def make_engine(
         remedy = f"Use --device {measured_on}, or calibrate on {device}."
         raise InputError("--device", device, f"the profile was measured on {measured_on}", remedy)
     device = measured_on
-    mode = scenario.live.engine
-    if mode == "auto":
-        mode = "plain" if device == "cpu" else "fast"
+    degrees = {profile.model(name).tensor_parallel for name in scenario.models}
+    if len(degrees) > 1:
+        problem = "the models of one live engine share the same GPUs"
+        raise InputError(f"{profile.folder}: tensor_parallel", sorted(degrees), problem, "Calibrate them alike.")
+    mode = engine_mode(scenario.live.engine, device)
     return TorchEngine(
         folders,
         device=device,
@@ -211,6 +216,7 @@ def make_engine(
         is_pageable=scenario.memory.host == "pageable",
         replay=None if replay is None else replay.behaviour,
         seed=scenario.seed,
+        tensor_parallel=degrees.pop(),
         budget_bytes=_largest_budget(scenario) - needs_beside(scenario, profile).fixed,
         host_bytes=scenario.memory.host_bytes,
         sampling=scenario.sampling,
@@ -234,6 +240,13 @@ def live_stride(scenario: Scenario, engine: TorchEngine) -> int:
     return engine.default_stride if asked is None else asked
 
 
+def engine_mode(asked: str, device: str) -> str:
+    """The engine that ``live.engine`` stands for on a device, in calibration as in live runs."""
+    if asked != "auto":
+        return asked
+    return "plain" if device == "cpu" else "fast"
+
+
 def run_live(
     scenario: Scenario,
     profile: Profile | None = None,
@@ -243,6 +256,7 @@ def run_live(
     score_agreement: bool = True,
     replay: Replay | None = None,
     on_progress: OnProgress | None = None,
+    tensor_parallel: int | None = None,
 ) -> LiveRun:
     """Execute a scenario on the real engine, then score agreement of every token with its model's last layer (not
     timed; neither of random weights nor of replayed exits, whose record says it).
@@ -250,20 +264,41 @@ def run_live(
     ``replay``: recorded exits in place of the models' own. An engine made here is warmed up first with the scenario's
     own first requests. Raises InputError for an ``engine`` that takes tokens otherwise than the scenario says, or that
     was not made for the replay.
+    ``tensor_parallel``: GPUs that share each layer, where the profile was measured on one; its step times, by which a
+    controller may judge, stay those of one.
     """
-    from heliosim.live import serve_live
-
     refuse_live_fleet(scenario)
     refuse_live_fits(scenario)
     profile = profile or open_profile(scenario.profile)
     if "energy" in (scenario.controller.get("objective"), *(change.objective for change in scenario.changes)):
         remedy = "Simulate it from a profile with energy figures, or use another objective."
         raise InputError("controller.objective", "energy", "the live engine reads no energy per step", remedy)
+    if tensor_parallel is not None:
+        from heliosim.engines.parallel.facts import ranked
+
+        profile = ranked(profile, scenario.models, tensor_parallel)
     if replay is not None:
         profile = replaying(profile, scenario, replay)
-    if engine is None:
-        engine = make_engine(scenario, profile, device=device, replay=replay)
+    if engine is not None:
+        return _run_on(engine, scenario, profile, score_agreement, replay, on_progress)
+    engine = make_engine(scenario, profile, device=device, replay=replay)
+    try:
         _warm_up(scenario, profile, engine)
+        return _run_on(engine, scenario, profile, score_agreement, replay, on_progress)
+    finally:
+        engine.close()
+
+
+def _run_on(
+    engine: TorchEngine,
+    scenario: Scenario,
+    profile: Profile,
+    score_agreement: bool,
+    replay: Replay | None,
+    on_progress: OnProgress | None,
+) -> LiveRun:
+    from heliosim.live import serve_live
+
     if engine.sampling != scenario.sampling:
         problem = "the engine given was made for other settings"
         raise InputError("sampling", str(scenario.sampling), problem, "Make it for this scenario.")
@@ -280,7 +315,9 @@ def run_live(
     results = _results(scenario, profile, recorder, scenario.clock, host, replay=replay)
     if score_agreement and replay is None and not profile.random_models:
         results = with_agreement(results, engine, contents(scenario.workload, scenario.seed), outputs)
-    return LiveRun(results, done.log, outputs)
+    stride = server.max_stride
+    ran_on = engine.describe() + (f", strides of up to {stride} steps" if stride > 1 else "")
+    return LiveRun(results, done.log, outputs, ran_on)
 
 
 def refuse_live_fleet(scenario: Scenario) -> None:
@@ -322,8 +359,6 @@ def with_agreement(
     """
     import pyarrow as pa
 
-    from heliosim.engines.models.score import score
-
     tokens = results.tokens
     prompts = {request: content.prompt_ids or () for request, content in known.items()}
     models = tokens["model"].to_pylist()
@@ -333,7 +368,7 @@ def with_agreement(
         wanted = sorted({r for r, m in zip(ids, models, strict=True) if m == model and r in outputs})
         layers = engine.specs[model].layers
         texts = [[*prompts[r], *outputs[r]] for r in wanted]
-        for request, scored in zip(wanted, score(engine.hosts[model], texts, (layers,), engine.device), strict=True):
+        for request, scored in zip(wanted, engine.score(model, texts, (layers,)), strict=True):
             final[model, request] = scored.ids[0]
     agrees = [
         bool(final[m, r][len(prompts[r]) - 1 + p] == t) if (m, r) in final else None

@@ -16,7 +16,7 @@ from heliosim.sweep import open_once
 BURST = 120
 """Requests of the burst that tells what a system can serve."""
 POINTS = 8
-LEAST, MOST = 0.3, 1.15
+LEAST, MOST = 0.3, 1.6
 """Ends of a suggested sweep: of what the slowest system can serve, and of what the fastest can."""
 FOCUS = 0.6
 """The suggested rate in focus, of what the slowest system can serve."""
@@ -40,7 +40,7 @@ def capacity_per_s(scenario: Scenario) -> float:
 def suggested_rates(
     systems: Mapping[str, Scenario], focus_per_s: float | None = None
 ) -> tuple[tuple[float, ...], float]:
-    """A sweep from little load to a little more than the fastest system can serve, each rate the same multiple of the
+    """A sweep from little load to more than the fastest system can serve, each rate the same multiple of the
     last, and the rate in focus (given, or one that all should keep up with); two significant digits each.
     """
     known = [capacity_per_s(scenario) for scenario in systems.values()]

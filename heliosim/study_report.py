@@ -30,7 +30,7 @@ from heliosim.charts import (
 )
 from heliosim.comparing import Study, cell_interval
 from heliosim.formats.profile import CAUTIONS
-from heliosim.metrics import metric_spec, significant
+from heliosim.metrics import metric_spec
 from heliosim.report import Block, Column, Figure, Section, Table, Text, write_report
 
 TABLE = ("p99_ttft_ms", "p99_tpot_ms", "output_throughput", "slo_attainment", "perplexity", "agreement",
@@ -71,7 +71,7 @@ def study_sections(study: Study, baseline: str, style: Style | None = None) -> l
     ]
     sections = [
         Section(
-            f"At {significant(study.focus_per_s)} requests/s",
+            f"At {study.focus_per_s:g} requests/s",
             f"One server each. Within the SLO means {slo_text(study)}. Agreement is with a model's own last layer, so "
             "a small model agrees with itself: compare models by perplexity.",
             [Table(columns, focus_rows(study)), *cdfs],

@@ -310,6 +310,7 @@ class Run:
     that ends the ``max_ends``-th request (None: any number may end; in front of a chunk any end counts), that lasts
     to ``within_s`` from its start (an arrival), or that trips the guard. An engine may always do fewer steps.
     ``in_stride``: whoever asked looks at strides; a simulated engine then answers with one, if only of one step.
+    ``is_slowed``: weights are under way beside it, and somebody knows what that costs; such a run is one step.
     ``arriving``: what of the placement is not there yet; such a run is one step, which waits where it must.
     """
 
@@ -325,6 +326,7 @@ class Run:
     max_ends: int | None = 1
     in_stride: bool = False
     arriving: Arriving | None = None
+    is_slowed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

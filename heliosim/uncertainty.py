@@ -11,7 +11,7 @@ behaviour.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from heliosim.costs import TERMS, StepShape
 from heliosim.errors import InputError
-from heliosim.fitting import by_cell, is_usual, step_cell, unbiased
+from heliosim.fitting import by_cell, design_of, is_usual, step_cell, unbiased
 from heliosim.formats.profile import ClockName, Profile, load_profile
 from heliosim.streams import stream
 
@@ -87,8 +87,9 @@ def measured_steps(folder: Path, digest: str, models: tuple[str, ...], clock: Cl
     found = {}
     columns = _read(folder / "steps.parquet", clock)
     for name in models:
-        found[name] = steps = _of_model(columns, name, clock, folder)
         published = np.array(profile.step_cost(name, clock).coefficients)
+        known = profile.model(name).step[clock].seconds_per
+        found[name] = steps = _of_model(columns, name, clock, folder, known)
         mismatch = abs((steps.terms @ steps.fit()).sum() / (steps.terms @ published).sum() - 1)
         if not mismatch <= LARGEST_MISMATCH:
             problem = f"profile uncertainty is unavailable: the costs of {name} were not fitted to these steps"
@@ -113,7 +114,10 @@ def _read(path: Path, clock: ClockName) -> dict[str, list[object]]:
     return {name: table[name].to_pylist() for name in (*_COLUMNS, f"{clock}_s")}
 
 
-def _of_model(columns: Mapping[str, Sequence[object]], model: str, clock: ClockName, folder: Path) -> MeasuredSteps:
+def _of_model(
+    columns: Mapping[str, Sequence[object]], model: str, clock: ClockName, folder: Path, known: Collection[str]
+) -> MeasuredSteps:
+    """``known``: terms that the published fit has; a refit has no others."""
     rows = [i for i, name in enumerate(columns["model"]) if name == model]
     fields = ([int(str(columns[n][i])) for i in rows] for n in _SHAPE)
     shapes = [StepShape(*values) for values in zip(*fields, strict=True)]
@@ -133,7 +137,7 @@ def _of_model(columns: Mapping[str, Sequence[object]], model: str, clock: ClockN
         problem = "profile uncertainty is unavailable: one visit for each mode, nothing to draw from"
         raise _unavailable(folder / "steps.parquet", model, problem)
     return MeasuredSteps(
-        terms=np.array([s.terms() for s in shapes], dtype=np.float64)[usual],
+        terms=design_of(shapes, known)[usual],
         seconds=seconds[usual],
         visit=np.array([number[v] for v in visits])[usual],
         strata=tuple(tuple(v) for v in strata.values()),

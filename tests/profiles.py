@@ -59,6 +59,7 @@ STEP_SECONDS = {
     "layer_decode_many": 1e-5,
     "layer_decode_row": 2e-6,
     "layer_decode_kv": 1e-8,
+    "layer_decode_many_kv": 0.0,
     "layer_prefill_row": 2e-5,
     "layer_prefill_kv": 1e-9,
     "check": 5e-5,

@@ -70,8 +70,8 @@ def _inputs() -> None:
         first = st.columns(4, vertical_alignment="bottom")
         state.draw("load", on=first[0], on_change=asked.take_lengths)
         state.draw("rate", on=first[1])
-        state.draw("ttft", on=first[2], help="0: no limit.")
-        state.draw("tpot", on=first[3], help="0: no limit.")
+        state.draw("ttft", on=first[2])
+        state.draw("tpot", on=first[3])
         second = st.columns(3, vertical_alignment="bottom")
         models = state.draw("models", on=second[0])
         device = state.draw("device", on=second[1], options=devices(models))
@@ -153,11 +153,12 @@ def _downloads(question: Question, answer: Mapping[str, Any], run: Any) -> None:
 
 def _next(question: Question) -> None:
     st.subheader("Look further")
+    busy = {"at_load": 85} if "at_load" in state.INPUTS else {}
     with st.container(horizontal=True):
         parts.link("plan", "Is there a cheaper fleet?", key="to-plan", icon=":material/savings:")
         parts.link("compare", "What does HELIOS gain over early exit?", key="to-compare", icon=":material/balance:")
         parts.link("what-if", "What if …?", key="to-what-if", icon=":material/tune:")
-        parts.link("timeline", "Why does p99 jump at high load?", key="to-timeline", icon=":material/timeline:")
+        parts.link("timeline", "Why does p99 jump at 85 % load?", key="to-timeline", icon=":material/timeline:", **busy)
         parts.link("exits", "Where do tokens leave?", key="to-exits", icon=":material/stairs:")
         parts.link("calibration", "Can I trust this profile?", key="to-calibration", icon=":material/verified:")
     parts.caption(

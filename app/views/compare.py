@@ -36,7 +36,7 @@ VIEWS = {
     "fleets": "Fleets",
 }
 register(
-    Input("systems", "several", "Systems", (), help="None chosen: all but the ablations."),
+    Input("compared", "several", "Systems (none chosen: all but the ablations of HELIOS)", []),
     Input("baseline", "choice", "Compare with", "", help="What the others' gains are measured against."),
     Input("focus", "number", "Rate per server (requests/s)", 0.0, low=0.0, high=500.0, step=0.5,
           digits="%g", help="0: one that every system should keep up with."),
@@ -67,16 +67,17 @@ def page() -> None:
 
 def _controls() -> Comparison:
     with st.container(border=True):
-        first, second = st.columns(2)
+        first, second, third = st.columns(3)
         models = state.draw("models", on=first)
         state.draw("device", on=second, options=devices(models))
+        state.draw("load", on=third, on_change=asked.take_lengths)
         with st.form("compare", border=False):
             _systems(list(_comparison(()).known))
             made = _comparison()
             options = {"baseline": made.baselines, "fleet": made.names}
             with st.container(horizontal=True, gap="small"):
-                for key in ("load", "baseline", "fleet", "focus", "prompt", "output", "ttft", "tpot", "study_requests",
-                            "study_reps", "replicas", "seed"):  # fmt: skip
+                for key in ("baseline", "fleet", "focus", "prompt", "output", "ttft", "tpot", "study_requests",
+                            "study_reps", "replicas", "seed", "batch", "step_tokens"):  # fmt: skip
                     with st.container(width=210):
                         state.draw(key, options=options.get(key))
             st.form_submit_button("Compare", type="primary", icon=":material/play_arrow:")
@@ -87,7 +88,7 @@ def _comparison(chosen: Sequence[str] | None = None) -> Comparison:
     """What the inputs say."""
     return Comparison(
         question=asked.question(),
-        chosen=tuple(state.value("systems") if chosen is None else chosen),
+        chosen=tuple(state.value("compared") if chosen is None else chosen),
         focus_per_s=float(state.value("focus")) or None,
         requests=int(state.value("study_requests")),
         replications=int(state.value("study_reps")),
@@ -97,12 +98,12 @@ def _comparison(chosen: Sequence[str] | None = None) -> Comparison:
 
 def _systems(names: list[str]) -> None:
     """The choice of systems; one that these models do not have is left out and said."""
-    held = [str(name) for name in state.value("systems")]
+    held = [str(name) for name in state.value("compared")]
     lost = [name for name in held if name not in names]
     if lost:
         st.info(f"These models have no system called {parts.plain(', '.join(lost))}; it is left out.")
-        state.put({"systems": [name for name in held if name in names]})
-    state.draw("systems", options=names)
+        state.put({"compared": [name for name in held if name in names]})
+    state.draw("compared", options=names)
 
 
 def _drop_superseded(ticket: Any) -> None:

@@ -145,16 +145,9 @@ def _answer(question: Question, plan: PlanFile, table: PriceTable, answer: Mappi
         parts.tiles(wording.answer_tiles(question, answer, currency))
         _around(question, answer, currency)
     st.subheader("Every candidate")
-    st.dataframe(
-        pd.DataFrame(wording.candidate_rows(question, answer, currency)),
-        hide_index=True,
-        column_config={
-            "Why": st.column_config.TextColumn(width="large"),
-            f"{currency}/h": st.column_config.NumberColumn(format="%.2f"),
-            f"{currency}/M tokens": st.column_config.NumberColumn(format="%.2f"),
-        },
-        placeholder="–",
-        alt="Candidates with lower bound, replicas, price and the limit that decided",
+    said = "Candidates with lower bound, replicas, price and the limit that decided"
+    st.table(
+        _as_text(wording.candidate_rows(question, answer, currency)), hide_index=True, border="horizontal", alt=said
     )
     rule = plan.replications
     parts.caption(
@@ -180,7 +173,8 @@ def _around(question: Question, answer: Mapping[str, Any], currency: str) -> Non
     rows = wording.sensitivity_rows(answer, currency)
     if rows:
         st.subheader("If the load is 20 % off")
-        st.dataframe(rows, hide_index=True, alt="Replicas needed at 80 and at 120 % of the load")
+        said = "Replicas needed at 80 and at 120 % of the load"
+        st.table(_as_text(rows), hide_index=True, border="horizontal", alt=said)
 
 
 def _downloads(question: Question, plan: PlanFile, table: PriceTable, answer: Mapping[str, Any]) -> None:
@@ -198,6 +192,17 @@ def _downloads(question: Question, plan: PlanFile, table: PriceTable, answer: Ma
         parts.Download("Report (HTML)", f"{name}.html", lambda: plan_report_html(question, plan, answer), "text/html"),
     )
     parts.downloads(*files, key="plan")
+
+
+def _as_text(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows as a table to read: texts that wrap, a dash where there is nothing."""
+    return pd.DataFrame([{name: _text(value) for name, value in row.items()} for row in rows])
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    return parts.plain(f"{value:,.2f}" if isinstance(value, float) else str(value))
 
 
 def csv_of(rows: Sequence[Mapping[str, Any]]) -> bytes:

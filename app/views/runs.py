@@ -11,7 +11,7 @@ from heliosim_app.state import Input, draw, register
 
 from heliosim import charts
 from heliosim.errors import HelioSimError
-from heliosim.formats.results import RunResults, load_run
+from heliosim.formats.results import RunResults, load_run, replay_caution
 from heliosim.metrics import SCALARS, SystemResult, metric_spec, summarise
 
 register(Input("folder", "text", "Folder of runs", "", help="Run folders below it are found."))
@@ -66,8 +66,12 @@ def page() -> None:
 def _compare(chosen: list[str], runs: list[RunResults]) -> None:
     systems = as_systems(chosen, runs)
     parts.badges(
-        *(("live" if r.info.mode == "live" else "simulated") for r in runs), *(r.info.profile_kind for r in runs)
+        *(("live" if r.info.mode == "live" else "simulated") for r in runs),
+        *(r.info.profile_kind for r in runs),
+        *("replayed" for r in runs if r.info.replayed_exits),
     )
+    if caution := replay_caution(r.info for r in runs):
+        st.caption(parts.plain(caution))
     style = charts.Style.of(systems)
     summaries = {name: summarise(run) for name, run in zip(chosen, runs, strict=True)}
     rows = [

@@ -8,6 +8,7 @@ from typing import Any
 import streamlit as st
 from heliosim_app import asked, parts, state
 from heliosim_app.jobs import Trouble, trouble_of
+from heliosim_app.question import devices
 from heliosim_app.settings import FREE, PARAMETERS, Setting, depths_of, mix_text, parse_mix, tasks_of
 from heliosim_app.state import Input, register
 from heliosim_app.study_jobs import what_if
@@ -73,7 +74,10 @@ def _controls() -> dict[str, Any]:
     """Draw every input; answers where trouble with each can be explained."""
     spots: dict[str, Any] = {}
     with st.container(border=True):
-        asked.draw_who(st)
+        first, second, third = st.columns(3)
+        models = state.draw("models", on=first)
+        device = state.draw("device", on=second, options=devices(models))
+        asked.draw_system(models, device, on=third)
         profile = asked.question().profile()
         kind = "fixed" if state.value("depth") != FREE else str(asked.question().controller_section()["kind"])
         known = PARAMETERS.get(kind, ())
@@ -86,7 +90,7 @@ def _controls() -> dict[str, Any]:
             spots["depth"] = _place("depth", options=depths_of(profile, asked.question().models_of()))
             spots["batch"] = _slide("batch")
             spots["memory"] = _place("memory", label="Memory (% of the device)")
-            for key in ("total", "reps"):
+            for key in ("step_tokens", "total", "reps", "seed"):
                 spots[key] = _place(key)
         spots["mix"] = _mix(tasks_of(profile))
         if not known:
@@ -112,28 +116,31 @@ def _slide(key: str) -> Any:
         if st.session_state.get(state.NEW) or key not in st.session_state:
             st.session_state[key] = kind(now)
         least = min(kind(low), kind(now))
-        state.kept()[key] = st.slider(one.label, least, kind(high), step=kind(step), key=key, help=one.help)
+        state.kept()[key] = st.slider(
+            one.label, least, kind(high), step=kind(step), format=one.digits, key=key, help=one.help
+        )
         return st.container()
 
 
 def _mix(tasks: tuple[str, ...]) -> Any:
     """A slider per task; together they make the input ``mix``."""
-    with st.expander("Task mix" + (f": {state.value('mix')}" if state.value("mix") else ": one task")):
-        spot = st.container()
-        try:
-            weights = parse_mix(state.value("mix"), tasks) if state.value("mix") else {}
-        except HelioSimError as error:
-            parts.show_trouble(trouble_of(error), spot)
-            st.button("Use one task instead", on_click=state.put, args=({"mix": ""},))
-            return spot
+    text = state.value("mix")
+    weights, is_bad = {}, False
+    try:
+        weights = parse_mix(text, tasks) if text else {}
+    except HelioSimError:
+        is_bad = True  # said below, where the whole setting is read
+    with st.expander(f"Task mix: {parts.plain(text) or 'one task'}"):
         with st.container(horizontal=True, gap="small"):
             for name in tasks:
-                with st.container(width=WIDTH, gap=None):
+                with st.container(width=WIDTH):
                     key = f"mix-{name}"
                     st.session_state[key] = int(weights.get(name, 0))
                     st.slider(f"{name} (weight)", 0, 10, key=key, on_change=_take_mix, args=(tasks,))
         st.caption("All at 0: one task, the workload's own.")
-        return spot
+    if is_bad:
+        st.button("Use one task instead", on_click=state.put, args=({"mix": ""},))
+    return st.container()
 
 
 def _take_mix(tasks: tuple[str, ...]) -> None:
@@ -186,6 +193,12 @@ def _show(setting: Setting, now: Tried, key: str) -> None:
     _say_change(before, changed)
     limits = {"ttft": setting.question.ttft_ms, "tpot": setting.question.tpot_ms}
     table = differences(now, before) if before is not None and _can_pair(now, before) else None
+    if now.replicated.is_saturated:
+        st.warning(
+            "Overloaded: waiting grows without end, so there is no typical latency. Lower the rate, or make answers "
+            "cheaper (depth, threshold, lengths).",
+            icon=":material/hourglass_top:",
+        )
     _tiles(now, limits, table)
     theme = charts.DARK if parts.is_dark() else charts.LIGHT
     colour = charts.system_colours([setting.question.system], theme)[setting.question.system]

@@ -49,7 +49,7 @@ TECHNICAL = {"chat": 0.13, "qa": 0.15, "prose": 0.06, "arithmetic": 0.26, "lists
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What one member is and how it is trained."""
+    """What one member is and how it is trained. ``ffn``: feed-forward width; 0: what the tiny members have."""
 
     name: str
     architecture: Literal["opt", "llama"]
@@ -58,6 +58,9 @@ class Recipe:
     mix: dict[str, float] = field(hash=False)  # share of the training tokens per family
     steps: int
     seed: int
+    width: int = WIDTH
+    heads: int = HEADS
+    ffn: int = 0
 
     @property
     def kind(self) -> Literal["fixed", "anywhere"]:
@@ -148,9 +151,9 @@ def build(recipe: Recipe) -> CausalLM:
     """A fresh model with the start values of the recipe."""
     shared: dict[str, Any] = {
         "vocab_size": VOCABULARY,
-        "hidden_size": WIDTH,
+        "hidden_size": recipe.width,
         "num_hidden_layers": recipe.layers,
-        "num_attention_heads": HEADS,
+        "num_attention_heads": recipe.heads,
         "max_position_embeddings": POSITIONS,
         "pad_token_id": 0,
         "bos_token_id": 1,
@@ -162,17 +165,18 @@ def build(recipe: Recipe) -> CausalLM:
         model = OPTForCausalLM(
             OPTConfig(
                 **shared,
-                ffn_dim=512,
+                ffn_dim=recipe.ffn or 512,
                 activation_function="relu",
                 do_layer_norm_before=True,
-                word_embed_proj_dim=WIDTH,
+                word_embed_proj_dim=recipe.width,
                 dropout=0.0,
                 attention_dropout=0.0,
                 layerdrop=0.0,
             )
         )
     else:
-        model = LlamaForCausalLM(LlamaConfig(**shared, intermediate_size=352, num_key_value_heads=2))
+        config = LlamaConfig(**shared, intermediate_size=recipe.ffn or 352, num_key_value_heads=2)
+        model = LlamaForCausalLM(config)
     _start_values(model, recipe)
     return model
 
@@ -191,7 +195,7 @@ def _start_values(model: CausalLM, recipe: Recipe) -> None:
     if recipe.architecture == "opt":
         table = model.model.decoder.embed_positions.weight  # (positions + 2, width): OPT keeps two spare rows
         steps = torch.arange(table.shape[0], dtype=torch.float32)[:, None]
-        rates = torch.exp(torch.arange(0, WIDTH, 2) * (-math.log(10_000.0) / WIDTH))
+        rates = torch.exp(torch.arange(0, recipe.width, 2) * (-math.log(10_000.0) / recipe.width))
         table[:, 0::2] = 0.05 * torch.sin(steps * rates)
         table[:, 1::2] = 0.05 * torch.cos(steps * rates)
 
@@ -209,8 +213,8 @@ class Depths:
         self, ids: Tensor, first: Tensor | None = None, skip: frozenset[int] = frozenset()
     ) -> list[Tensor]:
         """Hidden states (batch, length, width) after 0, 1, ..., all layers; causal, without padding."""
-        start = torch.zeros(ids.shape[0], dtype=torch.long) if first is None else first
-        positions = start[:, None] + torch.arange(ids.shape[1])
+        start = torch.zeros(ids.shape[0], dtype=torch.long, device=ids.device) if first is None else first
+        positions = start[:, None] + torch.arange(ids.shape[1], device=ids.device)
         hidden = self.core.embed_tokens(ids)
         extra: dict[str, Any] = {}
         if self.is_opt:
@@ -289,17 +293,20 @@ def take_step(using: list[Any], module: nn.Module, step: int, done: float) -> No
         optimizer.zero_grad(set_to_none=True)
 
 
-def train(recipe: Recipe, out: Path, *, steps: int | None = None, minutes: float | None = None) -> Path:
-    """Train one backbone and write its checkpoint folder; returns the folder.
+def train(
+    recipe: Recipe, out: Path, *, steps: int | None = None, minutes: float | None = None, device: str = "cpu"
+) -> Path:
+    """Train one backbone on a device and write its checkpoint folder; returns the folder.
 
     With a time limit the learning rate falls in time for it, and fewer steps may be taken than the recipe has.
     """
     total = steps or recipe.steps
-    torch.set_num_threads(1)
+    if device == "cpu":
+        torch.set_num_threads(1)
     torch.manual_seed(recipe.seed)
     rng = random.Random(recipe.seed)
     tokenizer = shared_tokenizer(out)
-    model = build(recipe).train()
+    model = build(recipe).to(device).train()
     depths = Depths(model)
     using = optimizers(model)
     batches = packed_batches(
@@ -308,7 +315,8 @@ def train(recipe: Recipe, out: Path, *, steps: int | None = None, minutes: float
     progress, taken = Progress(total, minutes), 0
     for step, (tokens, weights, first) in enumerate(batches):
         skip, exit_layer = _layers_of_step(recipe, rng)
-        with torch.autocast("cpu", torch.bfloat16):
+        tokens, weights, first = tokens.to(device), weights.to(device), first.to(device)
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
             states = depths.hidden_states(tokens[:, :-1], first, skip)
             loss = full = weighted_loss(depths.logits(states[-1]), tokens[:, 1:], weights)
             if exit_layer is not None:
@@ -337,11 +345,12 @@ def _layers_of_step(recipe: Recipe, rng: random.Random) -> tuple[frozenset[int],
 def held_out_losses(model: CausalLM, tokenizer: PreTrainedTokenizerFast, count: int = 60) -> dict[str, float]:
     """Mean loss per completion token on the calibration split, by family."""
     depths = Depths(model.float().eval())
+    device = model.device
     losses = {}
     for family in FAMILIES:
         total, tokens = 0.0, 0
         for ids, prompt in encode(tokenizer, list(islice(documents(family, "calibration", 0), count))):
-            row = torch.tensor([ids[:POSITIONS]])
+            row = torch.tensor([ids[:POSITIONS]], device=device)
             logits = depths.logits(depths.hidden_states(row[:, :-1])[-1])[0, prompt - 1 :]
             total += nn.functional.cross_entropy(logits, row[0, prompt:], reduction="sum").item()
             tokens += row.shape[1] - prompt

@@ -73,11 +73,11 @@ def difference_figure(
 ) -> go.Figure:
     """Relative differences with intervals, a row per metric; filled where an interval leaves zero out.
 
-    Metrics without a known difference, or with nothing to relate it to, stand at zero as a dash.
+    Metrics without a known difference, or with nothing to relate it to (0 before), have no row.
     """
     several = "series" in data
     fig = go.Figure()
-    metrics = list(dict.fromkeys(data["label"]))[::-1]
+    metrics = list(dict.fromkeys(relative(data)["label"]))[::-1]
     groups = list(data.groupby("series", sort=False)) if "series" in data else [("now", data)]
     for k, (name, part) in enumerate(groups):
         shift = 0.0 if len(groups) == 1 else 0.56 * ((len(groups) - 1) / 2 - k) / max(1, len(groups) - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from heliosim.types import Arrival, Load, Outcome, Run
 
@@ -31,7 +32,12 @@ class ReplayEngine:
         if self.position >= len(self._log):
             raise ReplayDiverged(f"action {self.position} was never recorded: {action}")
         expected, outcome = self._log[self.position]
-        if action != expected:
+        if _named(action) != _named(expected):
             raise ReplayDiverged(f"action {self.position} differs:\n recorded {expected}\n asked    {action}")
         self.position += 1
         return outcome
+
+
+def _named(action: Run | Load) -> Run | Load:
+    """An action without its guard, which belongs to the controller that gave it and equals no other's."""
+    return replace(action, guard=None) if isinstance(action, Run) and action.guard is not None else action

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from heliosim.behaviour import Behaviour, Text, Walk
-from heliosim.costs import StepCost, StepShape, action_seconds, stall_seconds, transfer_seconds
+from heliosim.costs import STEP_SLOWDOWN, StepCost, StepShape, action_seconds, stall_seconds, transfer_seconds
 from heliosim.engines.joint import Fan, JointBlock, leave_together
 from heliosim.engines.token_table import CONFIDENCES, EXIT_LAYERS, Lane, TokenBlock, TokenTable
 from heliosim.errors import OutOfRangeError
@@ -420,6 +420,8 @@ class SimEngine:
         ending = self._ending_at(self.ticks + 1)
         block = self._read(self.ticks, run.batch.chunks) if self.behaviour is not None else None
         expected, layers = self.priced(run, self.ticks, run.batch.chunks, asked, len(ending), block)
+        if run.is_slowed:
+            expected *= self.loads[run.placement.model].get(STEP_SLOWDOWN, 1.0)
         seconds = self._noisy(tick(expected))
         stalled_s = 0.0
         if run.arriving is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,6 +18,9 @@ from heliosim.behaviour import Behaviour
 from heliosim.engines.allocator import keep_freed_memory
 from heliosim.engines.made_up import MadeUpPrompts
 from heliosim.engines.models.host import HostModel
+from heliosim.engines.models.ranks import ALONE, Ranks
+from heliosim.engines.models.score import SequenceScore, score
+from heliosim.engines.parallel.cutting import rank_infos
 from heliosim.engines.replayed import ReplayedExits
 from heliosim.engines.residency import Residency
 from heliosim.engines.running import Done, Runner
@@ -46,7 +50,16 @@ class TorchEngine:
     backend of the latter two by name.
     ``replay``: a behaviour whose exits stand in for the models' own, with the run's ``seed``. Requests without text get
     made-up prompts under a replay and of random weights.
+    ``tensor_parallel``: GPUs of this machine that share each layer, as a ``parallel.engine.ParallelEngine``; ``ranks``:
+    the group of which this is one rank.
     """
+
+    def __new__(cls, *_: Any, tensor_parallel: int = 1, **__: Any) -> TorchEngine:
+        if cls is TorchEngine and tensor_parallel != 1:
+            from heliosim.engines.parallel.engine import ParallelEngine
+
+            return object.__new__(ParallelEngine)
+        return object.__new__(cls)
 
     def __init__(
         self,
@@ -65,7 +78,10 @@ class TorchEngine:
         attention: str = "auto",
         replay: Behaviour | None = None,
         seed: int = 0,
+        tensor_parallel: int = 1,
+        ranks: Ranks = ALONE,
     ) -> None:
+        assert tensor_parallel == 1, "several ranks are made by __new__"
         self.device = _device(device)
         if self.device.type == "cpu":
             torch.set_num_threads(threads)
@@ -76,9 +92,13 @@ class TorchEngine:
             for name, folder in checkpoints.items()
         }
         _require_one_vocabulary(infos)
+        if ranks.count > 1:
+            infos = rank_infos(infos, ranks.rank, ranks.count)
         is_pinned = self.device.type == "cuda" and not is_pageable
         held = _first_that_fit(infos, host_bytes)
-        self.hosts = {name: HostModel(info, is_pinned=is_pinned, held=held[name]) for name, info in infos.items()}
+        self.hosts = {
+            name: HostModel(info, is_pinned=is_pinned, held=held[name], ranks=ranks) for name, info in infos.items()
+        }
         self.specs: dict[str, ModelSpec] = {name: info.spec for name, info in infos.items()}
         self.vocab = min(info.vocab for info in infos.values())
         self.record_ids = record_ids
@@ -115,6 +135,15 @@ class TorchEngine:
             is_conditional=is_conditional,
             clock=lambda: self.clock(),
         )
+
+    def describe(self) -> str:
+        """What steps run on, in words: the engine, and the attention that was chosen, with what it was preferred to."""
+        choices = getattr(self._runner, "choices", None)
+        if choices is None:
+            return f"{self.mode} engine"
+        choice = next(iter(choices.values()))
+        others = "; ".join(f"{name}: {reason}" for name, reason in choice.passed_over)
+        return f"{self.mode} engine, attention {choice.attention.name}" + (f" ({others})" if others else "")
 
     @property
     def default_stride(self) -> int:
@@ -171,6 +200,13 @@ class TorchEngine:
         if self.replay is not None:
             self.replay.clear()
         self._runner.work = 0
+
+    def score(self, model: str, sequences: Sequence[Sequence[int]], layers: Sequence[int]) -> list[SequenceScore]:
+        """What exits of a model would have said at every position of texts (``models.score``)."""
+        return score(self.hosts[model], sequences, layers, self.device)
+
+    def close(self) -> None:
+        """End what works for this engine elsewhere; alone, there is nothing."""
 
     # --- what it holds ----------------------------------------------------------------------------------------------
 

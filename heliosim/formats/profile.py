@@ -26,6 +26,7 @@ from heliosim.costs import LATER_TERMS, LOAD_TERMS, TERMS, ExitCosts, StepCost, 
 from heliosim.curves import Curve
 from heliosim.errors import InputError, UnknownNameError
 from heliosim.formats.files import FolderKind, Strict, read_json, sha256_of, validate, without_none, write_json
+from heliosim.formats.hardware_facts import HardwareFacts
 from heliosim.noise import RecordedNoise
 from heliosim.types import ModelSpec, StepPower
 
@@ -67,6 +68,9 @@ class HoldOut(Strict):
     repeat_error: float | None = Field(
         default=None,
         description="half the median difference of a cell's mean between even and odd visits",
+    )
+    repeat_error_high: float | None = Field(
+        default=None, description="upper end of its 95 % interval, cells drawn again"
     )
     by_region: dict[str, float] = Field(description="median absolute relative error by region")
 
@@ -144,6 +148,9 @@ class LoadFit(Strict):
     loads: int
     median_abs_error: float | None
     seconds_per_byte: dict[Literal["pageable", "disk"], float] = Field(default_factory=dict)
+    step_slowdown: float | None = Field(
+        default=None, ge=1, description="a decode step's time while weights are under way over that alone"
+    )
 
     @field_validator("seconds_per")
     @classmethod
@@ -334,6 +341,7 @@ class ProfileFile(Strict):
     behaviour: BehaviourFacts
     files: dict[str, str] = Field(description="sha256 of the tables beside this file")
     premises: list[dict[str, Any]] = Field(default_factory=list)
+    hardware: HardwareFacts | None = Field(default=None, description="cells beside the steps, if they were measured")
 
     @model_validator(mode="after")
     def _says_where_it_comes_from(self) -> ProfileFile:
@@ -571,13 +579,25 @@ def shape_columns(table: Any) -> list[list[int]]:
 
 
 PROFILE_FOLDER = FolderKind(
-    "a profile", "profile.json", frozenset({"profile.json", "behaviour.parquet", "steps.parquet", "behaviour.html"})
+    "a profile",
+    "profile.json",
+    frozenset(
+        {
+            "profile.json",
+            "behaviour.parquet",
+            "steps.parquet",
+            "hardware.parquet",
+            "behaviour.html",
+            "calibration.html",
+            "calibration.md",
+        }
+    ),
 )
 
 
 def write_profile(folder: Path, facts: ProfileFile) -> None:
     """Write profile.json into a folder that already holds the tables."""
-    write_json(folder / "profile.json", facts.model_dump(mode="json"))
+    write_json(folder / "profile.json", without_none(facts.model_dump(mode="json"), "hardware"))
 
 
 def load_behaviour(path: Path, exits: Mapping[str, tuple[int, ...]]) -> Behaviour:

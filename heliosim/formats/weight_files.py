@@ -18,12 +18,26 @@ _MAX_HEADER_BYTES = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
+class Cut:
+    """``count`` entries of a tensor along ``axis`` from ``first`` on; zeros where that reaches over its end."""
+
+    axis: int
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
-    """One tensor an engine holds: the concatenation, along the first axis, of tensors of the checkpoint."""
+    """One tensor an engine holds: the concatenation, along the first axis, of tensors of the checkpoint.
+
+    ``whole``, ``cuts``: the part that this one is taken from, cut by cut (one rank of a tensor-parallel group).
+    """
 
     name: str
     shape: Shape
     sources: tuple[str, ...]
+    whole: Part | None = None
+    cuts: tuple[Cut, ...] = ()
 
     @property
     def elements(self) -> int:

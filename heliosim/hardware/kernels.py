@@ -27,7 +27,7 @@ class Kernels:
     def __init__(self, device: Device, dtype: str) -> None:
         self.device, self.dtype, self.item = device, dtype, ITEM_BYTES[dtype]
         self._peak, self._base_peak = device.flops[dtype], device.flops[device.gemm.dtype]
-        self._ridge = max(1.0, self._base_peak / self._peak * ITEM_BYTES[dtype] / ITEM_BYTES[device.gemm.dtype])
+        self.ridge = max(1.0, self._base_peak / self._peak * ITEM_BYTES[dtype] / ITEM_BYTES[device.gemm.dtype])
 
     def roofline(self, m: float, n: float, k: int) -> Seconds:
         """Data-sheet seconds of a product: whichever is more, arithmetic or one pass over its three matrices."""
@@ -42,7 +42,7 @@ class Kernels:
         if n > widest:
             pieces = math.ceil(n / widest)
             return pieces * self.gemm(m, n / pieces, k)
-        at = (m * self._ridge, n, k * self.item / 2)
+        at = (m * self.ridge, n, k * self.item / 2)
         return self.roofline(m, n, k) / on_grid(self.device.gemm.efficiency, at, logs=(True, True, True), values=False)
 
     def decode_attention(self, rows: float, context: float, heads: int, kv_heads: int, head_dim: int) -> Seconds:

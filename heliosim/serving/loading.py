@@ -40,12 +40,14 @@ class Fetch:
 class Loading:
     """Whether loads ``overlap`` with steps, and whether steps may begin before all layers are there.
 
-    ``host``: what host memory holds; None: everything, for ever.
+    ``host``: what host memory holds; None: everything, for ever. ``slows_steps``: whether the engine knows what a step
+    beside a transfer takes.
     """
 
     overlaps: bool = False
     is_pipelined: bool = False
     host: HostTier | None = None
+    slows_steps: bool = False
 
 
 @dataclass

@@ -290,10 +290,13 @@ class Server:
             admit=None,
             is_probe=False,
             guard=None,
-            max_steps=directive.max_steps,
+            max_steps=1 if self.loading.slows_steps else directive.max_steps,
             max_ends=directive.max_ends,
         )
-        return self._run(going_on, now, nearest(within_s, fetch.left_s(now)), max_ends, admit=None)
+        run = self._run(going_on, now, nearest(within_s, fetch.left_s(now)), max_ends, admit=None)
+        if run is not None:
+            run.is_slowed = self.loading.slows_steps
+        return run
 
     def _new_bytes(self, wanted: Placement) -> int:
         """Bytes of weights that a placement needs beyond those resident."""

@@ -125,7 +125,7 @@ def test_one_fewer_is_a_sentence_with_what_it_rests_on() -> None:
 def test_sensitivity_says_what_another_load_needs() -> None:
     assert wording.sensitivity_rows(answer(), "USD") == [
         {
-            "Load": "−20 %",
+            "Load": "−20\u00a0%",
             "Replicas needed": "2",
             "USD/h": "8.00",
             "With 3 replicas": "meets",

@@ -263,6 +263,27 @@ def test_memory_that_shrinks_and_grows_live(bench: Bench, loads: dict[str, Any])
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("in_flight", ["boundary", "extend"])
+def test_a_fast_live_run_replays_with_its_strides(bench: Bench, in_flight: InFlight) -> None:
+    from heliosim.engines.torch import TorchEngine
+
+    engine = TorchEngine({name: checkpoint_path(name) for name in PAIR}, mode="fast")
+    runner: Any = engine._runner
+    runner.lag, runner.pads = 1, True
+    strides: list[int] = []
+    perform = engine.perform
+
+    def noted(action: Run | Load) -> Outcome:
+        outcome = perform(action)
+        strides.append(1 if outcome.stride is None else len(outcome.stride))
+        return outcome
+
+    engine.perform = noted  # type: ignore[method-assign]
+    check_a_live_run(replace(bench, engine=engine), live_scenario(bench, in_flight=in_flight), max_stride=16)
+    assert max(strides) > 3
+
+
+@pytest.mark.slow
 def test_a_device_with_less_memory_than_the_budget_live(bench: Bench) -> None:
     """The first load finds out; HELIOS shortlists what fits, and the log replays."""
     torch = pytest.importorskip("torch")
@@ -285,10 +306,12 @@ def test_a_device_with_less_memory_than_the_budget_live(bench: Bench) -> None:
     assert events.count("failed") == events.count("changed") == events.count("reshortlisted") == 1
 
 
-def check_a_live_run(bench: Bench, plan: Any, *, is_pipelined: bool = False, placements: int = 2) -> list[str]:
+def check_a_live_run(
+    bench: Bench, plan: Any, *, is_pipelined: bool = False, placements: int = 2, max_stride: int = 1
+) -> list[str]:
     """Serve a scenario live and replay its log; returns the kinds of events."""
     live, again = TableRecorder(), TableRecorder()
-    srv = build_server(plan, bench.profile, live)
+    srv = build_server(plan, bench.profile, live, max_stride)
     compared: list[tuple[int, int]] = []
     bench.engine.take_outputs()
 
@@ -311,8 +334,8 @@ def check_a_live_run(bench: Bench, plan: Any, *, is_pipelined: bool = False, pla
     assert {request: len(ids) for request, ids in outputs.items()} == lengths
     assert len(compared) == len(done.log)
     assert len(set(compared)) > placements, "the run changed its placement"
-    engine = ReplayEngine(done.log)
-    simulate_server(build_server(plan, bench.profile, again), engine, build(plan.workload, plan.seed))
+    engine = ReplayEngine(done.log, max_stride)
+    simulate_server(build_server(plan, bench.profile, again, max_stride), engine, build(plan.workload, plan.seed))
     assert engine.position == len(done.log)
     assert_same_run(live, again)
     return [str(kind) for kind in live.tables().events["kind"].to_pylist()]

@@ -14,9 +14,6 @@ import pytest
 
 from tests.browser.driving import SENTENCE, Driver
 
-FAST = "/?requests=100&rate=5"
-"""A question that is searched within seconds."""
-
 
 def asked(drive: Driver) -> dict[str, list[str]]:
     return parse_qs(urlsplit(drive.page.url).query)
@@ -35,27 +32,26 @@ def test_the_first_page_opens_answered(drive: Driver) -> None:
 
 
 def test_inputs_change_the_answer_and_the_link_restores_it(drive: Driver) -> None:
-    drive.open(FAST)
+    drive.open()
     before = drive.text()
-    drive.fill("Rate (requests/s)", "60")
+    drive.choose("System", "early exit llama2-7b")
     drive.page.wait_for_function("before => document.querySelector('.hs-sentence')?.innerText !== before", arg=before)
     after = drive.text()
-    assert asked(drive) == {"requests": ["100"], "rate": ["60"]}
+    assert asked(drive) == {"system": ["early exit llama2-7b"]}
     drive.page.goto(drive.page.url)
     drive.page.wait_for_selector(SENTENCE)
     assert drive.text() == after
-    assert drive.page.get_by_label("Rate (requests/s)", exact=True).input_value() == "60"
 
 
 def test_a_link_that_says_nonsense_is_answered_in_words(drive: Driver) -> None:
-    drive.open("/?rate=fast&colour=red")
+    drive.open("/plan?rate=fast&colour=red", "h1")
     said = drive.page.get_by_role("alert").all_inner_texts()
     assert any("rate=fast" in text and "is no number" in text for text in said)
     assert any("colour=red" in text for text in said)
 
 
 def test_downloads_of_an_answer_open(drive: Driver, tmp_path: Path) -> None:
-    drive.open(FAST)
+    drive.open()
     drive.page.get_by_role("button", name="Report (HTML)").wait_for()
     drive.settle()
     with zipfile.ZipFile(drive.download("Scenario", tmp_path)) as held:
@@ -64,7 +60,7 @@ def test_downloads_of_an_answer_open(drive: Driver, tmp_path: Path) -> None:
     assert json.loads(drive.download("Answer (JSON)", tmp_path).read_text())["answer"] == "feasible"
     comma = pd.read_csv(drive.download("Requests (CSV)", tmp_path))
     parquet = pd.read_parquet(io.BytesIO(drive.download("Requests (Parquet)", tmp_path).read_bytes()))
-    assert len(comma) == len(parquet) == 100
+    assert len(comma) == len(parquet) == 800
     report = drive.download("Report (HTML)", tmp_path)
     drive.page.goto(report.as_uri())
     assert "how many GPUs" in drive.page.title()
@@ -73,20 +69,27 @@ def test_downloads_of_an_answer_open(drive: Driver, tmp_path: Path) -> None:
 
 
 def test_pages_carry_the_question(drive: Driver) -> None:
-    drive.open("/?rate=5&requests=100&seed=3")
-    drive.go("Plan")
+    drive.open("/?system=early exit llama2-7b")
+    drive.press("Is there a cheaper fleet?")
     drive.page.get_by_role("heading", name="Which fleet is cheapest?").wait_for()
+    drive.fill("Rate (requests/s)", "7")
+    assert asked(drive) == {"system": ["early exit llama2-7b"], "rate": ["7"]}
+    drive.go("Runs")
+    drive.page.get_by_role("heading", name="Runs").wait_for()
     drive.settle()
-    assert asked(drive) == {"rate": ["5"], "requests": ["100"], "seed": ["3"]}
-    assert drive.page.get_by_label("Rate (requests/s)", exact=True).input_value() == "5"
+    assert asked(drive) == {"system": ["early exit llama2-7b"], "rate": ["7"]}
+    drive.go("Plan")
+    assert drive.page.get_by_label("Rate (requests/s)", exact=True).input_value() == "7"
 
 
 def test_a_plan_opens_answered_and_a_new_one_is_searched(drive: Driver, tmp_path: Path) -> None:
     drive.open("/plan")
-    assert "cheaper" in drive.text() or "/h" in drive.text()
+    assert "USD/h" in drive.text()
     for heading in ("One replica fewer", "Runner-up", "If the load is 20 % off", "Every candidate"):
         assert drive.page.get_by_text(heading).first.is_visible(), heading
-    drive.open("/plan?rate=5&requests=100&plan_devices=A100-80GB", "[data-testid=stButton]")
+    drive.open(
+        "/plan?rate=5&requests=100&plan_devices=A100-80GB&plan_systems=vanilla llama2-2.7b", "[data-testid=stButton]"
+    )
     drive.press("Search the cheapest fleet")
     drive.page.wait_for_selector(SENTENCE)
     drive.settle()

@@ -15,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 import numpy as np  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes  # noqa: E402
 
-from heliosim.engines.replay import ReplayEngine  # noqa: E402
+from heliosim.engines.fast.graphs import rehearse  # noqa: E402
 from heliosim.engines.torch import TorchEngine  # noqa: E402
 from heliosim.errors import DeviceMemoryError, InputError, UnknownNameError  # noqa: E402
 from heliosim.recorder import TableRecorder  # noqa: E402
@@ -137,6 +137,27 @@ def test_exits_decided_on_the_device(folders: dict[str, Path], name: str, form: 
     assert by_hand(fast(folders, pads=True, conditional=True), name, RULES[form]) == plain
 
 
+@pytest.mark.parametrize("name", ["opt", "llama"])
+@pytest.mark.parametrize("form", ["none", "full", "deepest", "rebatch"])
+@pytest.mark.parametrize("conditional", [False, True])
+def test_what_comes_before_a_capture_leaves_no_trace(
+    folders: dict[str, Path], name: str, form: str, conditional: bool
+) -> None:
+    """A step is rehearsed in the middle of a run, with the rows at hand."""
+    engine = fast(folders, lag=1, pads=True, conditional=conditional)
+    runner: Any = engine._runner
+    rehearsed: list[Any] = []
+
+    def capture(ready: Any, state: Any) -> None:
+        if ready not in rehearsed:
+            rehearse(ready, state)
+            rehearsed.append(ready)
+
+    runner.graphs.capture = capture
+    Steps(engine, name, RULES[form], 64).same_as(Steps(TorchEngine(folders), name, RULES[form], 1))
+    assert len(rehearsed) > 1
+
+
 def test_a_partial_placement(folders: dict[str, Path]) -> None:
     assert by_hand(fast(folders), "llama", GREEDY, depth=3) == by_hand(TorchEngine(folders), "llama", GREEDY, depth=3)
 
@@ -233,9 +254,9 @@ class Steps:
 
 @pytest.mark.parametrize("name", ["opt", "llama"])
 @pytest.mark.parametrize(("lag", "pads"), [(0, False), (1, True)])
-@pytest.mark.parametrize("form", ["none", "full", "deepest"])
+@pytest.mark.parametrize("form", ["none", "full", "deepest", "eager"])
 def test_strides_equal_single_steps(folders: dict[str, Path], name: str, lag: int, pads: bool, form: str) -> None:
-    is_conditional = form == "deepest"
+    is_conditional = form in ("deepest", "eager")
     single = Steps(TorchEngine(folders), name, RULES[form], 1)
     strided = Steps(fast(folders, lag=lag, pads=pads, conditional=is_conditional), name, RULES[form], 64)
     assert single.longest == 1
@@ -266,14 +287,6 @@ def test_strides_with_little_memory(folders: dict[str, Path], blocks: int) -> No
     strided = Steps(fast(folders, lag=1, pads=True), "llama", NONE, 64, blocks=blocks)
     strided.same_as(single)
     assert blocks > 9 or any(row[3] for row in single.requests), "nobody gave way"
-
-
-def test_a_stride_can_be_replayed(folders: dict[str, Path]) -> None:
-    engine = fast(folders, lag=1)
-    live = Steps(engine, "opt", NONE, 16)
-    replay = ReplayEngine(live.log, max_stride=16)
-    for action, outcome in live.log:
-        assert replay.perform(action) is outcome
 
 
 def decoding(engine: TorchEngine, name: str, depth: int = 3) -> tuple[Hand, Callable[..., Run]]:
@@ -442,6 +455,11 @@ def test_another_seed_is_another_text(folders: dict[str, Path]) -> None:
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_engine_says_what_it_runs_on(folders: dict[str, Path]) -> None:
+    assert TorchEngine(folders).describe() == "plain engine"
+    assert TorchEngine(folders, mode="fast").describe() == "fast engine, attention sdpa"
 
 
 def test_what_an_engine_cannot_do_is_refused(folders: dict[str, Path]) -> None:

@@ -123,6 +123,44 @@ def test_a_misspelt_clock(cli: Cli, plain: dict[str, Any], tmp_path: Path) -> No
     assert "Did you mean 'wall'?" in line
 
 
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (("--engine", "fast"), "--engine: a simulation does not look at it"),
+        (("--max-stride", "4"), "--max-stride: a simulation does not look at it"),
+        (("--live", "--engine", "quick"), "--engine: unknown name (value: 'quick')"),
+        (("--live", "--engine", "plain", "--max-stride", "4"), "max_stride (4) needs the fast engine"),
+    ],
+)
+def test_live_options_that_mean_nothing(
+    cli: Cli, plain: dict[str, Any], tmp_path: Path, options: tuple[str, ...], part: str
+) -> None:
+    assert part in refused(cli, tmp_path, "run", write(tmp_path, plain), *options, "--out", "run")
+
+
+@pytest.mark.parametrize(
+    ("section", "part"),
+    [
+        ({"sampling": {"seed": 3}}, "have no effect at temperature 0"),
+        ({"sampling": {"temperature": 1, "top_p": 0}}, "sampling.top_p"),
+        ({"sampling": {"temprature": 1}}, "temperature"),
+        ({"live": {"engine": "plain", "max_stride": 2}}, "needs the fast engine"),
+        ({"live": {"attention": "flash"}}, "live.attention"),
+    ],
+)
+def test_live_sections_that_cannot_be(
+    cli: Cli, plain: dict[str, Any], tmp_path: Path, section: dict[str, Any], part: str
+) -> None:
+    assert part in refused(cli, tmp_path, "run", write(tmp_path, plain | section), "--out", "run")
+
+
+def test_a_simulation_says_that_it_does_not_draw(cli: Cli, plain: dict[str, Any], tmp_path: Path) -> None:
+    drawing = plain | {"sampling": {"temperature": 0.7, "seed": 1}}
+    code, out, err = cli("run", write(tmp_path, drawing), "--out", "run", "--replications", "1")
+    assert code == 0, err
+    assert "only a live run draws" in out
+
+
 def test_a_missing_checkpoint(cli: Cli, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     line = refused(cli, tmp_path, "calibrate", "--models", "nope", "--out", "p")

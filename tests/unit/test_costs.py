@@ -109,6 +109,7 @@ def test_terms_are_what_the_shape_says() -> None:
         "layer_decode_many": 0,
         "layer_decode_row": 6,
         "layer_decode_kv": 6 * 32,
+        "layer_decode_many_kv": 0,
         "layer_prefill_row": 6,
         "layer_prefill_kv": 6 * 64,
         "check": 2,
@@ -127,6 +128,7 @@ def test_many_tokens_and_rows_have_terms_of_their_own() -> None:
     terms = dict(zip(TERMS, got.terms(), strict=True))
     assert (terms["layer_many"], terms["layer_token"], terms["layer_token_more"]) == (6, 6 * 16, 6 * 6)
     assert (terms["layer_decode_many"], terms["gathered"]) == (6, 64)
+    assert terms["layer_decode_many_kv"] == 6 * 64
 
 
 def test_a_cost_is_the_sum_of_its_terms() -> None:

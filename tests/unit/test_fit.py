@@ -77,10 +77,21 @@ def test_exact_samples_give_exact_terms() -> None:
 
 def test_noisy_samples_give_terms_within_a_few_percent() -> None:
     fit = fit_steps(samples(1, 600, noise=0.05), "cpu")
-    for term in ("layer", "layer_token", "layer_decode_row", "layer_decode_kv", "layer_prefill_kv"):
+    for term in ("layer", "layer_token", "layer_decode_row", "layer_prefill_kv"):
         assert fit.seconds_per[term] == pytest.approx(STEP_SECONDS[term], rel=0.15), term
+    kv = fit.seconds_per["layer_decode_kv"] + fit.seconds_per["layer_decode_many_kv"]  # few steps hold one row alone
+    assert kv == pytest.approx(STEP_SECONDS["layer_decode_kv"], rel=0.15)
     assert mean_time_error(fit.seconds_per) < 0.01
     assert all(seconds >= 0 for seconds in fit.seconds_per.values())
+
+
+def test_one_row_and_many_may_read_their_kv_at_different_speeds() -> None:
+    slower = {"layer_decode_many_kv": 2e-8}
+    true = np.array([(STEP_SECONDS | slower)[t] for t in TERMS])
+    made = [replace(s, clocks={"cpu": float(true @ np.array(s.shape.terms()))}) for s in samples(4, 600, noise=0.0)]
+    fit = fit_steps(made, "cpu")
+    assert fit.seconds_per["layer_decode_kv"] == pytest.approx(1e-8, rel=0.05)
+    assert fit.seconds_per["layer_decode_many_kv"] == pytest.approx(2e-8, rel=0.05)
 
 
 def test_the_hold_out_error_is_reported_and_of_the_size_of_the_noise() -> None:

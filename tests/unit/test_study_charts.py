@@ -209,6 +209,15 @@ def test_far_differences_become_arrows() -> None:
     assert fig.data[0].x[0] == pytest.approx(120)
 
 
+def test_only_what_can_be_related_has_a_row() -> None:
+    zero = tried({"transitions": [0, 0, 0], "p99_ttft_ms": [10, 11, 13]})
+    table = differences(
+        tried({"transitions": [1, 2, 3], "p99_ttft_ms": [9, 9, 9]}), zero, ("transitions", "p99_ttft_ms")
+    )
+    fig = charts.difference_figure(table, Style({"now": "#0072B2"}))
+    assert fig.layout.yaxis.ticktext == ("TTFT, p99",)
+
+
 def test_captions_wrap_between_their_parts() -> None:
     assert wrapped("a · b", 20) == "a · b"
     assert wrapped("some words · more words", 12) == "some words<br>more words"

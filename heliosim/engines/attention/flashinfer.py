@@ -72,7 +72,7 @@ class FlashInferRows(HostPlanned):
         shape, dtype = self.shape, self.kv.dtype
         self.wrapper.plan(
             _int32(sums),
-            _int32(pages),
+            _int32(pages).to(self.kv.device, non_blocking=True),  # its copy from the host would wait
             _int32(last),
             shape.heads,
             shape.kv_heads,

@@ -11,7 +11,6 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from heliosim.engines.fast.state import BatchState
 
@@ -60,20 +59,26 @@ class Graphs:
             return
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        alive: Tensor = state.alive.clone()
-        breaches, out = state.breaches.clone(), state.out.clone()
-        stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
+        stream, now = torch.cuda.Stream(self.device), torch.cuda.current_stream(self.device)
+        stream.wait_stream(now)
         with torch.cuda.stream(stream):
-            state.alive.zero_()
-            for _ in range(2):
-                ready.step()
-        torch.cuda.current_stream(self.device).wait_stream(stream)
+            rehearse(ready, state)
+        now.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             ready.step()
-        state.alive.copy_(alive)
-        state.breaches.copy_(breaches)
-        state.out.copy_(out)
         ready.graph, ready.go = graph, graph.replay
         self.captures += 1
+
+
+def rehearse(ready: Ready, state: BatchState) -> None:
+    """Run a step twice with no row alive, and put back what that writes but keys and values, which are those the step
+    will write: results, and what the step itself names (``overwrites``).
+    """
+    written = [state.alive, state.breaches, state.out, *getattr(ready.step, "overwrites", ())]
+    before = [tensor.clone() for tensor in written]
+    state.alive.zero_()
+    for _ in range(2):
+        ready.step()
+    for tensor, value in zip(written, before, strict=True):
+        tensor.copy_(value)

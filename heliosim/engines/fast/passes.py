@@ -35,9 +35,7 @@ class DecodePass:
         width: int,
         kv: PagedKV,
         attention: Attention,
-        qkv: Tensor | None = None,
     ) -> None:
-        """``qkv``: where rows of a larger buffer are these rows'."""
         self.state, self.tokens, self.shape, self.kv_storage = state, bucket, kv.shape, kv
         whole = {"device": kv.device, "dtype": torch.int64}
         self.numbers = torch.arange(bucket, **whole)
@@ -45,10 +43,8 @@ class DecodePass:
         self.is_on = torch.zeros(bucket, device=kv.device, dtype=torch.bool)
         self.tables = torch.zeros(bucket, width, device=kv.device, dtype=torch.int32)
         self.lengths = torch.zeros(bucket, device=kv.device, dtype=torch.int32)
-        if qkv is None:
-            size = kv.shape.query_width + kv.shape.kv_width
-            qkv = torch.zeros(bucket, size, device=kv.device, dtype=kv.dtype)
-        self.qkv = qkv
+        size = kv.shape.query_width + kv.shape.kv_width
+        self.qkv = qkv = torch.zeros(bucket, size, device=kv.device, dtype=kv.dtype)
         self.query, self.kv = qkv[:, : kv.shape.query_width], qkv[:, kv.shape.query_width :]
         self.rows: DecodeRows = attention.rows(kv, Paged(self.tables, self.lengths, self.sources))
 
@@ -88,7 +84,9 @@ class DecodePass:
 
 
 class MixedPass:
-    """A step that reads prompts: decode rows first, then chunks. Prepared anew for each step, and never captured."""
+    """A step that reads prompts: decode rows first, then chunks. Prepared anew for each step, and never captured; only
+    its decode rows' attention goes through a pass that is kept.
+    """
 
     turns: Tensor
     rotating: Tensor
@@ -96,16 +94,19 @@ class MixedPass:
     def __init__(
         self,
         state: BatchState,
+        decode: DecodePass | None,
         decoding: int,
-        width: int,
         chunks: Sequence[Row],
         ids: Sequence[Sequence[int]],
         emits: Sequence[bool],
         kv: PagedKV,
         attention: Attention,
     ) -> None:
-        """``ids``: of the chunks' tokens; ``emits``: whose last token yields another."""
-        self.kv_storage, self.attention, self.decoding = kv, attention, decoding
+        """``decode``: of at least ``decoding`` rows (None: there are none); ``ids``: of the chunks' tokens; ``emits``:
+        whose last token yields another.
+        """
+        self.state, self.kv_storage, self.attention = state, kv, attention
+        self.decode, self.decoding, self.emitting = decode, decoding, decoding + sum(emits)
         size = kv.shape.query_width + kv.shape.kv_width
         self.tokens = decoding + sum(row.count for row in chunks)
         self.qkv = torch.empty(self.tokens, size, device=kv.device, dtype=kv.dtype)
@@ -114,13 +115,9 @@ class MixedPass:
             chunks, kv.shape, kv.device, kv.dtype, ids=ids, emits=emits,
             buffer=self.qkv[decoding:], block_rows=kv.block_rows,
         )  # fmt: skip
-        self.decode: DecodePass | None = None
         self.ids, self.positions, self.slots = self.chunks.ids, self.chunks.positions, self.chunks.slots
-        if decoding:
-            self.decode = DecodePass(state, decoding, width, kv, attention, self.qkv[:decoding])
-        self.told: Chunks | None = (
-            _told(self.chunks, chunks, kv) if attention.name in ("flash-infer", "varlen") else None
-        )
+        has_own = attention.name in ("flash-infer", "varlen")
+        self.told: Chunks | None = _told(self.chunks, chunks, kv) if has_own else None
         self.ends = self._ends(sum(emits))
 
     def _ends(self, emitting: int) -> Tensor:
@@ -134,17 +131,29 @@ class MixedPass:
         return torch.cat((rows, places + self.decoding))
 
     def begin(self) -> None:
+        """Read the state of the decode rows; from then on those that yield a first token are rows too."""
         if self.decode is not None:
+            self.state.use(self.decoding)
             self.decode.begin()
-            self.ids = torch.cat((self.decode.ids, self.chunks.ids))
-            self.positions = torch.cat((self.decode.positions, self.chunks.positions))
-            self.slots = torch.cat((self.decode.slots, self.chunks.slots))
+            pairs = (
+                (own[: self.decoding], read)
+                for own, read in zip(self._of(self.decode), self._of(self.chunks), strict=True)
+            )
+            self.ids, self.positions, self.slots = (torch.cat(pair) for pair in pairs)
+        self.state.use(self.emitting)
+
+    @staticmethod
+    def _of(run: DecodePass | Pass) -> tuple[Tensor, Tensor, Tensor]:
+        return run.ids, run.positions, run.slots
 
     def attend(self, layer: KVLayer) -> Tensor:
+        """As ``DecodePass.attend``; [T, H*E]."""
         read = self._read(layer)
         if self.decode is None:
             return read
-        return torch.cat((self.decode.attend(layer), read))
+        # rows that fill the kept pass up repeat the first one
+        torch.index_select(self.qkv[: self.decoding], 0, self.decode.sources, out=self.decode.qkv)
+        return torch.cat((self.decode.attend(layer)[: self.decoding], read))
 
     def _read(self, layer: KVLayer) -> Tensor:
         if self.told is not None:

@@ -276,13 +276,23 @@ class FastRunner(Runner):
     def _launch_mixed(self, k: int, form: Form, layout: Layout, home: Home, lengths: list[int]) -> None:
         decoding, emitting = len(lengths), layout.emitting_at(k)
         rows, ids, emits = layout.chunk_rows(home.kv, k)
-        width = self._span(max(lengths, default=1))
-        run = MixedPass(self.state, decoding, width, rows, ids, emits, home.kv, self.attention())
-        if run.decode is not None and run.decode.is_planned:
-            run.decode.plan([home.kv.tables[line.request] for line in layout.lines[:decoding]], lengths)
-        self.state.use(emitting)
+        decode = self._decode_rows(home, lengths) if decoding else None
+        run = MixedPass(self.state, decode, decoding, rows, ids, emits, home.kv, self.attention())
+        if decode is not None and decode.is_planned:
+            decode.plan([home.kv.tables[line.request] for line in layout.lines[:decoding]], lengths)
         step = FixedStep if form == "fixed" else CheckedStep
         step(home, run, emitting, run.ends)()
+
+    def _decode_rows(self, home: Home, lengths: list[int]) -> DecodePass:
+        """The pass that decode rows of a mixed step attend through."""
+        bucket, width = self._bucket(len(lengths)), self._span(max(lengths))
+
+        def make() -> tuple[Callable[[], None], Any]:
+            run = DecodePass(self.state, bucket, width, home.kv, self.attention())
+            return run.begin, run
+
+        found: DecodePass = self.graphs.get((self._where, "mixed", bucket, width), make).run
+        return found
 
     def _settle_blocks(self, layout: Layout, told: Told, home: Home) -> None:
         """Give back the blocks of those that ended, and of steps that were not done."""

@@ -35,6 +35,7 @@ class SegmentStep:
     ) -> None:
         self.home, self.run, self.rows, self.first, self.last = home, run, rows, first, last
         self.hidden, self.said = hidden, said
+        self.overwrites = (hidden,)  # read and written, so running it twice is not running it once
 
     def __call__(self) -> None:
         home, run = self.home, self.run

@@ -25,7 +25,7 @@ try:
 except ImportError:  # a machine without a GPU
     triton = tl = None
 
-_LEAST_ROWS = 16  # of a tensor-core product
+_LEAST_ROWS = 16  # and columns, of a tensor-core product
 _MOST_SPLITS = 32
 TILE = 64
 """Tokens that a program looks at together: four blocks, wherever they lie."""
@@ -87,7 +87,7 @@ def decode(
     assert triton is not None, "Triton is not installed"
     shape, rows, splits = kv.shape, query.shape[0], parts.shape[2]
     groups, size = shape.heads // shape.kv_heads, shape.head_dim
-    padded_size = triton.next_power_of_2(size)
+    padded_size = max(_LEAST_ROWS, triton.next_power_of_2(size))
     _attend[(rows, shape.kv_heads, splits)](
         query, tokens, tables, lengths, parts, sums,
         1.0 / math.sqrt(size), query.stride(0), tokens.stride(0), tables.stride(0), kv.block_rows,

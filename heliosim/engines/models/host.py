@@ -21,9 +21,11 @@ from heliosim.engines.models.llama import Llama
 from heliosim.engines.models.opt import Opt
 from heliosim.engines.models.paged import KVShape
 from heliosim.engines.models.random_parts import random_part
+from heliosim.engines.models.ranks import ALONE, Ranks
 from heliosim.engines.models.ring import Ring
 from heliosim.errors import InputError
 from heliosim.formats.checkpoint import CheckpointInfo, Part
+from heliosim.formats.weight_files import Cut
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -46,13 +48,18 @@ class Flat:
 
 class HostModel:
     """The weights of a checkpoint, in the dtype its ``info`` was made for: its first ``held`` layers in host memory
-    (None: all), the rest on disk until ``hold`` says otherwise.
+    (None: all), the rest on disk until ``hold`` says otherwise. ``ranks``: the tensor-parallel group whose part
+    ``info`` describes.
     """
 
-    def __init__(self, info: CheckpointInfo, *, is_pinned: bool = False, held: int | None = None) -> None:
+    def __init__(
+        self, info: CheckpointInfo, *, is_pinned: bool = False, held: int | None = None, ranks: Ranks = ALONE
+    ) -> None:
         self.info = info
         self.dtype = DTYPES[info.dtype]
         self.family: Opt | Llama = Opt(info) if info.architecture == "opt" else Llama(info)
+        self.ranks = ranks
+        self.family.share(ranks)
         self.kv_shape = KVShape(info.heads, info.kv_heads, info.head_dim)
         self.heads = tuple(info.head_shapes)
         self.held = info.spec.layers if held is None else held
@@ -287,11 +294,26 @@ class Resident:
         normed_by = self.base
         if head is not None:
             if "up_weight" in head:
+                family = self.family
                 inner = torch.nn.functional.gelu(torch.addmm(head["up_bias"], h, head["up_weight"]))
-                h = torch.addmm(h, inner, head["down_weight"]).add_(head["down_bias"])
+                h = family.reduce(torch.addmm(h, inner, head["down_weight"], beta=family.beta)).add_(head["down_bias"])
             if "norm_weight" in head:
                 normed_by = head
-        return torch.mm(self.family.normed(normed_by, h), self._unembed)
+        logits = torch.mm(self.family.normed(normed_by, h), self._unembed)
+        return self.host.ranks.whole(logits, self.host.info.vocab)
+
+
+def _taken(whole: Tensor, cuts: Sequence[Cut]) -> Tensor:
+    """What cuts take of a tensor, one behind the other; zeros where one reaches over its end."""
+    axis, taken = cuts[0].axis, []
+    for cut in cuts:
+        count = max(0, min(cut.count, whole.shape[axis] - cut.first))
+        taken.append(whole.narrow(axis, min(cut.first, whole.shape[axis]), count))
+        if count < cut.count:
+            size = list(whole.shape)
+            size[axis] = cut.count - count
+            taken.append(whole.new_zeros(size))
+    return torch.cat(taken, axis)
 
 
 class Reader:
@@ -309,7 +331,9 @@ class Reader:
 
     def tensors(self, piece: Piece, part: Part) -> Iterator[Tensor]:
         """What a part of a piece is put together from, one behind the other, as the checkpoint has it."""
-        if self.info.random is not None:
+        if part.whole is not None:
+            yield _taken(torch.cat(list(self.tensors(piece, part.whole))), part.cuts)
+        elif self.info.random is not None:
             yield random_part(self.info, f"{piece[0]} {piece[1]}", part)
         else:
             yield from (self.tensor(source) for source in part.sources)

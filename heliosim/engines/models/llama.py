@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from heliosim.engines.models.paged import KVLayer, Pass
+from heliosim.engines.models.ranks import ALONE, Ranks
 from heliosim.formats.checkpoint import CheckpointInfo, Rope
 
 
@@ -42,6 +43,11 @@ class Llama:
         ]
         self.frequencies = rope_frequencies(info.rope, info.head_dim)
         self.root_eps = torch.tensor(math.sqrt(info.norm_eps))
+        self.share(ALONE)
+
+    def share(self, ranks: Ranks) -> None:
+        """Be one rank's part of the layers."""
+        self.beta, self.reduce, self.lookup = ranks.beta, ranks.reduce, ranks.lookup
 
     def arrange(self, name: str, weight: Tensor) -> Tensor:
         """Interleave the two halves of each query and key head (rows of the fused projection)."""
@@ -69,7 +75,7 @@ class Llama:
         return torch.polar(torch.ones_like(angles), angles)
 
     def embed(self, base: dict[str, Tensor], ids: Tensor, positions: Tensor) -> Tensor:
-        return base["embed"].index_select(0, ids)
+        return self.lookup(base["embed"], ids)
 
     def layer(self, w: LlamaLayer, h: Tensor, run: Pass, kv: KVLayer) -> Tensor:
         """One layer over hidden states [T, d]; stores their keys and values."""
@@ -78,10 +84,10 @@ class Llama:
             run.rotating.mul_(run.turns)
         else:
             run.rotating.copy_(rotated(run.rotating, run.turns))
-        h = torch.addmm(h, run.attend(kv), w.out_weight)
+        h = self.reduce(torch.addmm(h, run.attend(kv), w.out_weight, beta=self.beta))
         both = torch.mm(self._norm(h, w.norm2_weight), w.up_weight)
         x = self.activate(both[:, : self.ffn]).mul_(both[:, self.ffn :])
-        return torch.addmm(h, x, w.down_weight)
+        return self.reduce(torch.addmm(h, x, w.down_weight, beta=self.beta))
 
     def fill(self, w: LlamaLayer, h: Tensor, run: Pass, kv: KVLayer) -> None:
         """Store the keys and values this layer would make of ``h``, without running it."""
