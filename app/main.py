@@ -25,6 +25,9 @@ VIEWS = (
     View("answer", "Answer", ":material/question_answer:", "answer"),
     View("what_if", "What if", ":material/tune:", "what-if"),
     View("compare", "Compare", ":material/compare_arrows:", "compare"),
+    View("timeline", "Timeline", ":material/timeline:", "timeline"),
+    View("exits", "Exits", ":material/stairs:", "exits"),
+    View("calibration", "Calibration", ":material/verified:", "calibration"),
     View("plan", "Plan", ":material/savings:", "plan"),
     View("runs", "Runs", ":material/folder_open:", "runs"),
 )  # in the order of the navigation; the first one opens

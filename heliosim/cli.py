@@ -13,6 +13,7 @@ from heliosim import __version__, cli_profile
 from heliosim.cli_behaviour import behaviour_app
 from heliosim.cli_dashboard import dashboard
 from heliosim.cli_exits import exits_app
+from heliosim.cli_export import export_trace
 from heliosim.cli_plan import max_rate, plan
 from heliosim.cli_reproduce import reproduce
 from heliosim.cli_statistics import Asked, HalfWidth, Jobs, ProfileUncertainty, Replications, add_statistics
@@ -42,6 +43,7 @@ profile_app.command("import")(cli_profile.import_tables)
 profile_app.command("device")(cli_profile.device_file)
 app.command()(sweep)
 app.command()(tune)
+app.command()(export_trace)
 app.add_typer(trace_app, name="trace", help="Make, import and describe request traces.")
 app.add_typer(exits_app, name="exits", help="Exit batching and skipped-KV methods: speed beside quality.")
 app.add_typer(behaviour_app, name="behaviour", help="Exits: measure, synthesize, import, show and report behaviour.")
