@@ -274,8 +274,9 @@ def run(
 ) -> None:
     """Run a scenario: simulated from its profile, until its figures are sharp, or live on the torch engine."""
     from heliosim.console import print_summary, progress_bar, run_progress
-    from heliosim.formats.files import require_free
+    from heliosim.formats.files import require_free, require_new_file
     from heliosim.formats.results import RUN_FOLDER
+    from heliosim.progress_log import log_path
     from heliosim.scenario import load_scenario, parse_clock
 
     loaded = load_scenario(scenario)
@@ -310,6 +311,9 @@ def run(
     if live:
         refuse_live_fleet(loaded)
         need_live()
+        followed = log_path(target)
+        require_new_file(followed, overwrite=overwrite)
+        typer.echo(f"Progress, a line a second: {followed}")
     elif replications != 1:
         with about(scenario):
             asked.require_drawable(loaded)
@@ -328,6 +332,7 @@ def run(
                 replay=replay,
                 on_progress=on_progress,
                 tensor_parallel=tensor_parallel,
+                progress_log=followed,
             )
             results, ran_on = ran.results, ran.engine
         else:

@@ -257,6 +257,7 @@ def run_live(
     replay: Replay | None = None,
     on_progress: OnProgress | None = None,
     tensor_parallel: int | None = None,
+    progress_log: Path | None = None,
 ) -> LiveRun:
     """Execute a scenario on the real engine, then score agreement of every token with its model's last layer (not
     timed; neither of random weights nor of replayed exits, whose record says it).
@@ -266,6 +267,7 @@ def run_live(
     was not made for the replay.
     ``tensor_parallel``: GPUs that share each layer, where the profile was measured on one; its step times, by which a
     controller may judge, stay those of one.
+    ``progress_log``: file to say in about once a second how it goes (``progress_log.py``).
     """
     refuse_live_fleet(scenario)
     refuse_live_fits(scenario)
@@ -280,11 +282,11 @@ def run_live(
     if replay is not None:
         profile = replaying(profile, scenario, replay)
     if engine is not None:
-        return _run_on(engine, scenario, profile, score_agreement, replay, on_progress)
+        return _run_on(engine, scenario, profile, score_agreement, replay, on_progress, progress_log)
     engine = make_engine(scenario, profile, device=device, replay=replay)
     try:
         _warm_up(scenario, profile, engine)
-        return _run_on(engine, scenario, profile, score_agreement, replay, on_progress)
+        return _run_on(engine, scenario, profile, score_agreement, replay, on_progress, progress_log)
     finally:
         engine.close()
 
@@ -296,6 +298,7 @@ def _run_on(
     score_agreement: bool,
     replay: Replay | None,
     on_progress: OnProgress | None,
+    progress_log: Path | None,
 ) -> LiveRun:
     from heliosim.live import serve_live
 
@@ -306,11 +309,23 @@ def _run_on(
         problem = "the engine given was made for other exits"
         raise InputError("--replay-exits", replay and replay.label, problem, "Make it with this replay.")
     engine.reset()
-    recorder = TableRecorder()
-    server = build_server(scenario, profile, recorder, live_stride(scenario, engine))
-    cpu, wall = time.process_time(), time.perf_counter()
-    done = serve_live(server, engine, build(scenario.workload, scenario.seed), scenario.clock, on_progress=on_progress)
-    host = {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
+    log = None
+    if progress_log is not None:
+        from heliosim.progress_log import LoggingRecorder
+
+        log = LoggingRecorder(progress_log, scenario, profile, "" if replay is None else replay.label)
+    recorder = log or TableRecorder()
+    has_ended = False
+    try:
+        server = build_server(scenario, profile, recorder, live_stride(scenario, engine))
+        cpu, wall = time.process_time(), time.perf_counter()
+        source = build(scenario.workload, scenario.seed)
+        done = serve_live(server, engine, source, scenario.clock, on_progress=on_progress)
+        host = {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
+        has_ended = True
+    finally:
+        if log is not None:
+            log.close(has_ended)
     outputs = engine.take_outputs()
     results = _results(scenario, profile, recorder, scenario.clock, host, replay=replay)
     if score_agreement and replay is None and not profile.random_models:
