@@ -48,6 +48,7 @@ from .hardware.report import write_calibration_report
 from .hardware.run import Measured
 from .hardware.table import TABLE, write_rows
 from .measure import LoadSample, StepSample, measure_loads
+from .plan import method_modes
 from .stages import Mode, budget_of, kept_loads, measure_all_steps, measure_cells, mode_of, settings_of
 
 Progress = Callable[[str, float], None]
@@ -115,12 +116,7 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
     """
     require_usable(request)
     device = resolve_device(request.device)
-    mode = mode_of(request.hardware, device)
-    if request.tensor_parallel > 1:
-        if request.hardware not in ("auto", "off"):
-            problem = "cells of single parts are those of one GPU"
-            raise InputError("--hardware", request.hardware, problem, "Leave it out, or calibrate one GPU.")
-        mode = "off"
+    mode = cell_mode(request, device)
     budget_s = budget_of(request.budget_s, device, len(request.models))
     require_free(request.out, PROFILE_FOLDER, overwrite=request.overwrite)
     journal = Journal(request.out, settings_of(request, device, mode, request.out))
@@ -145,6 +141,20 @@ def require_usable(request: Request) -> None:
         raise InputError("--models", twice[0], "is named twice", "Name each model once.")
     if request.prompts_file is not None and not request.prompts_file.is_file():
         raise InputError("--prompts-file", str(request.prompts_file), "is no file", "Check the path.")
+    require_free(request.out, PROFILE_FOLDER, overwrite=request.overwrite)
+    if request.device_out is not None and request.hardware == "off":
+        problem = "a device file is made of hardware cells"
+        raise InputError("--hardware", request.hardware, problem, "Leave one of the two out.")
+
+
+def cell_mode(request: Request, device: str) -> Mode:
+    """Which hardware cells are measured. Raises InputError where several GPUs share the layers and cells are asked for."""
+    if request.tensor_parallel == 1:
+        return mode_of(request.hardware, device)
+    if request.hardware not in ("auto", "off"):
+        problem = "cells of single parts are those of one GPU"
+        raise InputError("--hardware", request.hardware, problem, "Leave it out, or calibrate one GPU.")
+    return "off"
 
 
 def _calibrate(
@@ -154,7 +164,7 @@ def _calibrate(
     from heliosim.engines.torch import TorchEngine
 
     with new_folder(request.out, PROFILE_FOLDER, overwrite=request.overwrite) as folder:
-        infos = rank_infos(_inspect(request), 0, request.tensor_parallel)
+        infos = rank_infos(inspect(request), 0, request.tensor_parallel)
         specs = {name: info.spec for name, info in infos.items()}
         has_behaviour = all(info.random is None for info in infos.values())
         engine = TorchEngine(
@@ -252,7 +262,7 @@ def _calibrate(
     return load_profile(request.out)
 
 
-def _inspect(request: Request) -> dict[str, CheckpointInfo]:
+def inspect(request: Request) -> dict[str, CheckpointInfo]:
     """Facts of the models by name. Raises InputError if two have one name, or if texts are asked of random weights."""
     infos: dict[str, CheckpointInfo] = {}
     for model in request.models:
@@ -261,6 +271,8 @@ def _inspect(request: Request) -> dict[str, CheckpointInfo]:
             raise InputError("--models", model, f"two models are called {info.spec.name}", "Calibrate them apart.")
         infos[info.spec.name] = info
     require_shared_vocabulary({name: info.spec for name, info in infos.items()})
+    for info in infos.values():
+        method_modes(info.spec, request.threshold, request.exit_methods)
     if request.exit_methods and any(info.random is not None for info in infos.values()):
         problem = "random weights say nothing, so no texts are recorded"
         raise InputError("--exit-methods", ",".join(request.exit_methods), problem, "Leave it out.")

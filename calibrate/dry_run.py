@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from heliosim.formats.checkpoint import CheckpointInfo, checkpoint_path, inspect_checkpoint
+from heliosim.engines.parallel.cutting import rank_infos
+from heliosim.formats.checkpoint import CheckpointInfo
 from heliosim.types import Seconds
 
-from .calibrate import Request, require_usable
+from .calibrate import Request, cell_mode, inspect, require_usable
 from .device import resolve_device
 from .hardware.estimate import Estimator, Line, by_group, estimated, steps_seconds
-from .stages import STEPS_SHARE, Mode, budget_of, cells_of, estimators_of, mode_of
+from .stages import STEPS_SHARE, Mode, budget_of, cells_of, estimators_of
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ def plan_of(request: Request, like: str | None) -> Plan:
     """The plan for this machine, or for a shipped device."""
     require_usable(request)
     device = "cuda" if like is not None else resolve_device(request.device)
-    mode = mode_of(request.hardware, device)
-    infos = {i.spec.name: i for i in (inspect_checkpoint(checkpoint_path(m), request.dtype) for m in request.models)}
+    mode = cell_mode(request, device)
+    infos = rank_infos(inspect(request), 0, request.tensor_parallel)
     context = min(request.max_context, *(i.spec.max_context for i in infos.values()))
     extent, cells = cells_of(request, infos, mode if mode != "off" else "quick", context, _budgets(request, infos))
     estimators = estimators_of(request, infos, extent, "cuda" if like else device, like)
