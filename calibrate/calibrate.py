@@ -113,6 +113,7 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
     Raises InputError for checkpoints that cannot be used together. What was measured in the serving loop and cell by
     cell is kept in ``OUT.partial`` until the profile is there: the same request goes on from it.
     """
+    require_usable(request)
     device = resolve_device(request.device)
     mode = mode_of(request.hardware, device)
     if request.tensor_parallel > 1:
@@ -134,6 +135,16 @@ def calibrate(request: Request, progress: Progress = lambda _what, _share: None)
 
         write_device(profile, request.device_out, request.device_base, overwrite=request.overwrite)
     return profile
+
+
+def require_usable(request: Request) -> None:
+    """Raise InputError for what can be seen to be wrong before anything is read or measured, a dry run included."""
+    if not request.models:
+        raise InputError("--models", "", "names no model", "Give shipped names or checkpoint folders.")
+    if twice := sorted({m for m in request.models if request.models.count(m) > 1}):
+        raise InputError("--models", twice[0], "is named twice", "Name each model once.")
+    if request.prompts_file is not None and not request.prompts_file.is_file():
+        raise InputError("--prompts-file", str(request.prompts_file), "is no file", "Check the path.")
 
 
 def _calibrate(

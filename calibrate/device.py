@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from heliosim.errors import InputError
 
 Facts = dict[str, str | int | float | None]
 
 
 def resolve_device(asked: str) -> str:
-    """``auto`` is CUDA if there is one, else the CPU."""
-    if asked != "auto":
-        return asked
+    """``auto`` is CUDA if there is one, else the CPU. Raises InputError for a device that is none, or not here."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", asked):
+        raise InputError("--device", asked, "is no device", "Say auto, cpu, cuda or cuda:N.")
+    if asked != "cpu" and int(asked.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise InputError("--device", asked, "is not there", "Say cpu, or auto for what there is.")
+    return asked
 
 
 def device_facts(device: str, threads: int) -> Facts:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from heliosim.formats.checkpoint import CheckpointInfo, checkpoint_path, inspect_checkpoint
 from heliosim.types import Seconds
 
-from .calibrate import Request
+from .calibrate import Request, require_usable
 from .device import resolve_device
 from .hardware.estimate import Estimator, Line, by_group, estimated, steps_seconds
 from .stages import STEPS_SHARE, Mode, budget_of, cells_of, estimators_of, mode_of
@@ -41,6 +41,7 @@ class Plan:
 
 def plan_of(request: Request, like: str | None) -> Plan:
     """The plan for this machine, or for a shipped device."""
+    require_usable(request)
     device = "cuda" if like is not None else resolve_device(request.device)
     mode = mode_of(request.hardware, device)
     infos = {i.spec.name: i for i in (inspect_checkpoint(checkpoint_path(m), request.dtype) for m in request.models)}

@@ -56,6 +56,24 @@ def test_what_makes_no_sense_is_refused_in_one_line(cli: Cli, options: tuple[str
     assert not list(Path.cwd().iterdir())
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--models", ""), "names no model"),
+        (("--models", "tiny-opt-s,tiny-opt-s"), "named twice"),
+        (("--prompts-file", "nope.jsonl"), "is no file"),
+        (("--device", "tpu"), "--device"),
+        (("--device", "cpu:x"), "--device"),
+        (("--device", "cuda:99"), "--device"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_calibration_would(cli: Cli, options: tuple[str, ...], said: str) -> None:
+    code, _, err = cli("calibrate", "--out", "p", "--dry-run", *options)
+    assert code == 2
+    assert said in err
+    assert len(err.strip().splitlines()) == 1
+
+
 def test_auto_is_quick_on_a_cpu_and_full_within_a_budget_on_a_gpu() -> None:
     assert (mode_of("auto", "cpu"), mode_of("auto", "cuda:1"), mode_of("off", "cuda")) == ("quick", "full", "off")
     assert budget_of(None, "cpu", 2) is None
