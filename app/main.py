@@ -29,6 +29,7 @@ VIEWS = (
     View("exits", "Exits", ":material/stairs:", "exits"),
     View("calibration", "Calibration", ":material/verified:", "calibration"),
     View("plan", "Plan", ":material/savings:", "plan"),
+    View("live", "Live", ":material/sensors:", "live"),
     View("runs", "Runs", ":material/folder_open:", "runs"),
 )  # in the order of the navigation; the first one opens
 _KEY = "_pages"
