@@ -60,7 +60,8 @@ def page() -> None:
 
 @st.cache_data(show_spinner="Counting exits", max_entries=16)
 def _read(folder: str, digest: str, threshold: float) -> tuple[str, BehaviourSummary]:
-    return summary_of(folder, threshold)
+    found: tuple[str, BehaviourSummary] = summary_of(folder, threshold)
+    return found
 
 
 def _figures(summary: BehaviourSummary, style: Any) -> list[tuple[str, Any, str]]:
