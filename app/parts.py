@@ -28,6 +28,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "derived": ("orange", CAUTIONS["derived"]),
     "composed": ("orange", CAUTIONS["composed"]),
     "synthetic exits": ("orange", "Exits are drawn from a specification, not from text that a model wrote."),
+    "imported exits": ("orange", "Exits were measured by others and taken over; what they did not publish is drawn."),
     "replayed": ("blue", "Exits are played back from a recording, not what the served models said."),
     "simulated": ("blue", "A simulation: nothing ran on a device."),
     "live": ("green", "A live run: steps really ran on this device."),

@@ -73,8 +73,10 @@ def fit_steps(samples: Sequence[StepSample], clock: str) -> CostFit:
     )
 
 
-def fitted_cells(profile: Profile, clock: ClockName) -> dict[str, list[Any]]:
-    """Mean measured and mean predicted seconds of every cell, with its region, from a profile's own table."""
+def fitted_cells(profile: Profile, clock: ClockName, least: int = CELL_STEPS) -> dict[str, list[Any]]:
+    """Mean measured and mean predicted seconds of every cell of ``least`` steps or more, with its region, from a
+    profile's own table.
+    """
     import pyarrow.parquet as pq
 
     table = pq.read_table(profile.folder / "steps.parquet")
@@ -87,8 +89,10 @@ def fitted_cells(profile: Profile, clock: ClockName) -> dict[str, list[Any]]:
         cells.setdefault((row["model"], *cell_of(sample)), []).append(
             (sample.clocks[clock], predicted, region_of(shape))
         )
-    kept = [c for c in cells.values() if len(c) >= CELL_STEPS]
+    known = {key: c for key, c in cells.items() if len(c) >= least}
+    kept = list(known.values())
     return {
+        "model": [str(key[0]) for key in known],
         "measured_s": [float(np.mean([m for m, _, _ in c])) for c in kept],
         "predicted_s": [float(np.mean([p for _, p, _ in c])) for c in kept],
         "groups": [c[0][2] for c in kept],

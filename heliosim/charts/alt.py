@@ -49,12 +49,12 @@ def timeline_alt(data: TimelineData) -> str:
     return f"{text}; at most {rows} rows in a step and {waiting} requests waiting."
 
 
-def fit_alt(data: FitData) -> str:
+def fit_alt(data: FitData, known: str = "measured") -> str:
     """How many cells, and how far off."""
     if data.median_abs_error is None or data.p90_abs_error is None:
-        return "Predicted against measured step times. There are no points."
+        return f"Predicted against {known} step times. There are no points."
     return (
-        f"Predicted against measured step times, {len(data.points)} cells. Error: median "
+        f"Predicted against {known} step times, {len(data.points)} cells. Error: median "
         f"{100 * data.median_abs_error:.1f} %, 90th percentile {100 * data.p90_abs_error:.1f} %."
     )
 

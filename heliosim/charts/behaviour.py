@@ -105,18 +105,16 @@ def depth_quality_figure(
     depths: Mapping[str, pd.DataFrame], policies: Mapping[str, pd.DataFrame], style: Style
 ) -> go.Figure:
     """Quality against depth: lines, all tokens leaving at a layer (``depth_table``); marks, what policies really wrote
-    (``quality_table``). Left agreement, right perplexity, if any table knows it.
+    (``quality_table``). Left agreement, right perplexity where the tables know it.
     """
     exits = exits_in(depths)
-    shown = [(1, "agreement", 100.0)]
-    if any("perplexity" in t and t["perplexity"].notna().any() for t in (*depths.values(), *policies.values())):
-        shown.append((2, "perplexity", 1.0))
+    shown = [("agreement", 100.0), ("perplexity", 1.0)][: 2 if _knows_perplexity(depths, policies) else 1]
     titles = ("equal to the full model's", "perplexity")[: len(shown)]
     fig = make_subplots(rows=1, cols=len(shown), horizontal_spacing=0.1, subplot_titles=titles)
     for model, colour in deepest_colours(exits, style.theme).items():
         table, wrote = depths[model], policies.get(model, pd.DataFrame())
         deepest = max(exits[model])
-        for col, name, scale in shown:
+        for col, (name, scale) in enumerate(shown, start=1):
             if name not in table:
                 continue
             fig.add_scatter(
@@ -149,16 +147,22 @@ def depth_quality_figure(
                 )
     fig.update_xaxes(title_text="mean exit depth (% of layers)", rangemode="tozero")
     fig.update_yaxes(title_text="tokens (%)", row=1, col=1)
-    if len(shown) > 1:
+    said = style
+    if len(shown) == 2:
         fig.update_yaxes(title_text="perplexity", row=1, col=2)
-        style = style.noted("perplexity: lines, an exit's own; marks, the full model's")
+        said = style.noted("perplexity: lines, an exit's own; marks, the full model's")
     return finish(
         fig,
         "Quality against depth",
-        style.caption,
+        said.caption,
         height=460,
         theme=style.theme,
     )
+
+
+def _knows_perplexity(depths: Mapping[str, pd.DataFrame], policies: Mapping[str, pd.DataFrame]) -> bool:
+    tables = [*depths.values(), *policies.values()]
+    return any(bool(t["perplexity"].notna().any()) for t in tables if "perplexity" in t)
 
 
 def joint_figure(joint: pd.DataFrame, style: Style) -> go.Figure:

@@ -103,8 +103,12 @@ def residual_data(residuals: Sequence[Residual]) -> pd.DataFrame:
     return pd.DataFrame([(r.region, 100 * r.error) for r in residuals], columns=["region", "error_percent"])
 
 
-def residual_figure(data: pd.DataFrame, style: Style) -> go.Figure:
-    """Signed errors of held-out cells by region: every cell a point, the quartiles a box."""
+def residual_figure(
+    data: pd.DataFrame, style: Style, cells: str = "Held-out cells", known: str = "measured"
+) -> go.Figure:
+    """Signed errors of cells by region: every cell a point, the quartiles a box. ``cells`` says which they are,
+    ``known`` what their times are.
+    """
     fig = go.Figure()
     regions = sorted(data["region"].unique())
     for region in regions:
@@ -112,8 +116,8 @@ def residual_figure(data: pd.DataFrame, style: Style) -> go.Figure:
         fig.add_box(y=part["error_percent"], name=f"{region} ({len(part)})", **_box(style.theme))
     fig.add_hline(y=0, line={"color": style.theme.muted, "width": 1, "dash": "dot"})
     fig.update_xaxes(title_text="region (cells)")
-    fig.update_yaxes(title_text="(predicted − measured) / measured (%)")
-    return finish(fig, "Held-out cells: error by region", style.caption, height=430, theme=style.theme)
+    fig.update_yaxes(title_text=f"(predicted − {known}) / {known} (%)")
+    return finish(fig, f"{cells}: error by region", style.caption, height=430, theme=style.theme)
 
 
 def residual_alt(data: pd.DataFrame) -> str:

@@ -48,8 +48,10 @@ def fit_data(measured_s: Sequence[float], predicted_s: Sequence[float], groups: 
     return FitData(points, float(size.median()), float(size.quantile(0.9)))
 
 
-def fit_figure(data: FitData, style: Style) -> go.Figure:
-    """Predicted against measured step time, and the relative errors over measured time."""
+def fit_figure(data: FitData, style: Style, known: str = "measured") -> go.Figure:
+    """Predicted against measured step time, and the relative errors over measured time. ``known``: what the times are
+    where nobody measured them (composed).
+    """
     fig = make_subplots(cols=2, rows=1, subplot_titles=["Step time", "Relative error"], horizontal_spacing=0.1)
     points = data.points
     ramps = {g: style.theme.ramp(i) for i, g in enumerate(sorted(points["group"].unique()))}
@@ -69,7 +71,7 @@ def fit_figure(data: FitData, style: Style) -> go.Figure:
                 name=f"{group} ({len(part)} points)",
                 legendgroup=str(group),
                 showlegend=col == 1,
-                hovertemplate=f"{group}<br>measured %{{x:.4g}} ms<br>{text}<extra></extra>",
+                hovertemplate=f"{group}<br>{known} %{{x:.4g}} ms<br>{text}<extra></extra>",
                 row=1,
                 col=col,
             )
@@ -94,12 +96,12 @@ def fit_figure(data: FitData, style: Style) -> go.Figure:
         fig.update_yaxes(**kind, row=1, col=1)
         bound = 115 * float(points["error"].abs().max()) or 1.0
         fig.update_yaxes(range=[-bound, bound], row=1, col=2)
-    fig.update_xaxes(title_text="measured step time (ms)")
+    fig.update_xaxes(title_text=f"{known} step time (ms)")
     fig.update_yaxes(title_text="predicted step time (ms)", row=1, col=1)
-    fig.update_yaxes(title_text="(predicted − measured) / measured (%)", row=1, col=2)
+    fig.update_yaxes(title_text=f"(predicted − {known}) / {known} (%)", row=1, col=2)
     found = f"{len(points)} cells"
     if data.median_abs_error is not None and data.p90_abs_error is not None:
         found += f" · error: median {100 * data.median_abs_error:.1f} %"
         found += f", 90th percentile {100 * data.p90_abs_error:.1f} %"
     caption = f"{found} · {style.caption}" if style.caption else found
-    return finish(fig, "Step times: predicted against measured", caption, height=460, theme=style.theme)
+    return finish(fig, f"Step times: predicted against {known}", caption, height=460, theme=style.theme)

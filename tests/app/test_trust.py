@@ -61,7 +61,12 @@ def test_calibration_opens_with_a_verdict_and_compares() -> None:
     assert not app.exception
     assert sentence(app).split(">")[1].startswith(("Yes", "With care", "No"))
     titles = [one.value for one in app.subheader]
-    assert titles == ["Errors and range of the step times", "Beside another profile", "Where it comes from"]
+    assert titles == [
+        "How well the step times fit",
+        "Errors and range of the step times",
+        "Beside another profile",
+        "Where it comes from",
+    ]
     assert any("difference (%)" in one.value.columns for one in app.dataframe)
 
 
