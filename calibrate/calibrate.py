@@ -148,7 +148,7 @@ def require_usable(request: Request) -> None:
 
 
 def cell_mode(request: Request, device: str) -> Mode:
-    """Which hardware cells are measured. Raises InputError where several GPUs share the layers and cells are asked for."""
+    """Which hardware cells are measured. Raises InputError for cells of models whose layers several GPUs share."""
     if request.tensor_parallel == 1:
         return mode_of(request.hardware, device)
     if request.hardware not in ("auto", "off"):
