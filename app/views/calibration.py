@@ -11,8 +11,8 @@ from heliosim_app.question import Question
 from heliosim_app.run import one_run
 from heliosim_app.state import Input, register
 from heliosim_app.work import desk, key_of
+from heliosim_calibrate.fit import fitted_cells
 
-from calibrate.fit import fitted_cells
 from heliosim.charts import fit_data, fit_figure
 from heliosim.charts.alt import fit_alt
 from heliosim.charts.calibration import Residual, residual_alt, residual_data, residual_figure
