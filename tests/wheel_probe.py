@@ -12,7 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import walk_packages
 
-LIVE = ("heliosim.engines.torch", "heliosim.engines.models")
+LIVE = tuple(
+    f"heliosim.engines.{name}"
+    for name in ("attention", "fast", "models", "parallel", "residency", "running", "sampler", "torch")
+)
 """Modules that may need the extra ``live``."""
 
 
